@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* format.h - the one contract that an image format implements (rule E1: formats map, they do not
+ * copy). A driver tells where bytes lie and takes part in flush rounds; who moves the bytes is the
+ * caller's choice. Formats know nothing of chains, sockets or threads' pools.
+ *
+ * Units      bytes; offsets on the guest's disk are called `offset`, in the file `file_offset`.
+ * Ownership  image_open hands out, image_close (clean) or image_abandon ends. The file goes with it.
+ * Errors     0 or -errno, with a sentence where there is an err.
+ *            -EAGAIN: only with MAP_NOWAIT, the answer needs I/O.
+ *            -EROFS: the image is not open for writing. -EIO: a block that damage made unreadable
+ *            (force), or a poisoned image (rule E5). -ENOSPC.
+ * Threads    map, prepare, complete, flush may be called from many threads at once. prepare and
+ *            complete, discard: the caller holds the block's gate (rule E7); discard: closed.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/file.h"
+
+struct image;
+
+enum extent_kind {
+        EXTENT_ABSENT, /* this image says nothing: ask the parent (zeros if there is none) */
+        EXTENT_ZERO,   /* reads as zeros, whatever a parent says */
+        EXTENT_DATA,   /* at file_offset of the image's file */
+};
+
+struct extent {
+        enum extent_kind kind;
+        uint64_t length;
+        uint64_t file_offset; /* only for EXTENT_DATA */
+};
+
+enum map_flags {
+        MAP_NOWAIT = 1u << 0, /* -EAGAIN rather than I/O */
+        MAP_HOLES = 1u << 1,  /* look for holes in the file too: what is none of it is EXTENT_ZERO */
+};
+
+enum image_type { IMAGE_RAW, IMAGE_FIXED, IMAGE_DYNAMIC, IMAGE_DIFFERENCING };
+
+enum image_flags {
+        IMAGE_WRITABLE = 1u << 0,
+        IMAGE_FORCE = 1u << 1,    /* damaged: read what can be read, -EIO for bad blocks */
+        IMAGE_NO_LOCK = 1u << 2,  /* the caller holds the lock (descriptors passed on), or a test */
+};
+
+struct format {
+        const char *name; /* "vhd", "raw" */
+        /* Required. @file is taken over on success only. */
+        int (*open)(struct file *file, unsigned flags, struct image **ret, struct error *err);
+        /* Required. Ends the image. @clean: flush, and leave the file as if it had never been open
+         * (E6: footer at its low place, redo file removed). Not clean: let go of everything as a
+         * dying process would, but for memory and descriptors. The result is that of the flush. */
+        int (*close)(struct image *image, bool clean, struct error *err);
+        /* Required. The extent at @offset, of at most @length (the caller keeps it inside the
+         * image's size). */
+        int (*map)(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
+                   struct extent *ret);
+        /* Required. Room for [offset, offset + length), all in one block and whole sectors (flat
+         * images: any range). Answers where the data goes. Allocates in memory where needed; then
+         * *ret_zero says whether the space reads as zeros. May do I/O unless MAP_NOWAIT. */
+        int (*prepare)(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
+                       uint64_t *ret_file_offset, bool *ret_zero);
+        /* Required. The data of a prepared range is in the file now: the sectors become present in
+         * memory (and in the redo file first, E4). Blocks only when the redo file is full.
+         * *ret_changed: some sector was not present before, or the block's place is new. */
+        int (*complete)(struct image *image, uint64_t offset, uint64_t length, bool *ret_changed);
+        /* Optional (flat images: NULL). The whole block at @offset loses its place: from now on
+         * EXTENT_ABSENT. The gate is closed. The place is used again by E8's rule only. */
+        int (*discard)(struct image *image, uint64_t offset);
+        /* Required. Is everything that describes the range durable, so that a FUA write may use
+         * FILE_DSYNC instead of a round (E3)? */
+        bool (*is_durable)(struct image *image, uint64_t offset, uint64_t length);
+        /* Required. A round (E3) that begins after the call did. */
+        int (*flush)(struct image *image);
+};
+
+/* The head of every image; a driver's own struct begins with it. */
+struct image {
+        /* immutable after open */
+        const struct format *format;
+        struct file *file;
+        enum image_type type;
+        uint64_t size;          /* bytes that the guest sees, a multiple of 512 for VHDs */
+        uint32_t block_size;    /* 0: flat */
+        uint8_t id[16];         /* VHD unique id; zeros for raw */
+        uint8_t parent_id[16];  /* differencing only */
+        bool writable;
+        /* A sentence for the user about an image that opens, but not as asked (read-only because
+         * of ...), or "". */
+        char warning[ERROR_MESSAGE_MAX];
+};
+
+/* The format by name ("vhd", "raw"), or by looking (@name NULL) as docs/formats.md says: a valid tail
+ * footer, or a dynamic image's head copy, is vhd; a block device is raw; a .vhd, .avhd or .vud without
+ * a footer, and VHDX, qcow2, VMDK, VDI, .vmcx and XML by their magic, are errors that say what to do. */
+int format_find(struct file *file, const char *name, const struct format **ret, struct error *err);
+extern const struct format vhd_format;
+extern const struct format raw_format;
+
+/* Opens the file's lock as @flags ask, finds the format (@name may be NULL) and opens. */
+int image_open(struct file *file, const char *name, unsigned flags, struct image **ret,
+               struct error *err);
+int image_close(struct image *image, struct error *err); /* clean */
+struct image *image_abandon(struct image *image);        /* not clean; NULL is fine; returns NULL */
+DEFINE_CLEANUP(struct image *, image_abandon)
