@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mutant.h - ordering steps that a test build can take out one at a time.
+ *
+ * The crash tests are worth something only if they notice a missing step. So each step that the
+ * order of bytes on disk depends on stands under `if (!MUTANT("its-name"))`, or has its wrong twin
+ * under `if (MUTANT("its-name"))`; tests/crash compiles the engine once more with
+ * VHDD_CRASH_MUTANTS and must see its enumeration fail for every name of the list below. In the
+ * product the macro is the constant false, and nothing of this is left.
+ *
+ * Threads    mutant_is() may be called from any thread, also with locks held. In the test build
+ *            it is a place at which the test's scheduler may let another thread run, so a mutant
+ *            that swaps two steps is asked between them as well as before.
+ */
+#pragma once
+
+#include <stdbool.h>
+
+/* X(name, what is left out or done wrongly) */
+#define MUTANT_LIST(X)                                                                             \
+        X("skip-sync-1", "E3: no fdatasync between a round's data and its bitmaps and BAT")        \
+        X("skip-sync-3", "E3: a round answers before its bitmaps and BAT are synced")              \
+        X("new-bitmap-late", "E3: a new block's bitmap is written in (2), with its BAT entry")     \
+        X("live-bits", "E3: (2) writes the bits as they are then, not as (0) copied them")         \
+        X("join-running-round", "E3: a flush joins a round that has begun its (0)")                \
+        X("bat-uncopied", "E3: (2) writes BAT sectors with entries that (0) did not copy")         \
+        X("dsync-dirty", "E3: FUA uses RWF_DSYNC though bit or BAT entry is not durable")          \
+        X("quick-flush", "E3: a flush that finds a round running and nothing else dirty only syncs") \
+        X("fua-after-0", "E3: FUA is answered with a round whose (0) it came after")               \
+        X("no-redo", "E4: nothing is recorded in the redo file")                                   \
+        X("empty-all-redo", "E4: the end of a round drops the records from after its (0) as well") \
+        X("bit-before-record", "E4: others see the bit before its record is in the redo file")     \
+        X("no-sync-at-open", "E4: a dead process's page cache is taken for durable")               \
+        X("forget-poison", "E5: the poison is not noted in the redo file")                         \
+        X("retry-sync", "E5: a failed sync is tried again")                                        \
+        X("footer-not-ahead", "E6: blocks are allocated over the footer, before it is further out") \
+        X("skip-zero-new", "E6, E9: a new block's other sectors are not made zero")                \
+        X("reuse-before-commit", "E8: a freed place is used again before its round is over")       \
+        X("trim-clears-bit", "E9: trim clears bits, and old data of the parent comes back")
+
+#ifdef VHDD_CRASH_MUTANTS
+/* Is this the step to take out? Defined by tests/crash. */
+bool mutant_is(const char *name);
+#define MUTANT(name) mutant_is(name)
+#else
+#define MUTANT(name) false
+#endif
