@@ -14,7 +14,7 @@
 #define GIB (1024 * MIB)
 #define TIB (1024 * GIB)
 
-#define SECTOR_SIZE UINT64_C(512)
+#define SECTOR_SIZE  UINT64_C(512)
 #define SECTOR_SHIFT 9
 
 #define MIN_OF(a, b)                                                                               \

@@ -44,7 +44,7 @@ static inline pthread_mutex_t *mutex_lock(pthread_mutex_t *mutex)
         return mutex;
 }
 /* Holds @mutex until the end of the scope. */
-#define MUTEX_GUARD(mutex) MUTEX_GUARD_NAMED(mutex, __COUNTER__)
+#define MUTEX_GUARD(mutex)          MUTEX_GUARD_NAMED(mutex, __COUNTER__)
 #define MUTEX_GUARD_NAMED(mutex, n) MUTEX_GUARD_NAMED_(mutex, n)
 #define MUTEX_GUARD_NAMED_(mutex, n)                                                               \
         pthread_mutex_t *guard_##n _cleanup_(cleanup_unlock) __attribute__((unused)) =             \

@@ -46,7 +46,7 @@ int fail_os(struct error *err, int code, const char *format, ...)
         va_end(ap);
         used = strlen(err->message);
         snprintf(err->message + used, sizeof(err->message) - used, ": %s",
-                 system_words(code, words, sizeof(words)));
+                system_words(code, words, sizeof(words)));
         return -code;
 }
 

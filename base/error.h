@@ -15,17 +15,17 @@
 #include <errno.h>
 #include <stdint.h>
 
-#define ERROR_NO_OFFSET UINT64_MAX
+#define ERROR_NO_OFFSET   UINT64_MAX
 #define ERROR_MESSAGE_MAX 1024
-#define ERROR_PATH_MAX 512
+#define ERROR_PATH_MAX    512
 
 struct error {
-        int code;                          /* errno, positive; 0 while nothing failed */
-        uint32_t hyperv;                   /* Hyper-V's own code (0xC03A00xx), or 0 */
-        uint64_t offset;                   /* where in the file, or ERROR_NO_OFFSET */
-        char message[ERROR_MESSAGE_MAX];   /* one sentence, no newline, no full stop */
-        char file[ERROR_PATH_MAX];         /* the file it is about, or "" */
-        char hint[ERROR_MESSAGE_MAX];      /* what to do, often a command, or "" */
+        int code;                        /* errno, positive; 0 while nothing failed */
+        uint32_t hyperv;                 /* Hyper-V's own code (0xC03A00xx), or 0 */
+        uint64_t offset;                 /* where in the file, or ERROR_NO_OFFSET */
+        char message[ERROR_MESSAGE_MAX]; /* one sentence, no newline, no full stop */
+        char file[ERROR_PATH_MAX];       /* the file it is about, or "" */
+        char hint[ERROR_MESSAGE_MAX];    /* what to do, often a command, or "" */
 };
 
 #define ERROR_INIT ((struct error){.offset = ERROR_NO_OFFSET})

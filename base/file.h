@@ -29,12 +29,12 @@ struct region;
 
 /* What a file is, as its inode says. */
 struct file_stat {
-        uint64_t size;            /* of a block device: its capacity */
-        uint64_t allocated;       /* bytes that take space */
-        uint64_t device, inode;   /* of a block device: its own number and 0 */
-        int64_t mtime_s;          /* seconds since 1970 UTC */
+        uint64_t size;          /* of a block device: its capacity */
+        uint64_t allocated;     /* bytes that take space */
+        uint64_t device, inode; /* of a block device: its own number and 0 */
+        int64_t mtime_s;        /* seconds since 1970 UTC */
         uint32_t mtime_ns;
-        uint32_t owner;           /* uid */
+        uint32_t owner; /* uid */
         bool is_regular, is_block;
 };
 
@@ -58,17 +58,17 @@ enum file_io_flags {
  * QEMU, and every tool of ours, from opening the file in a way that clashes. */
 enum file_lock {
         FILE_LOCK_NONE,
-        FILE_LOCK_READ,  /* I read, and nobody may write or resize */
-        FILE_LOCK_WRITE, /* I read, write and resize, and nobody else writes or resizes */
+        FILE_LOCK_READ,       /* I read, and nobody may write or resize */
+        FILE_LOCK_WRITE,      /* I read, write and resize, and nobody else writes or resizes */
         FILE_LOCK_READ_LOOSE, /* I read, and bear with others writing (info, tree: headers only) */
 };
 
 struct file_ops {
         /* All are required. They may block unless FILE_NOWAIT says otherwise. */
-        ssize_t (*readv)(struct file *, const struct iovec *, int n_iov, uint64_t offset,
-                         unsigned flags);
-        ssize_t (*writev)(struct file *, const struct iovec *, int n_iov, uint64_t offset,
-                          unsigned flags);
+        ssize_t (*readv)(
+                struct file *, const struct iovec *, int n_iov, uint64_t offset, unsigned flags);
+        ssize_t (*writev)(
+                struct file *, const struct iovec *, int n_iov, uint64_t offset, unsigned flags);
         int (*sync)(struct file *);
         int (*truncate)(struct file *, uint64_t size);
         int (*punch)(struct file *, uint64_t offset, uint64_t length);
@@ -83,19 +83,19 @@ struct file {
         /* immutable after open */
         const struct file_ops *ops;
         struct fs *fs;
-        char *path;      /* as it was opened: for sentences, never opened again */
-        int fd;          /* the host's descriptor, or -1 in a simulated disk */
-        unsigned flags;  /* enum file_flags */
+        char *path;     /* as it was opened: for sentences, never opened again */
+        int fd;         /* the host's descriptor, or -1 in a simulated disk */
+        unsigned flags; /* enum file_flags */
 };
 
 struct fs_ops {
-        int (*open)(struct fs *, const char *path, unsigned flags, unsigned mode,
-                    struct file **ret);
+        int (*open)(
+                struct fs *, const char *path, unsigned flags, unsigned mode, struct file **ret);
         int (*rename)(struct fs *, const char *from, const char *to, bool replace);
         int (*unlink)(struct fs *, const char *path);
         int (*sync_directory)(struct fs *, const char *path_of_file); /* the one that holds it */
         int (*region_open)(struct fs *, const char *name, const char *beside, uint64_t size,
-                           bool create, struct region **ret, struct error *err);
+                bool create, struct region **ret, struct error *err);
         void (*region_close)(struct region *, bool remove);
         void (*boot_id)(struct fs *, uint8_t ret[16]);
         int64_t (*now)(struct fs *); /* seconds since 1970 UTC */
@@ -108,8 +108,8 @@ struct fs {
 /* The machine's own files. */
 struct fs *host_fs(void);
 
-int file_open(struct fs *fs, const char *path, unsigned flags, struct file **ret,
-              struct error *err);
+int file_open(
+        struct fs *fs, const char *path, unsigned flags, struct file **ret, struct error *err);
 /* Makes a file of the host out of a descriptor (taken over on success, and only then). */
 int file_from_fd(int fd, const char *path, unsigned flags, struct file **ret, struct error *err);
 struct file *file_close(struct file *file); /* NULL is fine; always returns NULL */
@@ -124,15 +124,14 @@ int64_t fs_now(struct fs *fs);
 /* As much as there is: a short count only at the end of the file, or with FILE_NOWAIT (then -EAGAIN
  * if nothing could be had at once, -EOPNOTSUPP where the file system has no such thing). */
 ssize_t file_read(struct file *file, void *data, size_t length, uint64_t offset, unsigned flags);
-ssize_t file_readv(struct file *file, const struct iovec *iov, int n_iov, uint64_t offset,
-                   unsigned flags);
+ssize_t file_readv(
+        struct file *file, const struct iovec *iov, int n_iov, uint64_t offset, unsigned flags);
 /* All of it, or -errno; -ENODATA if the file ends before. */
 int file_read_exact(struct file *file, void *data, size_t length, uint64_t offset);
 /* All of it, or -errno (then some of it may have been written). Short writes are continued. */
-int file_write(struct file *file, const void *data, size_t length, uint64_t offset,
-               unsigned flags);
-int file_writev(struct file *file, const struct iovec *iov, int n_iov, uint64_t offset,
-                unsigned flags);
+int file_write(struct file *file, const void *data, size_t length, uint64_t offset, unsigned flags);
+int file_writev(
+        struct file *file, const struct iovec *iov, int n_iov, uint64_t offset, unsigned flags);
 
 /* fdatasync. After a failure nothing is known about what was written: see rule E5. */
 int file_sync(struct file *file);
@@ -170,7 +169,7 @@ struct region {
  * or to @beside's owner counts; one that we can see and not read is an error. Its space is
  * reserved, so that touching it cannot fail later. -ENOENT when there is none. */
 int region_open(struct fs *fs, const char *name, const char *beside, uint64_t size, bool create,
-                struct region **ret, struct error *err);
+        struct region **ret, struct error *err);
 /* Ends the mapping; @remove also removes the file. NULL is fine; always returns NULL. */
 struct region *region_close(struct region *region, bool remove);
 /* This boot's id (/proc/sys/kernel/random/boot_id). A simulated disk changes its own at a cut. */

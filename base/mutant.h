@@ -24,7 +24,8 @@
         X("join-running-round", "E3: a flush joins a round that has begun its (0)")                \
         X("bat-uncopied", "E3: (2) writes BAT sectors with entries that (0) did not copy")         \
         X("dsync-dirty", "E3: FUA uses RWF_DSYNC though bit or BAT entry is not durable")          \
-        X("quick-flush", "E3: a flush that finds a round running and nothing else dirty only syncs") \
+        X("quick-flush",                                                                           \
+                "E3: a flush that finds a round running and nothing else dirty only syncs")        \
         X("fua-after-0", "E3: FUA is answered with a round whose (0) it came after")               \
         X("no-redo", "E4: nothing is recorded in the redo file")                                   \
         X("empty-all-redo", "E4: the end of a round drops the records from after its (0) as well") \
@@ -32,7 +33,8 @@
         X("no-sync-at-open", "E4: a dead process's page cache is taken for durable")               \
         X("forget-poison", "E5: the poison is not noted in the redo file")                         \
         X("retry-sync", "E5: a failed sync is tried again")                                        \
-        X("footer-not-ahead", "E6: blocks are allocated over the footer, before it is further out") \
+        X("footer-not-ahead",                                                                      \
+                "E6: blocks are allocated over the footer, before it is further out")              \
         X("skip-zero-new", "E6, E9: a new block's other sectors are not made zero")                \
         X("reuse-before-commit", "E8: a freed place is used again before its round is over")       \
         X("trim-clears-bit", "E9: trim clears bits, and old data of the parent comes back")

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What is the same for every kind of file: short counts continued, locks tried again. */
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/arith.h"
+#include "base/host_fs.h"
+
+#define LOCK_TRIES    100
+#define LOCK_PAUSE_NS 20000000L /* 100 x 20 ms: after kill -9 a lock outlives its process a while */
+#define IOV_AT_ONCE   64
+
+int file_open(struct fs *fs, const char *path, unsigned flags, struct file **ret, struct error *err)
+{
+        int r = fs->ops->open(fs, path, flags, 0644, ret);
+
+        if (r == 0)
+                return 0;
+        if (r == -EMEDIUMTYPE)
+                fail(err, EMEDIUMTYPE, "'%s' is neither a regular file nor a block device", path);
+        else if (r == -EBUSY)
+                fail_os(err, EBUSY, "cannot open '%s', something on this machine uses it", path);
+        else
+                fail_os(err, -r, "cannot %s '%s'", flags & FILE_CREATE ? "make" : "open", path);
+        error_set_file(err, path);
+        return r;
+}
+
+struct file *file_close(struct file *file)
+{
+        if (file)
+                file->ops->close(file);
+        return NULL;
+}
+
+int fs_rename(struct fs *fs, const char *from, const char *to, bool replace)
+{
+        return fs->ops->rename(fs, from, to, replace);
+}
+
+int fs_unlink(struct fs *fs, const char *path)
+{
+        return fs->ops->unlink(fs, path);
+}
+
+int fs_sync_directory(struct fs *fs, const char *path)
+{
+        return fs->ops->sync_directory(fs, path);
+}
+
+int64_t fs_now(struct fs *fs)
+{
+        return fs->ops->now(fs);
+}
+
+void fs_boot_id(struct fs *fs, uint8_t ret[16])
+{
+        fs->ops->boot_id(fs, ret);
+}
+
+/* Moves the front of a vector on by @done bytes; answers how many entries are left. */
+static int iov_advance(struct iovec *iov, int n, size_t done)
+{
+        int skip = 0;
+
+        while (skip < n && done >= iov[skip].iov_len)
+                done -= iov[skip++].iov_len;
+        if (skip < n) {
+                iov[skip].iov_base = (char *)iov[skip].iov_base + done;
+                iov[skip].iov_len -= done;
+        }
+        if (skip)
+                memmove(iov, iov + skip, (size_t)(n - skip) * sizeof(*iov));
+        return n - skip;
+}
+
+static ssize_t readv_all(
+        struct file *file, struct iovec *iov, int n, uint64_t offset, unsigned flags)
+{
+        ssize_t total = 0;
+
+        while (n > 0) {
+                ssize_t got = file->ops->readv(file, iov, n, offset, flags);
+
+                if (got == -EINTR)
+                        continue;
+                if (got < 0)
+                        return total && (flags & FILE_NOWAIT) ? total : got;
+                if (got == 0)
+                        break;
+                total += got;
+                offset += (uint64_t)got;
+                if (flags & FILE_NOWAIT)
+                        break;
+                n = iov_advance(iov, n, (size_t)got);
+        }
+        return total;
+}
+
+static int writev_all(struct file *file, struct iovec *iov, int n, uint64_t offset, unsigned flags)
+{
+        while (n > 0) {
+                ssize_t put = file->ops->writev(file, iov, n, offset, flags);
+
+                if (put == -EINTR)
+                        continue;
+                if (put < 0)
+                        return (int)put;
+                if (put == 0)
+                        return -ENOSPC; /* a device's end: it takes no more */
+                offset += (uint64_t)put;
+                n = iov_advance(iov, n, (size_t)put);
+        }
+        return 0;
+}
+
+ssize_t file_read(struct file *file, void *data, size_t length, uint64_t offset, unsigned flags)
+{
+        struct iovec iov = {.iov_base = data, .iov_len = length};
+
+        if (length == 0)
+                return 0;
+        return readv_all(file, &iov, 1, offset, flags);
+}
+
+ssize_t file_readv(
+        struct file *file, const struct iovec *iov, int n_iov, uint64_t offset, unsigned flags)
+{
+        ssize_t total = 0;
+
+        while (n_iov > 0) {
+                struct iovec part[IOV_AT_ONCE];
+                int n = MIN_OF(n_iov, IOV_AT_ONCE);
+                size_t want = 0;
+                ssize_t got;
+
+                memcpy(part, iov, (size_t)n * sizeof(*iov));
+                for (int i = 0; i < n; i++)
+                        want += iov[i].iov_len;
+                got = readv_all(file, part, n, offset, flags);
+                if (got < 0)
+                        return total && (flags & FILE_NOWAIT) ? total : got;
+                total += got;
+                if ((size_t)got < want)
+                        break;
+                offset += (uint64_t)got;
+                iov += n;
+                n_iov -= n;
+        }
+        return total;
+}
+
+int file_read_exact(struct file *file, void *data, size_t length, uint64_t offset)
+{
+        ssize_t got = file_read(file, data, length, offset, 0);
+
+        if (got < 0)
+                return (int)got;
+        return (size_t)got == length ? 0 : -ENODATA;
+}
+
+int file_write(struct file *file, const void *data, size_t length, uint64_t offset, unsigned flags)
+{
+        struct iovec iov = {.iov_base = (void *)(uintptr_t)data, .iov_len = length};
+
+        if (length == 0)
+                return 0;
+        return writev_all(file, &iov, 1, offset, flags);
+}
+
+int file_writev(
+        struct file *file, const struct iovec *iov, int n_iov, uint64_t offset, unsigned flags)
+{
+        while (n_iov > 0) {
+                struct iovec part[IOV_AT_ONCE];
+                int n = MIN_OF(n_iov, IOV_AT_ONCE);
+                int r;
+
+                memcpy(part, iov, (size_t)n * sizeof(*iov));
+                r = writev_all(file, part, n, offset, flags);
+                if (r < 0)
+                        return r;
+                for (int i = 0; i < n; i++)
+                        offset += iov[i].iov_len;
+                iov += n;
+                n_iov -= n;
+        }
+        return 0;
+}
+
+int file_sync(struct file *file)
+{
+        return file->ops->sync(file);
+}
+
+int file_truncate(struct file *file, uint64_t size)
+{
+        return file->ops->truncate(file, size);
+}
+
+static int write_zeros(struct file *file, uint64_t offset, uint64_t length)
+{
+        static const uint8_t zeros[64 * 1024];
+
+        while (length > 0) {
+                size_t n = (size_t)MIN_OF(length, (uint64_t)sizeof(zeros));
+                int r = file_write(file, zeros, n, offset, 0);
+
+                if (r < 0)
+                        return r;
+                offset += n;
+                length -= n;
+        }
+        return 0;
+}
+
+int file_punch(struct file *file, uint64_t offset, uint64_t length)
+{
+        uint64_t size;
+        int r = file_size_get(file, &size);
+
+        if (r < 0)
+                return r;
+        if (offset >= size)
+                return 0;
+        length = MIN_OF(length, size - offset);
+        if (length == 0)
+                return 0;
+        r = file->ops->punch(file, offset, length);
+        if (r == -EOPNOTSUPP || r == -ENOSYS || r == -EINVAL)
+                return write_zeros(file, offset, length);
+        return r;
+}
+
+int file_reserve(struct file *file, uint64_t offset, uint64_t length)
+{
+        return file->ops->reserve(file, offset, length);
+}
+
+int file_seek_data(struct file *file, uint64_t offset, uint64_t *ret)
+{
+        return file->ops->seek(file, offset, true, ret);
+}
+
+int file_seek_hole(struct file *file, uint64_t offset, uint64_t *ret)
+{
+        return file->ops->seek(file, offset, false, ret);
+}
+
+int file_stat_get(struct file *file, struct file_stat *ret)
+{
+        return file->ops->stat(file, ret);
+}
+
+int file_size_get(struct file *file, uint64_t *ret)
+{
+        struct file_stat st;
+        int r = file->ops->stat(file, &st);
+
+        if (r < 0)
+                return r;
+        *ret = st.size;
+        return 0;
+}
+
+int file_lock_set(struct file *file, enum file_lock mode, struct error *err)
+{
+        const struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
+        int r;
+
+        for (int i = 0;; i++) {
+                r = file->ops->lock(file, mode);
+                if (r != -EAGAIN && r != -EBUSY)
+                        break;
+                if (i == LOCK_TRIES || file->fd < 0)
+                        break; /* a simulated disk has no process that could still be dying */
+                nanosleep(&pause, NULL);
+        }
+        if (r == 0)
+                return 0;
+        if (r == -EAGAIN || r == -EBUSY) {
+                char who[256];
+
+                r = -EBUSY;
+                host_lock_holder(file, who, sizeof(who));
+                fail(err, EBUSY, "'%s' is in use by %s", file->path, who);
+                error_set_hint(err, "%s",
+                        mode == FILE_LOCK_WRITE
+                                ? "end the other program first, or open it read-only (--read-only)"
+                                : "end the other program first");
+        } else {
+                fail_os(err, -r, "cannot lock '%s'", file->path);
+        }
+        error_set_file(err, file->path);
+        return r;
+}
+
+int region_open(struct fs *fs, const char *name, const char *beside, uint64_t size, bool create,
+        struct region **ret, struct error *err)
+{
+        return fs->ops->region_open(fs, name, beside, size, create, ret, err);
+}
+
+struct region *region_close(struct region *region, bool remove)
+{
+        if (region)
+                region->fs->ops->region_close(region, remove);
+        return NULL;
+}

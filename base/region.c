@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Memory that outlives the process: a mapped file on tmpfs, or beside the image where there is none
+ * (rule E4). */
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#include "base/host_fs.h"
+
+#define N_PLACES      4
+#define BESIDE_SUFFIX ".vhdd-redo"
+
+struct places {
+        char path[N_PLACES][4096];
+        int n;
+};
+
+static bool is_tmpfs(const char *directory)
+{
+        struct statfs st;
+
+        return statfs(directory, &st) == 0 && st.f_type == TMPFS_MAGIC;
+}
+
+static void add_tmpfs_place(struct places *places, const char *directory, const char *name)
+{
+        if (directory && directory[0] == '/' && is_tmpfs(directory))
+                snprintf(places->path[places->n++], sizeof(places->path[0]), "%s/%s", directory,
+                        name);
+}
+
+static void find_places(const char *name, const char *beside, bool create, struct places *ret)
+{
+        ret->n = 0;
+        if (create && geteuid() == 0 && is_tmpfs("/run"))
+                mkdir("/run/vhdd", 0755); /* there already is fine; anything else shows below */
+        add_tmpfs_place(ret, "/run/vhdd", name);
+        add_tmpfs_place(ret, getenv("XDG_RUNTIME_DIR"), name);
+        add_tmpfs_place(ret, "/dev/shm", name);
+        snprintf(ret->path[ret->n++], sizeof(ret->path[0]), "%s" BESIDE_SUFFIX, beside);
+}
+
+/* Root's, ours or the image owner's, and nobody else may have written it. */
+static bool is_trusted(int fd, const char *beside)
+{
+        struct stat st, image;
+
+        if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || (st.st_mode & 07777) != 0600)
+                return false;
+        if (st.st_uid == 0 || st.st_uid == geteuid())
+                return true;
+        return stat(beside, &image) == 0 && image.st_uid == st.st_uid;
+}
+
+static int map_region(
+        int fd, const char *path, uint64_t size, struct region **ret, struct error *err)
+{
+        _cleanup_free_ struct region *region = calloc(1, sizeof(*region));
+        _cleanup_free_ char *copy = strdup(path);
+        void *data;
+
+        if (!region || !copy)
+                return fail(err, ENOMEM, "no memory for the redo file '%s'", path);
+        data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (data == MAP_FAILED)
+                return fail_os(err, errno, "cannot map the redo file '%s'", path);
+        *region = (struct region){
+                .fs = host_fs(), .data = data, .size = size, .path = TAKE_PTR(copy)};
+        *ret = TAKE_PTR(region);
+        return 0;
+}
+
+static int open_existing(
+        const struct places *places, const char *beside, struct region **ret, struct error *err)
+{
+        for (int i = 0; i < places->n; i++) {
+                const char *path = places->path[i];
+                _cleanup_fd_ int fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+                struct stat st;
+
+                if (fd < 0 && (errno == ENOENT || errno == ELOOP || errno == ENOTDIR))
+                        continue;
+                if (fd < 0) {
+                        fail_os(err, errno,
+                                "there is a redo file '%s' with answered writes, and it cannot be "
+                                "read",
+                                path);
+                        error_set_file(err, path);
+                        error_set_hint(
+                                err, "run as the user who served the image last, or as root");
+                        return -err->code;
+                }
+                if (!is_trusted(fd, beside))
+                        continue;
+                if (fstat(fd, &st) < 0 || st.st_size == 0)
+                        continue; /* its maker died before it held anything */
+                return map_region(fd, path, (uint64_t)st.st_size, ret, err);
+        }
+        return -ENOENT;
+}
+
+/* The space is taken now: a full tmpfs is this error and not a SIGBUS later. */
+static int make_at(const char *path, uint64_t size, struct region **ret, struct error *err)
+{
+        _cleanup_fd_ int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        int r;
+
+        if (fd < 0)
+                return fail_os(err, errno, "cannot make the redo file '%s'", path);
+        r = fchmod(fd, 0600) < 0 ? errno : posix_fallocate(fd, 0, (off_t)size);
+        if (r == 0) {
+                r = map_region(fd, path, size, ret, err);
+                if (r < 0)
+                        unlink(path);
+                return r;
+        }
+        unlink(path);
+        return fail_os(err, r, "cannot take %llu bytes for the redo file '%s'",
+                (unsigned long long)size, path);
+}
+
+int host_region_open(struct fs *fs, const char *name, const char *beside, uint64_t size,
+        bool create, struct region **ret, struct error *err)
+{
+        struct error local = ERROR_INIT;
+        struct places places;
+        int r = -ENOENT;
+
+        find_places(name, beside, create, &places);
+        if (!create)
+                return open_existing(&places, beside, ret, err ? err : &local);
+        for (int i = 0; i < places.n; i++) {
+                r = make_at(places.path[i], size, ret, err);
+                if (r == 0)
+                        return 0;
+        }
+        error_set_file(err, beside);
+        return r;
+}
+
+void host_region_close(struct region *region, bool remove)
+{
+        munmap(region->data, region->size);
+        if (remove)
+                unlink(region->path);
+        free(region->path);
+        free(region);
+}
