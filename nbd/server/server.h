@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* server.h - an NBD server over chains: listens, negotiates, and serves many clients at once.
+ *
+ *      nbd_server_new -> add_export, listen_* (any number) -> start -> ... -> stop -> free
+ *
+ * Fixed newstyle only. No TLS yet, so TCP listens on loopback addresses only.
+ * Spec: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
+ *
+ * Units      bytes; times in milliseconds where the name says _ms.
+ * Ownership  nbd_server_new hands out, nbd_server_free ends. Strings are copied. The chains are the
+ *            caller's: they live at least until nbd_server_stop has returned, and are closed after.
+ * Errors     0 or -errno with one sentence. What goes wrong with one client concerns that client
+ *            and the log, never the caller.
+ * Threads    new, add_export, listen_*, start, stop and free belong to one thread (stop may be any).
+ *            The getters may be called from any thread between start and free.
+ *            The server's own threads block every signal.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "chain/chain.h"
+
+#define NBD_SERVER_MAX_EXPORTS   65536u
+#define NBD_SERVER_MAX_LISTENERS 64u
+#define NBD_EXPORT_NAME_MAX      4096u /* what the protocol lets a name be */
+
+struct nbd_server;
+
+enum nbd_log_level {
+        NBD_LOG_ERROR, /* something is wrong with us or with the disk */
+        NBD_LOG_INFO,  /* a client came or went; a client broke the protocol */
+        NBD_LOG_DEBUG, /* what a client negotiated, requests that failed */
+};
+
+enum nbd_client_state { NBD_CLIENT_GREETING, NBD_CLIENT_SERVED };
+
+struct nbd_client_info {
+        uint64_t id;        /* 1 upward, never used again */
+        char peer[96];      /* "unix:uid=0,pid=123", "tcp:127.0.0.1:40000" */
+        char export_name[256]; /* cut where longer; "" while greeting */
+        enum nbd_client_state state;
+        bool read_only;
+        bool structured;    /* structured replies were negotiated */
+        uint64_t age_ms;    /* since it connected */
+        uint64_t requests, errors; /* commands taken, and those answered with an error */
+        uint64_t bytes_read, bytes_written;
+        uint64_t bytes_in_flight;  /* of requests that wait for the disk or for the client */
+};
+
+enum nbd_event {
+        NBD_EVENT_CONNECTED, /* a socket was accepted */
+        NBD_EVENT_SERVED,    /* it negotiated and has an export now */
+        NBD_EVENT_GONE,      /* its socket is closed; the last event of a client */
+};
+
+struct nbd_server_options {
+        unsigned threads;              /* at most so many that may block; 0: 16 */
+        unsigned max_clients;          /* that have an export; 0: 1024 */
+        unsigned max_greeting;         /* that do not have one yet; 0: 64 */
+        unsigned handshake_timeout_ms; /* from connecting to having an export; 0: 10,000 */
+        uint64_t max_bytes_per_client; /* of requests in flight; 0: 64 MiB */
+        uint64_t max_bytes;            /* of all clients; 0: 512 MiB. A client that has nothing in
+                                        * flight may always have one request. */
+        uint64_t max_unsynced_bytes;   /* per chain: from here on writes leave the receive thread,
+                                        * and a flush is begun; 0: 256 MiB */
+        bool no_io_uring;              /* cold reads go to the threads */
+        bool no_sendfile;              /* all reads are copied */
+        /* Optional. From any of the server's threads; must not block for long nor call back. */
+        void (*log)(void *opaque, enum nbd_log_level level, const char *sentence);
+        /* Optional. As log. */
+        void (*event)(void *opaque, enum nbd_event event, const struct nbd_client_info *client);
+        void *opaque;
+};
+
+struct nbd_export_options {
+        const char *name;        /* UTF-8, at most NBD_EXPORT_NAME_MAX bytes; "" is a name too */
+        const char *description; /* for people; NULL: none */
+        struct chain *chain;     /* several exports may share one */
+        bool read_only;          /* also over a chain that is writable */
+        bool is_default;         /* the empty name means this one too (one at most) */
+};
+
+int nbd_server_new(const struct nbd_server_options *options, struct nbd_server **ret,
+                   struct error *err);
+
+/* Before start. -EEXIST: the name is taken. -EINVAL: the name is too long or has no valid UTF-8. */
+int nbd_server_add_export(struct nbd_server *server, const struct nbd_export_options *options,
+                          struct error *err);
+
+/* Before start. The socket is made with the umask's mode. One left by a dead server is replaced;
+ * -EADDRINUSE: somebody listens there. -EEXIST: something that is no socket is there.
+ * nbd_server_stop removes it, if it is still ours. */
+int nbd_server_listen_unix(struct nbd_server *server, const char *path, struct error *err);
+/* Before start. Listens on every address of @host; each must be a loopback address, because there is
+ * no TLS: else -EACCES. @port 0: the system chooses one. */
+int nbd_server_listen_tcp(struct nbd_server *server, const char *host, uint16_t port,
+                          struct error *err);
+/* Before start. A socket that listens already (socket activation); taken over on success. */
+int nbd_server_listen_fd(struct nbd_server *server, int fd, struct error *err);
+
+size_t nbd_server_n_listeners(const struct nbd_server *server);
+/* The NBD URI of an export at the @index-th listener, for people to copy: allocated, free() it. NULL
+ * with -ENOMEM only. */
+char *nbd_server_uri(const struct nbd_server *server, size_t index, const char *export_name);
+
+/* Clients are answered from here on. On failure nothing runs. */
+int nbd_server_start(struct nbd_server *server, struct error *err);
+
+/* Serves one socket that is connected already, as if it had been accepted; after start. A stream
+ * socket of the unix or TCP family, else -EINVAL. The socket is taken over on success. */
+int nbd_server_serve_fd(struct nbd_server *server, int fd, struct error *err);
+
+/* Takes no more clients and no more requests, finishes those in flight and sends their replies
+ * (whoever has not taken them after @timeout_ms is cut off), flushes every chain, removes the unix
+ * sockets. The result is that of the flushes: the first that failed. Calling it again, or on a
+ * server that never started, only flushes. */
+int nbd_server_stop(struct nbd_server *server, unsigned timeout_ms, struct error *err);
+
+/* Stops it first, with a short time, if that was not done. NULL is fine; always returns NULL. */
+struct nbd_server *nbd_server_free(struct nbd_server *server);
+DEFINE_CLEANUP(struct nbd_server *, nbd_server_free)
+
+/* Counters since start, for people and tests. */
+struct nbd_server_counters {
+        uint64_t accepted;        /* sockets */
+        uint64_t refused;         /* turned away for want of room */
+        uint64_t failed_greetings; /* ended before they had an export, timeouts among them */
+        uint64_t served;          /* got an export */
+        uint64_t requests, errors;
+        uint64_t bytes_read, bytes_written;
+        uint64_t receives, sends; /* system calls on clients' sockets */
+        uint64_t inline_reads, pool_reads, ring_reads, sendfile_reads;
+        uint64_t inline_writes, pool_writes;
+        uint64_t flushes_asked, flushes_done; /* the difference was grouped */
+        uint64_t clients, greeting; /* now */
+        bool io_uring;              /* in use */
+};
+void nbd_server_counters_get(struct nbd_server *server, struct nbd_server_counters *ret);
+
+/* Copies up to @max clients, oldest first; answers how many there are. */
+size_t nbd_server_clients_get(struct nbd_server *server, struct nbd_client_info *ret, size_t max);
