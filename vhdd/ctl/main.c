@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* main.c - the frame of vhdctl: finds the verb, reads its command line, runs it, says how it ended. */
+#include <errno.h>
+#include <locale.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "vhdd/ctl/ctl.h"
+#include "vhdd/ctl/output.h"
+
+/* The verbs, in the order in which --help lists them. */
+#define COMMANDS(X)
+#define DECLARE(name) extern const struct command command_##name;
+COMMANDS(DECLARE)
+#define ADDRESS(name) &command_##name,
+static const struct command *const commands[] = {COMMANDS(ADDRESS) NULL};
+
+enum common_key {
+        KEY_JSON = 0x200,
+        KEY_PROGRESS,
+        KEY_FORCE,
+        KEY_QUIET,
+        KEY_IMAGE_ROOT,
+        KEY_PARENT,
+        KEY_FORMAT,
+};
+
+static const struct argp_option common_options[] = {
+        {"json", KEY_JSON, NULL, 0, "Answer with JSON on stdout", 0},
+        {"dry-run", 'n', NULL, 0, "Say what would be done and change nothing", 0},
+        {"progress", KEY_PROGRESS, "HOW", 0,
+                "Long work: auto (a bar on a terminal), bar, json (a line a second on stderr), none",
+                0},
+        {"force", KEY_FORCE, NULL, 0, "Overwrite an existing file; read a damaged image", 0},
+        {"quiet", KEY_QUIET, NULL, 0, "No warnings, no progress, no closing line", 0},
+        {0},
+};
+
+static const struct argp_option chain_options[] = {
+        {"image-root", KEY_IMAGE_ROOT, "DIR", 0,
+                "Parents may also lie beneath DIR (again for more)", 0},
+        {"parent", KEY_PARENT, "FILE", 0,
+                "FILE is the parent, wherever it lies (again: its parent, and so on)", 0},
+        {"format", KEY_FORMAT, "NAME", 0, "The image is vhd or raw, whatever it looks like", 0},
+        {0},
+};
+
+/* Everything that reading one command line fills. */
+struct reading {
+        struct ctl ctl;
+        const char **image_roots, **parents;
+        const char **operands;
+};
+
+static void append(const char ***list, size_t *count, const char *text)
+{
+        const char **grown = reallocarray(*list, *count + 2, sizeof(**list));
+
+        if (!grown) {
+                fprintf(stderr, "vhdctl: no memory for the command line\n");
+                exit(CTL_FAILED);
+        }
+        grown[(*count)++] = text;
+        grown[*count] = NULL;
+        *list = grown;
+}
+
+static int progress_from_text(const char *text)
+{
+        static const char *const names[] = {"auto", "bar", "json", "none"};
+
+        for (int i = 0; i < 4; i++)
+                if (strcmp(text, names[i]) == 0)
+                        return i;
+        return -1;
+}
+
+static error_t parse_common(int key, char *arg, struct argp_state *state)
+{
+        struct reading *reading = state->input;
+        struct ctl *ctl = &reading->ctl;
+        int progress;
+
+        switch (key) {
+        case KEY_JSON: ctl->json = true; return 0;
+        case 'n': ctl->dry_run = true; return 0;
+        case KEY_FORCE: ctl->force = true; return 0;
+        case KEY_QUIET: ctl->quiet = true; return 0;
+        case KEY_PROGRESS:
+                progress = progress_from_text(arg);
+                if (progress < 0)
+                        argp_error(
+                                state, "--progress takes auto, bar, json or none, not '%s'", arg);
+                ctl->progress = (enum ctl_progress)progress;
+                return 0;
+        default: return ARGP_ERR_UNKNOWN;
+        }
+}
+
+static error_t parse_chain(int key, char *arg, struct argp_state *state)
+{
+        struct reading *reading = state->input;
+        struct ctl *ctl = &reading->ctl;
+
+        switch (key) {
+        case KEY_IMAGE_ROOT: append(&reading->image_roots, &ctl->n_image_roots, arg); return 0;
+        case KEY_PARENT: append(&reading->parents, &ctl->n_parents, arg); return 0;
+        case KEY_FORMAT:
+                if (strcmp(arg, "vhd") != 0 && strcmp(arg, "raw") != 0)
+                        argp_error(state, "--format takes vhd or raw, not '%s'", arg);
+                ctl->format = arg;
+                return 0;
+        default: return ARGP_ERR_UNKNOWN;
+        }
+}
+
+static const struct argp common_argp = {.options = common_options, .parser = parse_common};
+static const struct argp chain_argp = {.options = chain_options, .parser = parse_chain};
+
+static void check_operands(struct argp_state *state, const struct ctl *ctl)
+{
+        const struct command *command = ctl->command;
+        size_t n = ctl->n_operands;
+
+        if (n < command->n_operands_min)
+                argp_error(state, n == 0 ? "which %s?" : "one more operand is needed: %s",
+                        command->operands);
+        if (n > command->n_operands_max)
+                argp_error(state, "'%s' is one operand too many", ctl->operands[n - 1]);
+}
+
+static error_t parse_verb(int key, char *arg, struct argp_state *state)
+{
+        struct reading *reading = state->input;
+        struct ctl *ctl = &reading->ctl;
+        struct error err = ERROR_INIT;
+        int r;
+
+        switch (key) {
+        case ARGP_KEY_INIT:
+                state->child_inputs[0] = reading;
+                if (ctl->command->flags & COMMAND_CHAIN)
+                        state->child_inputs[1] = reading;
+                return 0;
+        case ARGP_KEY_ARG:
+                append(&reading->operands, &ctl->n_operands, arg);
+                ctl->operands = (char **)reading->operands;
+                return 0;
+        case ARGP_KEY_END: check_operands(state, ctl); return 0;
+        default: break;
+        }
+        if (key < 0 || key >= ARGP_KEY_ARG || !ctl->command->take_option)
+                return ARGP_ERR_UNKNOWN;
+        r = ctl->command->take_option(ctl->options, key, arg, &err);
+        if (r < 0)
+                argp_error(state, "%s%s%s", err.message, err.hint[0] ? "; " : "", err.hint);
+        return 0;
+}
+
+int ctl_usage(const struct ctl *ctl, const char *format, ...)
+{
+        struct error err = ERROR_INIT;
+        va_list ap;
+
+        va_start(ap, format);
+        vsnprintf(err.message, sizeof(err.message), format, ap);
+        va_end(ap);
+        err.code = EINVAL;
+        ctl_print_error(ctl, &err);
+        fprintf(stderr, "Try `vhdctl %s --help' for more information.\n", ctl->command->name);
+        if (ctl->json)
+                json_print(error_to_json(&err));
+        return CTL_USAGE;
+}
+
+void ctl_print_error(const struct ctl *ctl, const struct error *err)
+{
+        _cleanup_free_ char *message = text_safe(err->message);
+
+        (void)ctl;
+        fprintf(stderr, "vhdctl: %s\n", message);
+        if (err->hint[0]) {
+                _cleanup_free_ char *hint = text_safe(err->hint);
+
+                fprintf(stderr, "        %s\n", hint);
+        }
+}
+
+void ctl_warn(const struct ctl *ctl, const char *format, ...)
+{
+        _cleanup_free_ char *safe = NULL;
+        char sentence[ERROR_MESSAGE_MAX];
+        va_list ap;
+
+        if (ctl->quiet)
+                return;
+        va_start(ap, format);
+        vsnprintf(sentence, sizeof(sentence), format, ap);
+        va_end(ap);
+        safe = text_safe(sentence);
+        fprintf(stderr, "vhdctl: warning: %s\n", safe);
+}
+
+void ctl_warn_chain(void *opaque, const char *sentence)
+{
+        ctl_warn(opaque, "%s", sentence);
+}
+
+static const struct command *command_find(const char *name)
+{
+        for (size_t i = 0; commands[i]; i++)
+                if (strcmp(commands[i]->name, name) == 0)
+                        return commands[i];
+        return NULL;
+}
+
+/* What was asked for has not been said while it still stands in stdout's buffer. */
+static int close_stdout(int status)
+{
+        if ((fflush(stdout) != 0 || ferror(stdout)) && errno != EPIPE) {
+                fprintf(stderr, "vhdctl: cannot write the answer to stdout: %s\n", strerror(errno));
+                return CTL_FAILED;
+        }
+        return status;
+}
+
+static int run_command(const struct command *command, int argc, char **argv)
+{
+        struct reading reading = {.ctl = {.command = command}};
+        _cleanup_free_ void *options =
+                command->options_size ? calloc(1, command->options_size) : NULL;
+        struct argp_child children[3] = {0};
+        struct argp argp = {
+                .options = command->options,
+                .parser = parse_verb,
+                .args_doc = command->operands,
+                .doc = command->doc,
+                .children = children,
+        };
+        struct error err = ERROR_INIT;
+        char title[64];
+        size_t n = 0;
+        int r;
+
+        if (command->flags & COMMAND_CHAIN)
+                children[n++] =
+                        (struct argp_child){&chain_argp, 0, "Finding the image's parents:", 10};
+        children[n++] = (struct argp_child){&common_argp, 0, "Common options:", 20};
+
+        append(&reading.operands, &reading.ctl.n_operands, NULL);
+        reading.ctl.n_operands = 0;
+        reading.ctl.operands = (char **)reading.operands;
+        reading.ctl.options = options;
+        snprintf(title, sizeof(title), "vhdctl %s", command->name);
+        argv[0] = title;
+        argp_parse(&argp, argc, argv, 0, NULL, &reading);
+        reading.ctl.image_roots = reading.image_roots;
+        reading.ctl.parents = reading.parents;
+
+        r = command->run(&reading.ctl, &err);
+        if (r < 0) {
+                ctl_print_error(&reading.ctl, &err);
+                if (reading.ctl.json)
+                        json_print(error_to_json(&err));
+                r = CTL_FAILED;
+        }
+        free(reading.image_roots);
+        free(reading.parents);
+        free(reading.operands);
+        return close_stdout(r);
+}
+
+static void print_help(FILE *out)
+{
+        fprintf(out,
+                "Usage: vhdctl VERB [OPTION...] [OPERAND...]\n"
+                "Virtual hard disks: VHD chains of Hyper-V and others, raw images, disks.\n\n");
+        for (size_t i = 0; commands[i]; i++)
+                fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
+        fprintf(out,
+                "\n"
+                "`vhdctl VERB --help' tells each one's options and examples; `man vhdctl-VERB'\n"
+                "tells more. `vhdctl --version' prints the version.\n"
+                "Exit status: 0 yes or done, 1 the answer is no, 2 wrong usage, 3 it failed.\n");
+}
+
+/* For the shell's completion, which so never grows stale: the verbs, or a verb's long options, one
+ * a line. An option that takes a value ends with '='. */
+static void print_options(const struct argp_option *options)
+{
+        for (; options && (options->name || options->key); options++)
+                if (options->name)
+                        printf("--%s%s\n", options->name, options->arg ? "=" : "");
+}
+
+static int print_words(const char *verb)
+{
+        const struct command *command;
+
+        if (!verb) {
+                for (size_t i = 0; commands[i]; i++)
+                        puts(commands[i]->name);
+                return close_stdout(CTL_DONE);
+        }
+        command = command_find(verb);
+        if (!command)
+                return CTL_NO;
+        print_options(command->options);
+        if (command->flags & COMMAND_CHAIN)
+                print_options(chain_options);
+        print_options(common_options);
+        puts("--help");
+        return close_stdout(CTL_DONE);
+}
+
+static int unknown_verb(const char *verb)
+{
+        _cleanup_free_ char *safe = text_safe(verb);
+
+        fprintf(stderr, "vhdctl: there is no verb '%s'\n", safe);
+        fprintf(stderr, "Try `vhdctl --help' for the list.\n");
+        return CTL_USAGE;
+}
+
+static int help(int argc, char **argv)
+{
+        static char option[] = "--help";
+        char *help_argv[] = {argv[0], option, NULL};
+        const struct command *command;
+
+        if (argc < 3) {
+                print_help(stdout);
+                return close_stdout(CTL_DONE);
+        }
+        command = command_find(argv[2]);
+        return command ? run_command(command, 2, help_argv) : unknown_verb(argv[2]);
+}
+
+int main(int argc, char **argv)
+{
+        const struct command *command;
+        const char *verb = argc > 1 ? argv[1] : NULL;
+
+        setlocale(LC_CTYPE, "");
+        unsetenv("POSIXLY_CORRECT"); /* options may stand behind operands */
+        signal(SIGPIPE, SIG_IGN);    /* a reader that left is an EPIPE, not a death in mid-work */
+        argp_program_version = "vhdctl " VHDD_VERSION;
+        argp_err_exit_status = CTL_USAGE;
+
+        if (!verb) {
+                print_help(stderr);
+                return CTL_USAGE;
+        }
+        if (strcmp(verb, "--help") == 0 || strcmp(verb, "-h") == 0 || strcmp(verb, "help") == 0)
+                return help(argc, argv);
+        if (strcmp(verb, "--version") == 0 || strcmp(verb, "-V") == 0) {
+                puts(argp_program_version);
+                return close_stdout(CTL_DONE);
+        }
+        if (strcmp(verb, "--words") == 0)
+                return print_words(argc > 2 ? argv[2] : NULL);
+        command = command_find(verb);
+        if (!command)
+                return unknown_verb(verb);
+        return run_command(command, argc - 1, argv + 1);
+}
