@@ -1,0 +1,132 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Somebody follows docs/coming-from.md and a line of it does not work. So each command in the right
+# column is run, in the order of the page, in a folder as the page describes it: every line in a fresh
+# copy, except that a server stays up, in its folder, for the lines after it that speak to it.
+set -euo pipefail
+
+page=$VHDD_SOURCE/docs/coming-from.md
+vhdctl=$VHDD_BUILD/vhdd/ctl/vhdctl
+plugin=$VHDD_BUILD/nbd/plugin/nbdkit-vhd-plugin.so
+
+skip()
+{
+        echo "skipped: $*"
+        exit 77
+}
+
+[ -x "$vhdctl" ] || skip "no vhdctl in '$VHDD_BUILD'"
+for tool in nbdinfo nbdcopy nbdkit qemu-img python3; do
+        command -v "$tool" >/dev/null || skip "$tool is not installed"
+done
+
+tmp=$(mktemp -d)
+server=
+stop_server()
+{
+        local status=0
+        [ -n "$server" ] || return 0
+        kill -TERM "$server" 2>/dev/null || true
+        wait "$server" || status=$?
+        server=
+        return "$status"
+}
+trap 'stop_server || true; rm -rf "$tmp"' EXIT
+
+# The programs under their own names, wherever they were built.
+mkdir "$tmp/bin"
+ln -s "$vhdctl" "$tmp/bin/vhdctl"
+if [ -f "$plugin" ]; then
+        # "nbdkit vhd" finds only installed plugins: put the path in its place.
+        {
+                echo '#!/bin/bash'
+                echo "real=$(command -v nbdkit)"
+                echo 'args=()'
+                echo "for arg; do [ \"\$arg\" != vhd ] || arg=$plugin; args+=(\"\$arg\"); done"
+                # shellcheck disable=SC2016
+                echo 'exec "$real" "${args[@]}"'
+        } >"$tmp/bin/nbdkit"
+        chmod +x "$tmp/bin/nbdkit"
+fi
+export PATH=$tmp/bin:$PATH
+
+# What the page's first paragraph promises.
+make_folder()
+{
+        mkdir -p vhds moved away "vm/Virtual Hard Disks" vm/Snapshots/GUID
+        truncate -s 8M disk.raw
+        python3 -c '
+import random
+random.seed(1)
+with open("disk.raw", "r+b") as disk:
+    for _ in range(40):
+        disk.seek(random.randrange(2048) * 4096)
+        disk.write(random.randbytes(4096))'
+        vhdctl convert --quiet disk.raw disk.vhd
+        vhdctl convert --quiet disk.raw base.vhd
+        vhdctl create --quiet child.avhd --parent base.vhd
+        cp base.vhd vhds/
+        (cd vhds && vhdctl create --quiet child.avhd --parent base.vhd)
+        cp base.vhd away/
+        (cd away && vhdctl create --quiet child.avhd --parent base.vhd)
+        mv away/child.avhd moved/
+        rm -r away
+        cp disk.vhd "vm/Virtual Hard Disks/"
+        (cd vm/Snapshots/GUID && vhdctl create --quiet disk_GUID.avhd \
+                --parent '../../Virtual Hard Disks/disk.vhd')
+}
+mkdir "$tmp/origin"
+(cd "$tmp/origin" && make_folder)
+
+# wait_for_server LOG: until it listens, or it has ended.
+wait_for_server()
+{
+        local tries
+        for ((tries = 0; tries < 1000; tries++)); do
+                if [ -S nbd.sock ] || grep -q '^nbd' "$1"; then return 0; fi
+                kill -0 "$server" 2>/dev/null || return 1
+                sleep 0.01
+        done
+        return 1
+}
+
+failed=0
+run=0
+bad()
+{
+        echo "not ok: $line"
+        sed 's/^/    /' "$tmp/log"
+        failed=$((failed + 1))
+}
+
+# commands: the right column, as far as it is a command.
+commands()
+{
+        # shellcheck disable=SC2016
+        sed -nE 's/^\|.* \| `([^`]+)` \|$/\1/p' "$page" | sed 's/\\|/|/g'
+}
+
+while IFS= read -r line; do
+        run=$((run + 1))
+        if [[ $line == *socket=nbd.sock* ]]; then
+                # A client of the server that runs: stay in its folder.
+                bash -c "$line" >"$tmp/log" 2>&1 </dev/null || bad
+                continue
+        fi
+        stop_server || { echo "not ok: the server before did not end well: $line" && failed=$((failed + 1)); }
+        rm -rf "$tmp/work"
+        cp -a "$tmp/origin" "$tmp/work"
+        cd "$tmp/work"
+        if [[ $line == 'vhdctl serve '* ]]; then
+                bash -c "exec $line" >"$tmp/log" 2>&1 </dev/null &
+                server=$!
+                wait_for_server "$tmp/log" || bad
+        else
+                bash -c "$line" >"$tmp/log" 2>&1 </dev/null || bad
+        fi
+done < <(commands)
+stop_server || failed=$((failed + 1))
+
+[ "$run" -ge 50 ] || { echo "only $run lines were found in the page" && exit 1; }
+echo "summary: $run lines of docs/coming-from.md run, $failed failed"
+[ "$failed" -eq 0 ]
