@@ -77,40 +77,80 @@ enum vhd_problem {
         VHD_PROBLEM_BAD_BLOCKS = 1u << 9,      /* entries past the end, in metadata, overlapping */
         VHD_PROBLEM_SAVED_STATE = 1u << 10,    /* belongs to a saved vm */
         VHD_PROBLEM_HIDDEN_CHECKSUM = 1u << 11,/* early tapdisk: the sum is right with hidden = 0 */
+        VHD_PROBLEM_BATMAP = 1u << 12,         /* tapdisk promises a batmap, and it makes no sense */
+        VHD_PROBLEM_BAD_LOCATOR = 1u << 13,    /* a locator outside the file, over other metadata, or
+                                                  too long: an error without force */
 };
+/* Damage: nobody but info, tree and check opens the image without force. vhd_metadata_read() itself
+ * refuses those that it finds, but for BAT_SHORT, which does no harm to info. */
+#define VHD_PROBLEMS_REFUSED                                                                       \
+        (VHD_PROBLEM_NO_TAIL | VHD_PROBLEM_TAPDISK_OPEN | VHD_PROBLEM_FOOTER_CHECKSUM |            \
+         VHD_PROBLEM_HEADER_CHECKSUM | VHD_PROBLEM_BAT_SHORT | VHD_PROBLEM_TRUNCATED |             \
+         VHD_PROBLEM_BAD_BLOCKS | VHD_PROBLEM_BAD_LOCATOR)
 /* Those that let nobody open the image for writing. */
 #define VHD_PROBLEMS_READ_ONLY                                                                     \
         (VHD_PROBLEM_NO_TAIL | VHD_PROBLEM_NO_HEAD | VHD_PROBLEM_FOOTERS_DIFFER |                  \
          VHD_PROBLEM_TAPDISK_OPEN | VHD_PROBLEM_FOOTER_CHECKSUM | VHD_PROBLEM_HEADER_CHECKSUM |    \
          VHD_PROBLEM_BAT_SHORT | VHD_PROBLEM_TRUNCATED | VHD_PROBLEM_BAD_BLOCKS |                  \
-         VHD_PROBLEM_SAVED_STATE | VHD_PROBLEM_HIDDEN_CHECKSUM)
+         VHD_PROBLEM_SAVED_STATE | VHD_PROBLEM_HIDDEN_CHECKSUM | VHD_PROBLEM_BATMAP |              \
+         VHD_PROBLEM_BAD_LOCATOR)
+/* What one problem (one bit) means, as the end of a sentence that begins with the file's name. */
+const char *vhd_problem_to_string(enum vhd_problem problem);
 
 struct vhd_metadata {
         struct vhd_footer footer;    /* the one that is believed */
         struct vhd_header header;    /* dynamic and differencing only */
         uint64_t file_size;
-        uint64_t tail_offset;        /* where the tail footer lies, or would */
-        uint32_t tail_size;          /* 512 or 511 */
+        uint64_t tail_offset;        /* where the tail footer lies, or would: behind everything */
+        uint32_t tail_size;          /* 512 or 511; 0: there is none, not even a bad one */
         uint32_t problems;           /* enum vhd_problem */
         uint32_t n_blocks;           /* entries that the size needs */
         uint32_t bitmap_size;        /* bytes before each block's data, whole sectors */
-        uint64_t metadata_end;       /* the first byte behind head, header, BAT, batmap, locators */
+        uint64_t metadata_end;       /* the first byte behind head, header, BAT, batmap, locators and
+                                        the space kept for their texts: no new block goes below */
         uint64_t batmap_offset;      /* of tapdisk's batmap header, or 0 */
         struct vhd_raw_batmap batmap;
         bool encrypted;              /* tapdisk: the batmap holds a key's hash */
 };
 
 enum vhd_read_flags {
-        VHD_READ_FORCE = 1u << 0,    /* wrong checksums are problems, not errors */
+        VHD_READ_FORCE = 1u << 0,    /* a lost tail and wrong checksums are problems, not errors */
         VHD_READ_USE_HEAD = 1u << 1, /* believe the head's copy (never of a fixed disk) */
 };
 
-/* Reads and checks everything but the BAT. A tail footer that is missing or wrong falls back to the
- * head's copy only for dynamic and differencing images (E: a fixed disk's head is its guest's):
- * the file is then readable, VHD_PROBLEM_NO_TAIL. With neither: -ENOMEDIUM if no cookie is at either
- * end, -EUCLEAN with both sums if there was one. */
+/* Reads and checks everything but the BAT.
+ * Without flags only a valid tail footer makes a VHD: a guest can write a whole VHD head into its
+ * fixed disk, so a file that lost its tail is an error that says what the copy at the head claims.
+ * With FORCE the copy at the head of a dynamic or differencing image is believed then
+ * (VHD_PROBLEM_NO_TAIL), unless what is left of the tail says that the disk is fixed.
+ * -ENOMEDIUM if there is no cookie at either end, -EUCLEAN with the sums if there was one. */
 int vhd_metadata_read(struct file *file, unsigned flags, struct vhd_metadata *ret,
                       struct error *err);
+
+/* One of the two places where a footer can be. */
+struct vhd_footer_copy {
+        uint64_t offset;
+        uint32_t size;              /* 512 or 511; 0: the file is too short */
+        bool has_cookie;            /* it was a footer once, valid or not (also `v_poison`) */
+        bool has_tapdisk_mark;      /* 0xC7 all over: tapdisk has the file open, or crashed */
+        int result;                 /* of vhd_footer_decode() without flags: 0: valid */
+        uint32_t problems;          /* if valid */
+        struct vhd_footer footer;   /* if valid; its raw bytes in any case */
+        struct error error;         /* if not */
+};
+/* What is at both ends, judged by nobody. Fails only if the file cannot be read. */
+int vhd_footers_read(struct file *file, struct vhd_footer_copy *ret_head,
+                     struct vhd_footer_copy *ret_tail, struct error *err);
+
+/* The places in the file that metadata takes, for the overlap check of BAT entries. */
+struct vhd_range {
+        uint64_t offset, length;
+        const char *what; /* "BAT", ...: a string constant */
+};
+#define VHD_MAX_RANGES (5 + VHD_N_LOCATORS)
+/* How many there are; none of a fixed disk. Of a locator only the text counts, not its slot. */
+size_t vhd_metadata_ranges(const struct vhd_metadata *metadata,
+                           struct vhd_range ret[VHD_MAX_RANGES]);
 
 /* Text of locator @index: UTF-8, backslashes as they are, at most VHD_MAX_LOCATOR_LENGTH bytes of
  * file. -ENOENT if the slot is free or its code unknown, -EUCLEAN if the text is no text. */
