@@ -23,21 +23,21 @@
 struct locate_roots {
         const char *const *roots; /* directories; the child's own is always added */
         size_t n_roots;
+        bool quick; /* on failure, do not look through the roots for a file to name in the hint */
 };
 
 /* Where each hint points, for info and tree: "W2ru .\base.vhd -> /dir/base.vhd". Opens no file. */
 struct locate_candidate {
-        char source[8];       /* "W2ru", "W2ku", "MacX", "name", ... */
-        char text[4096];      /* as the child says it, UTF-8 */
-        char path[4096];      /* what it means here, normalised, or "" if it means nothing here */
+        char source[8];  /* "W2ru", "W2ku", "MacX", "name", ... */
+        char text[4096]; /* as the child says it, UTF-8 */
+        char path[4096]; /* what it means here, normalised, or "" if it means nothing here */
 };
 #define LOCATE_MAX_CANDIDATES 18
 /* In the order in which they are tried: relative locators, the child's directory + parent name,
  * absolute ones, then the bare names of all of them beside the child and in each root. */
 size_t locate_candidates(struct file *child, const struct vhd_header *header,
-                         struct locate_candidate ret[LOCATE_MAX_CANDIDATES]);
+        struct locate_candidate ret[LOCATE_MAX_CANDIDATES]);
 
 /* Opens the parent of @child for reading. @named: --parent's file, or NULL. */
 int locate_parent(struct file *child, const struct vhd_metadata *metadata,
-                  const struct locate_roots *roots, const char *named, struct file **ret,
-                  struct error *err);
+        const struct locate_roots *roots, const char *named, struct file **ret, struct error *err);
