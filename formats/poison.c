@@ -16,9 +16,6 @@
 #define POISON_NAME_MAX    64u
 #define POISON_CODE_MAX    4095u
 
-#ifndef BLKGETDISKSEQ
-#define BLKGETDISKSEQ _IOR(0x12, 128, __u64)
-#endif
 
 /* What the mark is bound to. Never leaves the machine, so it is in the machine's byte order. */
 struct poison_bond {
