@@ -13,6 +13,7 @@
 #define LOCK_TRIES    100
 #define LOCK_PAUSE_NS 20000000L /* 100 x 20 ms: after kill -9 a lock outlives its process a while */
 #define IOV_AT_ONCE   64
+#define PUNCH_UNIT    UINT64_C(4096) /* no device's block is larger */
 
 int file_open(struct fs *fs, const char *path, unsigned flags, struct file **ret, struct error *err)
 {
@@ -218,6 +219,26 @@ static int write_zeros(struct file *file, uint64_t offset, uint64_t length)
         return 0;
 }
 
+/* A device punches whole blocks of its own size, which may be 4 KiB: of a range that it finds
+ * crooked the middle is punched and the rest written, not all of it written. */
+static int punch_inside(struct file *file, uint64_t offset, uint64_t length)
+{
+        uint64_t first = round_up_to(offset, PUNCH_UNIT);
+        uint64_t last = round_down_to(offset + length, PUNCH_UNIT);
+        int r;
+
+        if (first >= last)
+                return write_zeros(file, offset, length);
+        r = write_zeros(file, offset, first - offset);
+        if (r == 0)
+                r = file->ops->punch(file, first, last - first);
+        if (r == -EOPNOTSUPP || r == -ENOSYS || r == -EINVAL)
+                r = write_zeros(file, first, last - first);
+        if (r == 0)
+                r = write_zeros(file, last, offset + length - last);
+        return r;
+}
+
 int file_punch(struct file *file, uint64_t offset, uint64_t length)
 {
         uint64_t size;
@@ -231,7 +252,9 @@ int file_punch(struct file *file, uint64_t offset, uint64_t length)
         if (length == 0)
                 return 0;
         r = file->ops->punch(file, offset, length);
-        if (r == -EOPNOTSUPP || r == -ENOSYS || r == -EINVAL)
+        if (r == -EINVAL)
+                return punch_inside(file, offset, length);
+        if (r == -EOPNOTSUPP || r == -ENOSYS)
                 return write_zeros(file, offset, length);
         return r;
 }

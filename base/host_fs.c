@@ -75,12 +75,18 @@ static int host_truncate(struct file *file, uint64_t size)
         return ftruncate(file->fd, (off_t)size) < 0 ? -errno : 0;
 }
 
+/* A device that cannot unmap may still write zeros by itself, faster than we could send them. */
 static int host_punch(struct file *file, uint64_t offset, uint64_t length)
 {
-        return fallocate(file->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
-                       (off_t)length) < 0
-                ? -errno
-                : 0;
+        static const int ways[] = {FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
+        int code = EOPNOTSUPP;
+
+        for (int i = 0; i < 2 && code == EOPNOTSUPP; i++)
+                code = fallocate(file->fd, ways[i] | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+                               (off_t)length) < 0
+                        ? errno
+                        : 0;
+        return -code;
 }
 
 static int host_reserve(struct file *file, uint64_t offset, uint64_t length)
