@@ -26,12 +26,18 @@ struct vhd_create_params {
         const char *parent_absolute;   /* for W2ku, a unix path; NULL: none */
 };
 
+/* The most bytes that a new disk of this block size (0: fixed) may have, in whole GiB: 2040 GiB, less
+ * where the BAT's 32-bit sector numbers end sooner (each block's data starts on 4 KiB). */
+uint64_t vhd_max_size(uint32_t block_size);
+
 /* Writes all of the image's metadata and syncs the file: after success a whole, valid, empty image
  * is durable (its directory entry is the caller's to sync). */
 int vhd_create(struct file *file, const struct vhd_create_params *params, struct error *err);
 
 /* Fills the parent_ fields' bytes of a header (name, id, time, locator slots of at least 1024 bytes)
- * for create and relink: the texts go to @blob at the offsets that the header names. */
+ * and its checksum. The slots stand one behind the other from @locators_offset (a sector's start) on;
+ * @blob gets what goes there and *ret_used how much of it: whole sectors, texts and zeros.
+ *   -EINVAL  a name or path that is no UTF-8 or too long, or @blob is too small */
 int vhd_encode_parent(struct vhd_raw_header *header, const struct vhd_create_params *params,
-                      uint64_t locators_offset, uint8_t *blob, size_t blob_size,
+                      uint64_t locators_offset, uint8_t *blob, size_t blob_size, size_t *ret_used,
                       struct error *err);
