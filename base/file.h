@@ -103,6 +103,9 @@ struct fs_ops {
 
 struct fs {
         const struct fs_ops *ops;
+        /* A simulated disk: work that an image would give to a thread of its own is done on the
+         * caller's, so that a test decides the order of all steps. */
+        bool single_threaded;
 };
 
 /* The machine's own files. */

@@ -67,6 +67,21 @@ struct grace *grace_free(struct grace *grace)
         return NULL;
 }
 
+static struct grace *readers;
+
+static void make_readers(void)
+{
+        readers = grace_new();
+}
+
+struct grace *grace_readers(void)
+{
+        static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+        pthread_once(&once, make_readers);
+        return readers;
+}
+
 uint64_t grace_enter(struct grace *grace)
 {
         unsigned stripe = own_stripe();

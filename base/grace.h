@@ -29,6 +29,10 @@ struct grace_call {
 struct grace *grace_new(void);
 struct grace *grace_free(struct grace *grace); /* NULL is fine; always returns NULL */
 
+/* The process's own, for memory that lock-free readers walk: held for the walk only, never over
+ * I/O. Lives for ever. NULL without memory (then nothing that needs it opens). */
+struct grace *grace_readers(void);
+
 uint64_t grace_enter(struct grace *grace); /* the ticket that grace_leave wants */
 void grace_leave(struct grace *grace, uint64_t ticket);
 

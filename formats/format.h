@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/file.h"
 
+struct grace;
 struct image;
 
 enum extent_kind {
@@ -89,6 +90,9 @@ struct image {
         uint8_t id[16];         /* VHD unique id; zeros for raw */
         uint8_t parent_id[16];  /* differencing only */
         bool writable;
+        /* Whoever uses a file offset that map() answered is inside (E8); NULL if nothing is ever
+         * freed in this image. Its driver's. */
+        struct grace *places;
         /* A sentence for the user about an image that opens, but not as asked (read-only because
          * of ...), or "". */
         char warning[ERROR_MESSAGE_MAX];

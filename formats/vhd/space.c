@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Places for new blocks, and the end footer ahead of them (rules E6 and E8).
+ *
+ *   S1  A durable end footer lies behind every place that is given out: the footer goes further out
+ *       and is synced before the space in front of it may be used.
+ *   S2  The file grows by the footer's write alone.
+ *   S3  A place that was freed is used again only after the round that made the freeing durable
+ *       and after everybody left who could still be reading there.
+ *   S4  What a new block does not get written reads as zeros: known zero space, or punched first.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arith.h"
+#include "base/mutant.h"
+#include "formats/vhd/image.h"
+
+#define DATA_ALIGNMENT   4096u
+#define MIN_AHEAD_BLOCKS 8u
+#define MAX_AHEAD_BLOCKS 1024u
+#define AHEAD_FRACTION   16u
+#define LAST_SECTOR      UINT64_C(0xfffffffd) /* the BAT's 32 bits, less its two special values */
+
+/* The first place at or behind @offset: data on 4 KiB, the bitmap right before it. */
+static uint64_t place_at(const struct vhd_image *vhd, uint64_t offset)
+{
+        return round_up_to(offset + vhd->bitmap_size, DATA_ALIGNMENT) - vhd->bitmap_size;
+}
+
+/* What one more block costs, gaps included. */
+static uint64_t stride(const struct vhd_image *vhd)
+{
+        return round_up_to(vhd->bitmap_size, DATA_ALIGNMENT) +
+                round_up_to(vhd->image.block_size, DATA_ALIGNMENT);
+}
+
+static uint64_t ahead_of(const struct vhd_image *vhd, uint64_t file_size)
+{
+        uint64_t n = file_size / AHEAD_FRACTION / stride(vhd);
+
+        n = MAX_OF(n, (uint64_t)MIN_AHEAD_BLOCKS);
+        return MIN_OF(n, (uint64_t)MAX_AHEAD_BLOCKS) * stride(vhd);
+}
+
+/* Where the footer should go so that at least one block fits before it, or -ENOSPC. */
+static int next_footer_offset(
+        const struct vhd_image *vhd, uint64_t next_free, uint64_t footer, uint64_t *ret)
+{
+        uint64_t limit = LAST_SECTOR * SECTOR_SIZE;
+        uint64_t least = place_at(vhd, next_free) + vhd->block_bytes;
+        uint64_t offset;
+
+        if (least > limit)
+                return -ENOSPC;
+        offset = MAX_OF(round_up_to(footer, DATA_ALIGNMENT) + ahead_of(vhd, footer), least);
+        *ret = round_up_to(MIN_OF(offset, limit), SECTOR_SIZE);
+        return *ret >= footer + SECTOR_SIZE ? 0 : -ENOSPC;
+}
+
+static int write_footer(struct vhd_image *vhd, uint64_t offset)
+{
+        return file_write(vhd->image.file, &vhd->metadata.footer.raw, VHD_FOOTER_SIZE, offset, 0);
+}
+
+/* Moves the end footer further out. The old one's bytes are made zero before anybody may be given
+ * the space: S4 counts on it. */
+static int extend(struct vhd_image *vhd, uint64_t seen_footer)
+{
+        static const uint8_t zeros[VHD_FOOTER_SIZE];
+        uint64_t old, new, next_free;
+        int r;
+
+        MUTEX_GUARD(&vhd->extend_lock);
+        pthread_mutex_lock(&vhd->lock);
+        old = vhd->footer_offset;
+        next_free = vhd->next_free;
+        pthread_mutex_unlock(&vhd->lock);
+        if (old != seen_footer)
+                return 0; /* somebody else did it meanwhile */
+        if (vhd->poisoned)
+                return -EIO;
+        r = next_footer_offset(vhd, next_free, old, &new);
+        if (r == 0 && !MUTANT("footer-not-ahead"))
+                r = write_footer(vhd, new); /* S2 */
+        if (r < 0)
+                return r;
+        if (!MUTANT("footer-not-ahead")) {
+                r = file_sync(vhd->image.file); /* S1 */
+                if (r < 0) {
+                        vhd_poison(vhd);
+                        return -EIO;
+                }
+        }
+        r = file_write(vhd->image.file, zeros, sizeof(zeros), old, 0);
+        if (r < 0)
+                return r;
+        pthread_mutex_lock(&vhd->lock);
+        vhd->footer_offset = new;
+        if (vhd->zero_from == UINT64_MAX)
+                vhd->zero_from = old;
+        pthread_mutex_unlock(&vhd->lock);
+        return 0;
+}
+
+static void *keeper_main(void *opaque)
+{
+        struct vhd_image *vhd = opaque;
+
+        pthread_mutex_lock(&vhd->lock);
+        while (!vhd->keeper_stop) {
+                bool want_extend = vhd->keeper_extend, want_flush = vhd->keeper_flush;
+                uint64_t footer = vhd->footer_offset;
+
+                if (!want_extend && !want_flush) {
+                        pthread_cond_wait(&vhd->keeper_wakes, &vhd->lock);
+                        continue;
+                }
+                vhd->keeper_extend = vhd->keeper_flush = false;
+                pthread_mutex_unlock(&vhd->lock);
+                /* Failures meet the request that needs what was not done, or the next flush. */
+                if (want_extend)
+                        extend(vhd, footer);
+                if (want_flush)
+                        vhd_flush(vhd);
+                pthread_mutex_lock(&vhd->lock);
+        }
+        pthread_mutex_unlock(&vhd->lock);
+        return NULL;
+}
+
+/* Asks the image's own thread to act before anybody has to wait; without one the need itself will
+ * make somebody do it. */
+void vhd_keeper_kick_locked(struct vhd_image *vhd, bool want_extend, bool want_flush)
+{
+        if (vhd->image.file->fs->single_threaded)
+                return;
+        if (!vhd->keeper_runs && !vhd->keeper_stop)
+                vhd->keeper_runs = pthread_create(&vhd->keeper, NULL, keeper_main, vhd) == 0;
+        vhd->keeper_extend |= want_extend;
+        vhd->keeper_flush |= want_flush;
+        pthread_cond_signal(&vhd->keeper_wakes);
+}
+
+void vhd_keeper_stop(struct vhd_image *vhd)
+{
+        bool runs;
+
+        pthread_mutex_lock(&vhd->lock);
+        runs = vhd->keeper_runs;
+        vhd->keeper_stop = true;
+        pthread_cond_signal(&vhd->keeper_wakes);
+        pthread_mutex_unlock(&vhd->lock);
+        if (runs)
+                pthread_join(vhd->keeper, NULL);
+        vhd->keeper_runs = false;
+}
+
+/* A place, taken: a freed one first, else behind the last block. -EAGAIN: the footer is in the way.
+ * *zero: the data there is known to be zeros. */
+static int take_place(struct vhd_image *vhd, uint32_t *ret, bool *zero, uint64_t *footer)
+{
+        uint64_t offset;
+
+        MUTEX_GUARD(&vhd->lock);
+        if (vhd->free_places) {
+                struct vhd_freed *freed = vhd->free_places;
+
+                vhd->free_places = freed->next;
+                *ret = freed->place;
+                *zero = freed->zero;
+                free(freed);
+                return 0;
+        }
+        *footer = vhd->footer_offset;
+        offset = place_at(vhd, vhd->next_free);
+        if (offset + vhd->block_bytes > vhd->footer_offset)
+                return -EAGAIN;
+        vhd->next_free = offset + vhd->block_bytes;
+        if (vhd->footer_offset - vhd->next_free < ahead_of(vhd, vhd->footer_offset) / 2)
+                vhd_keeper_kick_locked(vhd, true, false);
+        *ret = (uint32_t)(offset / SECTOR_SIZE);
+        *zero = vhd->zero_from != UINT64_MAX && offset + vhd->bitmap_size >= vhd->zero_from;
+        return 0;
+}
+
+/* A place that was taken and is not used after all. */
+static void give_back(struct vhd_image *vhd, uint32_t place)
+{
+        struct vhd_freed *freed = calloc(1, sizeof(*freed));
+
+        if (!freed)
+                return; /* the space is lost until the image is opened again */
+        freed->place = place;
+        MUTEX_GUARD(&vhd->lock);
+        freed->next = vhd->free_places;
+        vhd->free_places = freed;
+}
+
+/* An empty bitmap in the file takes its space now (no disk-full later, in a round), and the data
+ * area is zero where we cannot know that it is (S4). */
+static int prepare_place(struct vhd_image *vhd, uint32_t place, bool zero)
+{
+        uint64_t offset = (uint64_t)place * SECTOR_SIZE;
+        _cleanup_free_ void *empty = calloc(1, vhd->bitmap_size);
+        int r = 0;
+
+        if (!empty)
+                return -ENOMEM;
+        if (!zero && !MUTANT("skip-zero-new"))
+                r = file_punch(vhd->image.file, offset + vhd->bitmap_size, vhd->image.block_size);
+        if (r == 0)
+                r = file_write(vhd->image.file, empty, vhd->bitmap_size, offset, 0);
+        return r;
+}
+
+static int publish_place(struct vhd_image *vhd, uint32_t block, uint32_t place)
+{
+        struct vhd_bitmap *bitmap = vhd_bitmap_new(block, place, vhd->bitmap_size);
+
+        if (!bitmap)
+                return -ENOMEM;
+        MUTEX_GUARD(&vhd->lock);
+        if (vhd_bat_reserve(vhd->bat, block) < 0 || vhd_loaded_reserve_locked(vhd) < 0 ||
+                vhd_track_locked(vhd, block, VHD_BAT_UNUSED, false) < 0) {
+                vhd_bitmap_free(bitmap);
+                return -ENOMEM;
+        }
+        vhd->touched = true;
+        vhd_loaded_add_locked(vhd, bitmap);
+        vhd_bat_set_bitmap(vhd->bat, block, bitmap);
+        vhd_bat_set(vhd->bat, block, place);
+        return 0;
+}
+
+int vhd_allocate(struct vhd_image *vhd, uint32_t block, bool *ret_zero)
+{
+        uint64_t footer = 0;
+        uint32_t place;
+        bool zero;
+        int r;
+
+        *ret_zero = false;
+        MUTEX_GUARD(&vhd->alloc_lock);
+        if (vhd_bat_get(vhd->bat, block) != VHD_BAT_UNUSED)
+                return 0; /* another write of the same block was quicker */
+        while ((r = take_place(vhd, &place, &zero, &footer)) == -EAGAIN) {
+                r = extend(vhd, footer);
+                if (r < 0)
+                        return r;
+        }
+        r = prepare_place(vhd, place, zero);
+        if (r == 0)
+                r = publish_place(vhd, block, place);
+        if (r < 0) {
+                give_back(vhd, place);
+                return r;
+        }
+        *ret_zero = true;
+        return 0;
+}
+
+/* On whichever thread: all who could read there have left (S3). */
+static void place_is_free(struct grace_call *call)
+{
+        struct vhd_freed *freed =
+                (struct vhd_freed *)((char *)call - offsetof(struct vhd_freed, call));
+        struct vhd_image *vhd = freed->image;
+
+        MUTEX_GUARD(&vhd->lock);
+        freed->next = vhd->free_places;
+        vhd->free_places = freed;
+}
+
+void vhd_freed_committed_locked(struct vhd_image *vhd, uint64_t n)
+{
+        struct vhd_freed **at = &vhd->freed;
+
+        while (*at) {
+                struct vhd_freed *freed = *at;
+
+                if (freed->round > n) {
+                        at = &freed->next;
+                        continue;
+                }
+                *at = freed->next;
+                freed->next = vhd->committed;
+                vhd->committed = freed;
+        }
+}
+
+void vhd_freed_begin_grace(struct vhd_image *vhd)
+{
+        struct vhd_freed *freed;
+
+        pthread_mutex_lock(&vhd->lock);
+        freed = vhd->committed;
+        vhd->committed = NULL;
+        pthread_mutex_unlock(&vhd->lock);
+        while (freed) {
+                struct vhd_freed *next = freed->next;
+
+                freed->call.run = place_is_free;
+                grace_defer(vhd->image.places, &freed->call);
+                freed = next;
+        }
+}
+
+/* E6, clean close: the footer at the lower place, sync, truncate. At each cut in between the file
+ * ends in a valid footer. */
+int vhd_lower_footer(struct vhd_image *vhd, struct error *err)
+{
+        uint64_t end = vhd_bat_end(vhd->bat, vhd->metadata.metadata_end, vhd->block_bytes);
+        uint64_t low = round_up_to(end, SECTOR_SIZE);
+        struct file *file = vhd->image.file;
+        int r;
+
+        if (low + VHD_FOOTER_SIZE > vhd->footer_offset)
+                return 0;
+        r = write_footer(vhd, low);
+        if (r == 0)
+                r = file_sync(file);
+        if (r == 0)
+                r = file_truncate(file, low + VHD_FOOTER_SIZE);
+        if (r == 0)
+                r = file_sync(file);
+        if (r == 0)
+                return 0;
+        fail_os(err, -r, "cannot move the end footer of '%s' to offset %llu", file->path,
+                (unsigned long long)low);
+        error_set_file(err, file->path);
+        error_set_offset(err, low);
+        return r;
+}
+
+static void free_list(struct vhd_freed *freed)
+{
+        while (freed) {
+                struct vhd_freed *next = freed->next;
+
+                free(freed);
+                freed = next;
+        }
+}
+
+void vhd_space_free_all(struct vhd_image *vhd)
+{
+        free_list(vhd->freed);
+        free_list(vhd->committed);
+        free_list(vhd->free_places);
+        vhd->freed = vhd->committed = vhd->free_places = NULL;
+}
