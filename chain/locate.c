@@ -454,6 +454,28 @@ static int try_candidate(
         return try_allowed(search, root, rest, candidate->path, ret);
 }
 
+/* Does an earlier candidate end in the same name? Then it has been looked for everywhere. */
+static bool is_repeated_name(const struct locate_candidate *candidates, size_t n)
+{
+        const char *name = path_bare_name(candidates[n].text);
+
+        for (size_t i = 0; i < n; i++) {
+                const char *other = path_bare_name(candidates[i].text);
+
+                if (other && strcmp(other, name) == 0)
+                        return true;
+        }
+        return false;
+}
+
+static bool is_repeated_root(const struct search *search, size_t n)
+{
+        for (size_t i = 0; i < n; i++)
+                if (strcmp(search->roots[i].real, search->roots[n].real) == 0)
+                        return true;
+        return false;
+}
+
 /* The bare names in each root; beside the child they have been tried. */
 static int try_roots(struct search *search, const struct locate_candidate *candidates, size_t n,
         struct file **ret)
@@ -461,10 +483,13 @@ static int try_roots(struct search *search, const struct locate_candidate *candi
         for (size_t i = 0; i < n; i++) {
                 const char *name = path_bare_name(candidates[i].text);
 
-                for (size_t k = 1; name && k < search->n_roots; k++) {
+                if (!name || is_repeated_name(candidates, i))
+                        continue;
+                for (size_t k = 1; k < search->n_roots; k++) {
                         char path[PATH_TEXT_MAX];
 
-                        if (path_resolve(search->roots[k].real, name, path, sizeof(path)) < 0 ||
+                        if (is_repeated_root(search, k) ||
+                                path_resolve(search->roots[k].real, name, path, sizeof(path)) < 0 ||
                                 is_known(candidates, n, path))
                                 continue;
                         if (try_allowed(search, &search->roots[k], name, path, ret))

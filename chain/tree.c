@@ -711,16 +711,14 @@ int tree_image_root(const struct tree_node *node, char *ret, size_t ret_size)
                 return r;
         path_directory(path, directory, sizeof(directory));
         memcpy(common, directory, sizeof(common));
-        for (node = node->parent; node; node = node->parent) {
+        for (; node->parent; node = node->parent) {
                 char joined[PATH_TEXT_MAX];
                 const char *rest;
 
-                r = path_absolute(node->path, path, sizeof(path));
-                if (r < 0)
-                        return r;
-                /* Each image's own directory is a root for its parent. */
-                needed |= !path_is_beneath(path, directory, &rest);
-                path_directory(path, directory, sizeof(directory));
+                /* Each image's own directory is a root for its parent. The parent by the name that
+                 * was found: as a hard link it may have others elsewhere. */
+                needed |= !path_is_beneath(node->parent_path, directory, &rest);
+                path_directory(node->parent_path, directory, sizeof(directory));
                 path_common_directory(common, directory, joined, sizeof(joined));
                 memcpy(common, joined, sizeof(common));
         }
