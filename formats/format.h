@@ -98,14 +98,15 @@ struct image {
         char warning[ERROR_MESSAGE_MAX];
 };
 
-/* The format by name ("vhd", "raw"), or by looking (@name NULL) as docs/formats.md says: a valid tail
- * footer, or a dynamic image's head copy, is vhd; a block device is raw; a .vhd, .avhd or .vud without
- * a footer, and VHDX, qcow2, VMDK, VDI, .vmcx and XML by their magic, are errors that say what to do. */
+/* The format by name ("vhd", "raw"; what the file holds is then its driver's to check), or by looking
+ * (@name NULL) as docs/formats.md says. VHDX, qcow2, VMDK, VDI, .vmcx and XML by their magic, and what
+ * could be two things, are errors that say what to do. */
 int format_find(struct file *file, const char *name, const struct format **ret, struct error *err);
 extern const struct format vhd_format;
 extern const struct format raw_format;
 
-/* Opens the file's lock as @flags ask, finds the format (@name may be NULL) and opens. */
+/* Takes the file's lock as @flags ask, finds the format (@name may be NULL) and opens. The file is
+ * taken over on success only; on failure it is the caller's, without a lock. */
 int image_open(struct file *file, const char *name, unsigned flags, struct image **ret,
                struct error *err);
 int image_close(struct image *image, struct error *err); /* clean */

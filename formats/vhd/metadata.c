@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/arith.h"
+#include "base/quote.h"
 #include "formats/vhd/hyperv.h"
 
 #define TAPDISK_MARK 0xC7
@@ -145,6 +146,7 @@ static int fail_no_tail(struct file *file, const struct vhd_footer_copy *head,
         const struct vhd_footer_copy *tail, struct error *err)
 {
         bool usable = head_may_be_believed(head, tail);
+        char quoted[QUOTE_TEXT_MAX];
         int r = tail->result;
 
         if (err)
@@ -174,7 +176,8 @@ static int fail_no_tail(struct file *file, const struct vhd_footer_copy *head,
                 error_set_hyperv(err, HYPERV_FOOTER_MISSING);
         }
         if (usable)
-                error_set_hint(err, "vhdctl check --repair --use head '%s'", file->path);
+                error_set_hint(err, "vhdctl check --repair --use head %s",
+                        shell_quote(file->path, quoted, sizeof(quoted)));
         error_set_file(err, file->path);
         return r;
 }
