@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/quote.h"
 #include "base/uuid.h"
 #include "chain/beneath.h"
 #include "chain/paths.h"
@@ -548,27 +549,27 @@ static void root_for(const struct search *search, char *ret, size_t ret_size)
 
 static void hint_relink(struct search *search, struct error *err)
 {
-        char child[PATH_TEXT_MAX], parent[PATH_TEXT_MAX], quoted[PATH_TEXT_MAX];
+        char child[QUOTE_TEXT_MAX], parent[PATH_TEXT_MAX], quoted[QUOTE_TEXT_MAX];
 
-        path_quoted(search->child->path, child, sizeof(child));
+        shell_quote(search->child->path, child, sizeof(child));
         if (!search->quick && lies_on_host(search->child) &&
                 find_by_id(search, parent, sizeof(parent)))
                 error_set_hint(err, "vhdctl relink %s --parent %s", child,
-                        path_quoted(parent, quoted, sizeof(quoted)));
+                        shell_quote(parent, quoted, sizeof(quoted)));
         else
                 error_set_hint(err, "vhdctl relink %s --parent FILE", child);
 }
 
 static int fail_outside(struct search *search, struct error *err)
 {
-        char root[PATH_TEXT_MAX], quoted[PATH_TEXT_MAX];
+        char root[PATH_TEXT_MAX], quoted[QUOTE_TEXT_MAX];
 
         fail(err, EPERM,
                 "parent '%s' of '%s' lies outside the directories where parents may be looked for",
                 search->outside, search->child->path);
         error_set_hyperv(err, HYPERV_PARENT_ACCESS);
         root_for(search, root, sizeof(root));
-        error_set_hint(err, "--image-root %s", path_quoted(root, quoted, sizeof(quoted)));
+        error_set_hint(err, "--image-root %s", shell_quote(root, quoted, sizeof(quoted)));
         return -EPERM;
 }
 
@@ -744,7 +745,7 @@ int locate_parent(struct file *child, const struct vhd_metadata *metadata,
                 .wanted = metadata->header.parent_id,
                 .quick = roots && roots->quick,
         };
-        char quoted[PATH_TEXT_MAX];
+        char quoted[QUOTE_TEXT_MAX];
         int r;
 
         r = file_stat_get(child, &search.child_stat);
@@ -762,7 +763,7 @@ int locate_parent(struct file *child, const struct vhd_metadata *metadata,
                 error_set_file(err, child->path);
                 error_set_hyperv(err, HYPERV_PARENT_NOT_FOUND);
                 error_set_hint(err, "--parent FILE, the raw disk under %s",
-                        path_quoted(child->path, quoted, sizeof(quoted)));
+                        shell_quote(child->path, quoted, sizeof(quoted)));
                 return -ENOENT;
         }
         return locate_by_hints(&search, &metadata->header, roots, ret, err);

@@ -258,27 +258,3 @@ bool path_same_name_folded(const char *a, const char *b)
                         return false;
         return !*a && !*b;
 }
-
-const char *path_quoted(const char *text, char *ret, size_t ret_size)
-{
-        static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                    "0123456789_-./,:+@%=";
-        size_t used = 0;
-
-        if (*text && text[0] != '-' && strspn(text, plain) == strlen(text)) {
-                snprintf(ret, ret_size, "%s", text);
-                return ret;
-        }
-        ret[used++] = '\'';
-        for (const char *p = text; *p && used + 6 < ret_size; p++) {
-                if (*p == '\'') {
-                        memcpy(ret + used, "'\\''", 4);
-                        used += 4;
-                } else {
-                        ret[used++] = *p;
-                }
-        }
-        ret[used++] = '\'';
-        ret[used] = '\0';
-        return ret;
-}

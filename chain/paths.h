@@ -55,6 +55,3 @@ int path_absolute(const char *path, char *ret, size_t ret_size);
 /* The two names in one case, as NTFS compares them (a code point at a time; what is no UTF-8 is
  * compared byte by byte). */
 bool path_same_name_folded(const char *a, const char *b);
-
-/* @text in single quotes where a shell needs them; as it is where not. Cut where @ret ends. */
-const char *path_quoted(const char *text, char *ret, size_t ret_size);

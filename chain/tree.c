@@ -15,6 +15,7 @@
 #include <strings.h>
 #include <sys/stat.h>
 
+#include "base/quote.h"
 #include "base/uuid.h"
 #include "chain/paths.h"
 #include "formats/vhd/hyperv.h"
@@ -418,7 +419,7 @@ static int link_parents(struct tree *tree, struct index *index, const struct loc
 static void break_cycle(struct tree_node *first)
 {
         struct tree_node *cut = first, *node = first;
-        char quoted[PATH_TEXT_MAX];
+        char quoted[QUOTE_TEXT_MAX];
 
         do {
                 node->in_cycle = true;
@@ -431,7 +432,7 @@ static void break_cycle(struct tree_node *first)
         error_set_file(&cut->error, cut->path);
         error_set_hyperv(&cut->error, HYPERV_CHAIN_CYCLE);
         error_set_hint(&cut->error, "vhdctl relink %s --parent FILE, or bring back a copy of it",
-                path_quoted(cut->path, quoted, sizeof(quoted)));
+                shell_quote(cut->path, quoted, sizeof(quoted)));
         cut->parent = NULL;
 }
 
@@ -518,7 +519,7 @@ static void find_copies(struct tree_node **sorted, size_t n)
 /* The command that mends a broken link, now that all files are known. */
 static void improve_hint(struct tree_node *node, struct tree_node **sorted, size_t n)
 {
-        char child[PATH_TEXT_MAX], quoted[PATH_TEXT_MAX], id[UUID_TEXT_SIZE];
+        char child[QUOTE_TEXT_MAX], quoted[QUOTE_TEXT_MAX], id[UUID_TEXT_SIZE];
         struct tree_node *right;
 
         if (!node->readable || !node->error.code || node->type != VHD_TYPE_DIFFERENCING ||
@@ -527,12 +528,12 @@ static void improve_hint(struct tree_node *node, struct tree_node **sorted, size
         if (node->error.code == ELOOP ||
                 (node->error.code == EPERM && strncmp(node->error.hint, "--image-root", 12) == 0))
                 return;
-        path_quoted(node->path, child, sizeof(child));
+        shell_quote(node->path, child, sizeof(child));
         right = find_id(sorted, n, node->parent_id);
         node->error.hint[0] = '\0';
         if (right && right != node)
                 error_set_hint(&node->error, "vhdctl relink %s --parent %s", child,
-                        path_quoted(right->path, quoted, sizeof(quoted)));
+                        shell_quote(right->path, quoted, sizeof(quoted)));
         else
                 error_set_hint(&node->error,
                         "bring back the image with id %s, or vhdctl relink %s --parent FILE",

@@ -128,15 +128,3 @@ Test(path_same_name_folded, folds_letters_and_nothing_else)
         cr_expect(path_same_name_folded("A\xff", "a\xff"));
         cr_expect_not(path_same_name_folded("\xc3", "\xc3\x9c")); /* cut off */
 }
-
-Test(path_quoted, can_be_pasted_into_a_shell)
-{
-        char text[64];
-
-        cr_expect_str_eq(path_quoted("/vm/a.vhd", text, sizeof(text)), "/vm/a.vhd");
-        cr_expect_str_eq(path_quoted("/vm/Virtual Hard Disks", text, sizeof(text)),
-                "'/vm/Virtual Hard Disks'");
-        cr_expect_str_eq(path_quoted("it's", text, sizeof(text)), "'it'\\''s'");
-        cr_expect_str_eq(path_quoted("-x", text, sizeof(text)), "'-x'");
-        cr_expect_str_eq(path_quoted("a$(b)`c`", text, sizeof(text)), "'a$(b)`c`'");
-}

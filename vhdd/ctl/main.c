@@ -13,7 +13,7 @@
 #include "vhdd/ctl/output.h"
 
 /* The verbs, in the order in which --help lists them. */
-#define COMMANDS(X)   X(tree)
+#define COMMANDS(X)   X(tree) X(seal)
 #define DECLARE(name) extern const struct command command_##name;
 COMMANDS(DECLARE)
 #define ADDRESS(name) &command_##name,
