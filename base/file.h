@@ -32,6 +32,7 @@ struct file_stat {
         uint64_t size;          /* of a block device: its capacity */
         uint64_t allocated;     /* bytes that take space */
         uint64_t device, inode; /* of a block device: its own number and 0 */
+        int64_t birth_ns;       /* when the inode was made; 0: the file system does not say */
         int64_t mtime_s;        /* seconds since 1970 UTC */
         uint32_t mtime_ns;
         uint32_t owner; /* uid */

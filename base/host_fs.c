@@ -112,6 +112,16 @@ static int host_seek(struct file *file, uint64_t offset, bool data, uint64_t *re
         return 0;
 }
 
+/* Tells a new file from one that had its inode before. */
+static int64_t birth_of(int fd)
+{
+        struct statx stx;
+
+        if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &stx) < 0 || !(stx.stx_mask & STATX_BTIME))
+                return 0;
+        return stx.stx_btime.tv_sec * INT64_C(1000000000) + stx.stx_btime.tv_nsec;
+}
+
 static int host_stat(struct file *file, struct file_stat *ret)
 {
         struct stat st;
@@ -129,6 +139,7 @@ static int host_stat(struct file *file, struct file_stat *ret)
                 .is_regular = S_ISREG(st.st_mode),
                 .is_block = S_ISBLK(st.st_mode),
         };
+        ret->birth_ns = birth_of(file->fd);
         if (ret->is_block) {
                 ret->device = st.st_rdev;
                 ret->inode = 0;

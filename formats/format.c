@@ -180,6 +180,13 @@ int format_find(struct file *file, const char *name, const struct format **ret, 
         return find_format(file, name, 0, ret, err);
 }
 
+static enum file_lock lock_for(unsigned flags)
+{
+        if (flags & IMAGE_WRITABLE)
+                return FILE_LOCK_WRITE;
+        return flags & IMAGE_LOOSE_LOCK ? FILE_LOCK_READ_LOOSE : FILE_LOCK_READ;
+}
+
 int image_open(
         struct file *file, const char *name, unsigned flags, struct image **ret, struct error *err)
 {
@@ -187,8 +194,7 @@ int image_open(
         int r;
 
         if (!(flags & IMAGE_NO_LOCK)) {
-                r = file_lock_set(
-                        file, flags & IMAGE_WRITABLE ? FILE_LOCK_WRITE : FILE_LOCK_READ, err);
+                r = file_lock_set(file, lock_for(flags), err);
                 if (r < 0) {
                         error_set_file(err, file->path);
                         return r;

@@ -37,6 +37,7 @@ struct extent {
 
 enum map_flags {
         MAP_NOWAIT = 1u << 0, /* -EAGAIN rather than I/O */
+        MAP_PRESENT = 1u << 2, /* the caller knows that the range is present, and it stays so */
         MAP_HOLES = 1u << 1,  /* look for holes in the file too: what is none of it is EXTENT_ZERO */
 };
 
@@ -45,6 +46,8 @@ enum image_type { IMAGE_RAW, IMAGE_FIXED, IMAGE_DYNAMIC, IMAGE_DIFFERENCING };
 enum image_flags {
         IMAGE_WRITABLE = 1u << 0,
         IMAGE_FORCE = 1u << 1,    /* damaged: read what can be read, -EIO for bad blocks */
+        IMAGE_LOOSE_LOCK = 1u << 3, /* bear with a writer elsewhere: headers only (info) */
+        IMAGE_VOLATILE = 1u << 4, /* thrown away at the end: nothing need survive this process */
         IMAGE_NO_LOCK = 1u << 2,  /* the caller holds the lock (descriptors passed on), or a test */
 };
 
@@ -60,6 +63,9 @@ struct format {
          * image's size). */
         int (*map)(struct image *image, uint64_t offset, uint64_t length, unsigned flags,
                    struct extent *ret);
+        /* Optional (flat images: NULL, they hold everything). Does the image have a block at
+         * @offset, whatever its bitmap says? Never waits. */
+        bool (*holds)(const struct image *image, uint64_t offset);
         /* Required. Room for [offset, offset + length), all in one block and whole sectors (flat
          * images: any range). Answers where the data goes. Allocates in memory where needed; then
          * *ret_zero says whether the space reads as zeros. May do I/O unless MAP_NOWAIT. */

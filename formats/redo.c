@@ -26,6 +26,7 @@ struct redo_head {
         uint32_t n_slots;
         uint8_t boot_id[16];
         uint64_t device, inode;
+        int64_t birth_ns;
         uint8_t image_id[16];
         uint64_t metadata_hash;
         uint32_t block_size;
@@ -49,7 +50,7 @@ static_assert(sizeof(struct slot) == 32, "two slots a cache line");
 
 struct redo {
         /* immutable after open */
-        struct region *region;
+        struct region *region; /* NULL: volatile */
         struct redo_head *head;
         struct slot *slots;
         uint32_t n_slots;
@@ -88,6 +89,7 @@ static void fill_head(struct redo_head *head, struct file *file, const struct fi
         fs_boot_id(file->fs, head->boot_id);
         head->device = st->device;
         head->inode = st->inode;
+        head->birth_ns = st->birth_ns;
         memcpy(head->image_id, ident->image_id, sizeof(head->image_id));
         head->metadata_hash = ident->metadata_hash;
         head->block_size = ident->block_size;
@@ -110,7 +112,7 @@ static bool is_current(const struct region *region, struct file *file, const str
                 return false;
         fs_boot_id(file->fs, boot_id);
         return !memcmp(head->boot_id, boot_id, sizeof(boot_id)) && head->device == st->device &&
-                head->inode == st->inode;
+                head->inode == st->inode && head->birth_ns == st->birth_ns;
 }
 
 static struct slot *slot_of(const struct redo *redo, uint64_t sequence)
@@ -224,12 +226,35 @@ int redo_open(struct file *file, const struct redo_ident *ident, bool writable, 
         return 0;
 }
 
+int redo_open_volatile(struct redo **ret, struct error *err)
+{
+        uint32_t n_slots = (uint32_t)((REGION_SIZE - HEAD_SIZE) / sizeof(struct slot));
+        struct redo *redo = calloc(1, sizeof(*redo));
+        char *data = calloc(1, REGION_SIZE);
+
+        if (!redo || !data) {
+                free(redo);
+                free(data);
+                return fail(err, ENOMEM, "no memory for a scratch image");
+        }
+        redo->head = (struct redo_head *)data;
+        redo->slots = (struct slot *)(data + HEAD_SIZE);
+        redo->n_slots = n_slots;
+        redo->next = 1;
+        atomic_store(&redo->head->tail, 1);
+        *ret = redo;
+        return 0;
+}
+
 struct redo *redo_close(struct redo *redo, bool remove)
 {
-        if (redo) {
+        if (!redo)
+                return NULL;
+        if (redo->region)
                 region_close(redo->region, remove);
-                free(redo);
-        }
+        else
+                free(redo->head);
+        free(redo);
         return NULL;
 }
 

@@ -57,6 +57,8 @@ enum redo_found {
  * it; an existing one is taken over with its records. Read-only: *ret is NULL with REDO_NONE. */
 int redo_open(struct file *file, const struct redo_ident *ident, bool writable, struct redo **ret,
         enum redo_found *found, struct error *err);
+/* A ring in plain memory, for an image that is thrown away at the end. */
+int redo_open_volatile(struct redo **ret, struct error *err);
 /* Ends it. @remove: a clean close, nothing is left to replay. NULL is fine. */
 struct redo *redo_close(struct redo *redo, bool remove);
 

@@ -173,7 +173,7 @@ int vhd_bitmap_load_words_locked(struct vhd_image *vhd, uint32_t block, uint32_t
 /* One look at entry and bitmap. -EAGAIN with *place set: the bitmap is not loaded. 1: they did not
  * belong together, look again. */
 static int look(struct vhd_image *vhd, uint32_t block, uint32_t in_block, uint32_t length,
-        struct extent *ret, uint32_t *place)
+        unsigned map_flags, struct extent *ret, uint32_t *place)
 {
         uint32_t first = in_block / (uint32_t)SECTOR_SIZE;
         uint32_t last = (in_block + length - 1) / (uint32_t)SECTOR_SIZE;
@@ -189,6 +189,8 @@ static int look(struct vhd_image *vhd, uint32_t block, uint32_t in_block, uint32
                 return 0;
         }
         bitmap = vhd_bat_bitmap(vhd->bat, block);
+        if (map_flags & MAP_PRESENT)
+                bitmap = VHD_BITMAP_FULL; /* a frozen layer: the place does not change either */
         if (!bitmap)
                 return -EAGAIN;
         if (bitmap == VHD_BITMAP_FULL) {
@@ -219,7 +221,7 @@ static int vhd_map(
         for (;;) {
                 uint64_t ticket = grace_enter(grace_readers());
                 uint32_t place;
-                int r = look(vhd, block, in_block, here, ret, &place);
+                int r = look(vhd, block, in_block, here, flags, ret, &place);
 
                 grace_leave(grace_readers(), ticket);
                 if (r == 1)
@@ -230,6 +232,13 @@ static int vhd_map(
                 if (r < 0)
                         return r;
         }
+}
+
+static bool vhd_holds(const struct image *image, uint64_t offset)
+{
+        const struct vhd_image *vhd = (const struct vhd_image *)image;
+
+        return vhd_bat_get(vhd->bat, (uint32_t)(offset >> vhd->block_shift)) != VHD_BAT_UNUSED;
 }
 
 /* --- writing */
@@ -526,7 +535,7 @@ static int zero_batmap(struct vhd_image *vhd, struct error *err)
                 (unsigned long long)map);
 }
 
-static int open_writable(struct vhd_image *vhd, struct error *err)
+static int open_writable(struct vhd_image *vhd, unsigned flags, struct error *err)
 {
         struct file *file = vhd->image.file;
         int r;
@@ -535,7 +544,8 @@ static int open_writable(struct vhd_image *vhd, struct error *err)
         if (!vhd->image.places)
                 return fail(err, ENOMEM, "no memory to open '%s'", file->path);
         vhd->image.writable = true;
-        r = open_redo(vhd, true, err);
+        r = flags & IMAGE_VOLATILE ? redo_open_volatile(&vhd->redo, err)
+                                   : open_redo(vhd, true, err);
         if (r < 0 || !vhd->image.writable)
                 return r;
         r = vhd_renew_old_footer(vhd->image.file, &vhd->metadata, err);
@@ -621,7 +631,7 @@ static int open_dynamic(struct file *file, const struct vhd_metadata *metadata, 
         if (r == 0 && flags & IMAGE_WRITABLE)
                 r = vhd_check_writable(file, &vhd->metadata, flags, err);
         if (r == 0)
-                r = flags & IMAGE_WRITABLE ? open_writable(vhd, err) : open_redo(vhd, false, err);
+                r = flags & IMAGE_WRITABLE ? open_writable(vhd, flags, err) : open_redo(vhd, false, err);
         if (r < 0) {
                 vhd->redo = redo_close(vhd->redo, false);
                 return r;
@@ -679,6 +689,7 @@ const struct format vhd_format = {
         .open = vhd_open,
         .close = vhd_close,
         .map = vhd_map,
+        .holds = vhd_holds,
         .prepare = vhd_prepare,
         .complete = vhd_complete,
         .discard = vhd_discard,

@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Opening and closing: from the leaf to the root, each parent found, locked and checked. */
+#include "chain/chain.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arith.h"
+#include "base/mutant.h"
+#include "base/uuid.h"
+#include "chain/internal.h"
+#include "chain/locate.h"
+#include "chain/scratch.h"
+#include "formats/raw/device.h"
+#include "formats/vhd/hyperv.h"
+#include "formats/vhd/metadata.h"
+
+#define PREFERRED_SIZE 4096u
+
+struct opening {
+        const struct chain_options *options;
+        struct fs *fs;
+        struct chain *chain; /* layers leaf first until all are open */
+        struct error *err;
+        unsigned capacity;
+};
+
+static void warn(const struct opening *o, const char *sentence)
+{
+        if (o->options->warn && sentence[0])
+                o->options->warn(o->options->opaque, sentence);
+}
+
+static int add_layer(struct opening *o, struct image *image)
+{
+        struct chain *chain = o->chain;
+
+        if (chain->n_layers == o->capacity) {
+                unsigned capacity = o->capacity ? 2 * o->capacity : 8;
+                struct image **layers = reallocarray(chain->layers, capacity, sizeof(*layers));
+
+                if (!layers)
+                        return fail(o->err, ENOMEM, "no memory for a chain of %u images", capacity);
+                chain->layers = layers;
+                o->capacity = capacity;
+        }
+        chain->layers[chain->n_layers++] = image;
+        warn(o, image->warning);
+        return 0;
+}
+
+static unsigned image_flags_of(const struct opening *o, bool is_leaf)
+{
+        const struct chain_options *options = o->options;
+        unsigned flags = options->force ? IMAGE_FORCE : 0;
+
+        if (is_leaf && options->writable && !options->scratch && !options->force)
+                flags |= IMAGE_WRITABLE;
+        if (options->loose_lock)
+                flags |= IMAGE_LOOSE_LOCK;
+        return flags;
+}
+
+/* Takes @file over in any case. */
+static int open_layer(struct opening *o, struct file *file, const char *format, bool is_leaf)
+{
+        struct image *image;
+        int r = image_open(file, format, image_flags_of(o, is_leaf), &image, o->err);
+
+        if (r < 0) {
+                file_close(file);
+                return r;
+        }
+        r = add_layer(o, image);
+        if (r < 0)
+                image_abandon(image);
+        return r;
+}
+
+/* The same file or the same id twice: the chain comes back to itself. */
+static int check_loop(struct opening *o, struct file *parent, const struct image *child)
+{
+        struct file_stat st, other;
+        int r = file_stat_get(parent, &st);
+
+        for (unsigned i = 0; r == 0 && i < o->chain->n_layers; i++) {
+                r = file_stat_get(o->chain->layers[i]->file, &other);
+                if (r == 0 && other.device == st.device && other.inode == st.inode) {
+                        fail(o->err, ELOOP,
+                                "'%s' asks for the parent '%s', which stands on it: the chain is a loop",
+                                child->file->path, parent->path);
+                        error_set_file(o->err, child->file->path);
+                        error_set_hyperv(o->err, HYPERV_CHAIN_CYCLE);
+                        return -ELOOP;
+                }
+        }
+        if (r < 0)
+                return fail_os(o->err, -r, "cannot look at '%s'", parent->path);
+        if (o->chain->n_layers < CHAIN_MAX_DEPTH)
+                return 0;
+        return fail(o->err, ELOOP, "the chain of '%s' is deeper than %u images",
+                o->chain->layers[0]->file->path, CHAIN_MAX_DEPTH);
+}
+
+static int open_parent(struct opening *o, struct image *child)
+{
+        const struct chain_options *options = o->options;
+        unsigned index = o->chain->n_layers - 1;
+        const char *named = index < options->n_parents ? options->parents[index] : NULL;
+        struct locate_roots roots = {
+                .roots = options->image_roots, .n_roots = options->n_image_roots};
+        _cleanup_free_ struct vhd_metadata *metadata = malloc(sizeof(*metadata));
+        struct file *file;
+        int r;
+
+        if (!metadata)
+                return fail(o->err, ENOMEM, "no memory to open the parent of '%s'",
+                        child->file->path);
+        r = vhd_metadata_read(
+                child->file, options->force ? VHD_READ_FORCE : 0, metadata, o->err);
+        if (r == 0)
+                r = locate_parent(child->file, metadata, &roots, named, &file, o->err);
+        if (r < 0)
+                return r;
+        r = check_loop(o, file, child);
+        if (r < 0) {
+                file_close(file);
+                return r;
+        }
+        /* tapdisk's way to ask for a raw parent is to ask for no id. */
+        r = open_layer(o, file, uuid_is_zero(child->parent_id) ? "raw" : "vhd", false);
+        if (r < 0)
+                return fail_prefix(o->err, r, "opening the parent of '%s'", child->file->path);
+        return 0;
+}
+
+static int open_parents(struct opening *o)
+{
+        struct chain *chain = o->chain;
+
+        for (;;) {
+                struct image *last = chain->layers[chain->n_layers - 1];
+                int r;
+
+                if (last->type != IMAGE_DIFFERENCING)
+                        return 0;
+                if (o->options->leaf_only) {
+                        chain->leaf_only = true;
+                        return 0;
+                }
+                r = open_parent(o, last);
+                if (r < 0)
+                        return r;
+        }
+}
+
+/* From leaf-first, as they were found, to root-first, as everything else counts. */
+static void turn_round(struct chain *chain)
+{
+        for (unsigned i = 0, k = chain->n_layers - 1; i < k; i++, k--) {
+                struct image *other = chain->layers[i];
+
+                chain->layers[i] = chain->layers[k];
+                chain->layers[k] = other;
+        }
+        chain->leaf = chain->layers[chain->n_layers - 1];
+        chain->size = chain->leaf->size;
+}
+
+/* E4: what a dead process wrote into any image of the chain looks durable and may not be. */
+static int sync_all(struct opening *o)
+{
+        if (MUTANT("no-sync-at-open"))
+                return 0;
+        for (unsigned i = 0; i < o->chain->n_layers; i++) {
+                struct file *file = o->chain->layers[i]->file;
+                int r = file_sync(file);
+
+                if (r < 0) {
+                        error_set_file(o->err, file->path);
+                        return fail_os(o->err, -r, "cannot sync '%s' before it is written to",
+                                file->path);
+                }
+        }
+        return 0;
+}
+
+static int open_scratch(struct opening *o)
+{
+        struct image *image;
+        int r = scratch_make(
+                o->fs, o->options->scratch_directory, o->chain->layers[0], &image, o->err);
+
+        if (r < 0)
+                return r;
+        r = add_layer(o, image);
+        if (r < 0)
+                image_abandon(image);
+        o->chain->scratch = true;
+        /* It was found last and is the leaf: to the front of a leaf-first list. */
+        for (unsigned i = o->chain->n_layers - 1; r == 0 && i > 0; i--) {
+                o->chain->layers[i] = o->chain->layers[i - 1];
+                o->chain->layers[i - 1] = image;
+        }
+        return r;
+}
+
+static int open_all(struct opening *o, const char *path)
+{
+        bool for_writing = image_flags_of(o, true) & IMAGE_WRITABLE;
+        struct file *file;
+        int r = device_open(o->fs, path, for_writing ? FILE_WRITE : FILE_READ, &file, o->err);
+
+        if (r == 0)
+                r = open_layer(o, file, o->options->format, true);
+        if (r == 0)
+                r = open_parents(o);
+        if (r == 0 && o->chain->layers[0]->writable)
+                r = sync_all(o);
+        if (r == 0 && o->options->scratch)
+                r = open_scratch(o);
+        if (r < 0)
+                return r;
+        turn_round(o->chain);
+        o->chain->gates = gates_new();
+        if (!o->chain->gates)
+                return fail(o->err, ENOMEM, "no memory to open '%s'", path);
+        return resolver_new(o->chain->layers, o->chain->n_layers, o->chain->size,
+                &o->chain->resolver, o->err);
+}
+
+int chain_open(const char *path, const struct chain_options *options, struct chain **ret,
+        struct error *err)
+{
+        _cleanup_(chain_abandonp) struct chain *chain = calloc(1, sizeof(*chain));
+        struct opening o = {
+                .options = options,
+                .fs = options->fs ? options->fs : host_fs(),
+                .chain = chain,
+                .err = err,
+        };
+        int r;
+
+        if (!chain)
+                return fail(err, ENOMEM, "no memory to open '%s'", path);
+        if (options->direct)
+                return fail(err, ENOTSUP,
+                        "'%s' cannot be opened past the page cache: use --cache writeback", path);
+        r = open_all(&o, path);
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(chain);
+        return 0;
+}
+
+static void chain_free(struct chain *chain)
+{
+        chain->resolver = resolver_free(chain->resolver);
+        chain->gates = gates_free(chain->gates);
+        free(chain->layers);
+        free(chain);
+}
+
+int chain_close(struct chain *chain, struct error *err)
+{
+        int result = 0;
+
+        /* The leaf first: its flush is the one that can fail. */
+        for (unsigned i = chain->n_layers; i-- > 0;) {
+                struct image *image = chain->layers[i];
+                int r = 0;
+
+                if (image->writable && !chain->scratch)
+                        r = image_close(image, result == 0 ? err : NULL);
+                else
+                        image_abandon(image);
+                if (r < 0 && result == 0)
+                        result = r;
+        }
+        chain->n_layers = 0;
+        chain_free(chain);
+        return result;
+}
+
+struct chain *chain_abandon(struct chain *chain)
+{
+        if (!chain)
+                return NULL;
+        for (unsigned i = chain->n_layers; i-- > 0;)
+                image_abandon(chain->layers[i]);
+        chain_free(chain);
+        return NULL;
+}
+
+uint64_t chain_size(const struct chain *chain)
+{
+        return chain->size;
+}
+
+bool chain_is_writable(const struct chain *chain)
+{
+        return chain->leaf->writable;
+}
+
+unsigned chain_depth(const struct chain *chain)
+{
+        return chain->n_layers;
+}
+
+const struct image *chain_layer(const struct chain *chain, unsigned layer)
+{
+        return chain->layers[layer];
+}
+
+const char *chain_layer_path(const struct chain *chain, unsigned layer)
+{
+        return chain->layers[layer]->file->path;
+}
+
+uint32_t chain_preferred_size(const struct chain *chain)
+{
+        return PREFERRED_SIZE;
+}
+
+void chain_counters_get(const struct chain *chain, struct chain_counters *ret)
+{
+        *ret = (struct chain_counters){
+                .reads = atomic_load(&chain->reads),
+                .writes = atomic_load(&chain->writes),
+                .zeros = atomic_load(&chain->zeros),
+                .trims = atomic_load(&chain->trims),
+                .flushes = atomic_load(&chain->flushes),
+                .bytes_read = atomic_load(&chain->bytes_read),
+                .bytes_written = atomic_load(&chain->bytes_written),
+        };
+}

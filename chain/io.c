@@ -1,0 +1,524 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Requests: reads resolve and copy; writes, zeros and trims go to the leaf, block by block, each
+ * through its block's gate (rule E7).
+ *
+ *   a write:  gate -> prepare (a place) -> data -> complete (record, bits) -> resolver -> gate
+ */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arith.h"
+#include "base/mutant.h"
+#include "chain/internal.h"
+
+#define FLAT_STEP (UINT64_C(1) << 21) /* flat images pass their gates in steps of this size */
+
+static int check_range(const struct chain *chain, uint64_t offset, uint64_t length)
+{
+        return range_inside(offset, length, chain->size) ? 0 : -EINVAL;
+}
+
+static unsigned map_flags_of(unsigned flags)
+{
+        return (flags & CHAIN_NOWAIT ? MAP_NOWAIT : 0) | (flags & CHAIN_HOLES ? MAP_HOLES : 0);
+}
+
+/* --- tickets (E8) */
+
+uint64_t chain_ticket_get(struct chain *chain)
+{
+        return chain->leaf->places ? grace_enter(chain->leaf->places) : 0;
+}
+
+void chain_ticket_put(struct chain *chain, uint64_t ticket)
+{
+        if (chain->leaf->places)
+                grace_leave(chain->leaf->places, ticket);
+}
+
+/* --- mapping */
+
+int chain_map(struct chain *chain, uint64_t offset, uint64_t length, unsigned flags,
+        struct chain_extent *ret)
+{
+        int r = check_range(chain, offset, length);
+
+        if (r < 0 || length == 0)
+                return -EINVAL;
+        r = resolve(chain->resolver, offset, length, map_flags_of(flags), ret);
+        if (r == 0 && ret->kind == EXTENT_ABSENT && chain->leaf_only)
+                return -EIO; /* a parent that was not opened has it, or not: nobody knows */
+        return r;
+}
+
+int chain_status(struct chain *chain, uint64_t offset, uint64_t length, unsigned flags,
+        struct chain_extent *ret)
+{
+        uint64_t end = offset + length;
+        int r = chain_map(chain, offset, length, flags, ret);
+
+        while (r == 0 && offset + ret->length < end) {
+                uint64_t at = offset + ret->length;
+                struct chain_extent next;
+
+                r = chain_map(chain, at, end - at, flags, &next);
+                if (r < 0) /* what is known so far is an answer */
+                        return 0;
+                if (next.kind != ret->kind || next.depth != ret->depth)
+                        break;
+                ret->length += next.length;
+        }
+        return r;
+}
+
+/* --- reading */
+
+static int read_extent(const struct chain_extent *extent, void *data, unsigned flags)
+{
+        ssize_t got;
+
+        if (extent->kind != EXTENT_DATA) {
+                memset(data, 0, extent->length);
+                return 0;
+        }
+        got = file_read(extent->file, data, extent->length, extent->file_offset,
+                flags & CHAIN_NOWAIT ? FILE_NOWAIT : 0);
+        if (got == (ssize_t)extent->length)
+                return 0;
+        if (flags & CHAIN_NOWAIT && (got >= 0 || got == -EOPNOTSUPP))
+                return -EAGAIN;
+        if (got >= 0)
+                return -EIO; /* the file ends inside a block: never zeros for what is lost */
+        return (int)got;
+}
+
+static int read_range(
+        struct chain *chain, uint8_t *data, uint64_t length, uint64_t offset, unsigned flags)
+{
+        while (length > 0) {
+                struct chain_extent extent;
+                int r = chain_map(chain, offset, length, flags & CHAIN_NOWAIT, &extent);
+
+                if (r == 0)
+                        r = read_extent(&extent, data, flags);
+                if (r < 0)
+                        return r;
+                data += extent.length;
+                offset += extent.length;
+                length -= extent.length;
+        }
+        return 0;
+}
+
+int chain_read(struct chain *chain, void *data, size_t length, uint64_t offset, unsigned flags)
+{
+        uint64_t ticket;
+        int r = check_range(chain, offset, length);
+
+        if (r < 0)
+                return r;
+        ticket = chain_ticket_get(chain);
+        r = read_range(chain, data, length, offset, flags);
+        chain_ticket_put(chain, ticket);
+        if (r == 0) {
+                atomic_fetch_add_explicit(&chain->reads, 1, memory_order_relaxed);
+                atomic_fetch_add_explicit(&chain->bytes_read, length, memory_order_relaxed);
+        }
+        return r;
+}
+
+int chain_cache(struct chain *chain, uint64_t length, uint64_t offset)
+{
+        int r = check_range(chain, offset, length);
+
+        while (r == 0 && length > 0) {
+                struct chain_extent extent;
+
+                r = chain_map(chain, offset, length, 0, &extent);
+                if (r < 0)
+                        break;
+                if (extent.kind == EXTENT_DATA && extent.file->fd >= 0)
+                        posix_fadvise(extent.file->fd, (off_t)extent.file_offset,
+                                (off_t)extent.length, POSIX_FADV_WILLNEED);
+                offset += extent.length;
+                length -= extent.length;
+        }
+        return r;
+}
+
+/* --- what a change needs to know */
+
+/* One change of one block of the leaf. */
+struct change {
+        struct chain *chain;
+        uint64_t offset, length; /* within one block */
+        unsigned flags;
+        bool needs_round; /* FUA: something that describes it is not durable */
+};
+
+static uint64_t step_of(const struct chain *chain)
+{
+        return chain->leaf->block_size ? chain->leaf->block_size : FLAT_STEP;
+}
+
+static uint64_t gate_key(const struct change *c)
+{
+        return c->offset / step_of(c->chain);
+}
+
+static int enter(const struct change *c)
+{
+        if (!(c->flags & CHAIN_NOWAIT)) {
+                gate_enter(c->chain->gates, gate_key(c));
+                return 0;
+        }
+        return gate_try_enter(c->chain->gates, gate_key(c)) ? 0 : -EAGAIN;
+}
+
+static void leave(const struct change *c)
+{
+        gate_leave(c->chain->gates, gate_key(c));
+}
+
+static int shut(const struct change *c)
+{
+        if (c->flags & CHAIN_NOWAIT)
+                return -EAGAIN;
+        gate_close(c->chain->gates, gate_key(c));
+        return 0;
+}
+
+static void reopen(const struct change *c)
+{
+        gate_open(c->chain->gates, gate_key(c));
+}
+
+/* Does the range read as zeros if the leaf says nothing? 1, 0 or -errno. */
+static int is_zero_below(const struct change *c)
+{
+        struct chain *chain = c->chain;
+        uint64_t offset = c->offset, length = c->length;
+
+        if (chain->leaf_only)
+                return 0;
+        if (chain->n_layers == 1)
+                return 1;
+        while (length > 0) {
+                struct chain_extent extent;
+                int r = resolve_below(chain->resolver, chain->n_layers - 2, offset, length,
+                        map_flags_of(c->flags), &extent);
+
+                if (r < 0)
+                        return r;
+                if (extent.kind == EXTENT_DATA)
+                        return 0;
+                offset += extent.length;
+                length -= extent.length;
+        }
+        return 1;
+}
+
+static bool is_whole_block(const struct change *c)
+{
+        uint64_t block_size = c->chain->leaf->block_size;
+
+        return block_size && c->offset % block_size == 0 &&
+               (c->length == block_size || c->offset + c->length == c->chain->size);
+}
+
+/* The data is in the file: record, bits, owner; in this order, and before the reply (E2, E4). */
+static int complete(struct change *c)
+{
+        struct image *leaf = c->chain->leaf;
+        bool changed;
+        int r = leaf->format->complete(leaf, c->offset, c->length, &changed);
+
+        if (r == 0 && changed) {
+                c->needs_round = true;
+                resolver_changed(c->chain->resolver, c->offset, c->length);
+        }
+        return r;
+}
+
+/* --- writing */
+
+/* In an entered or closed gate. */
+static int write_inside(struct change *c, const void *data)
+{
+        struct image *leaf = c->chain->leaf;
+        unsigned file_flags = 0;
+        uint64_t file_offset;
+        bool zero;
+        int r = leaf->format->prepare(
+                leaf, c->offset, c->length, map_flags_of(c->flags), &file_offset, &zero);
+
+        if (r < 0)
+                return r;
+        if (c->flags & CHAIN_FUA) {
+                /* E3: FUA may be one write only where bit and entry are durable. */
+                if (leaf->format->is_durable(leaf, c->offset, c->length))
+                        file_flags = FILE_DSYNC;
+                else
+                        c->needs_round = true;
+        }
+        r = file_write(leaf->file, data, c->length, file_offset, file_flags);
+        return r < 0 ? r : complete(c);
+}
+
+static int write_sectors(struct change *c, const void *data)
+{
+        int r = enter(c);
+
+        if (r < 0)
+                return r;
+        r = write_inside(c, data);
+        leave(c);
+        return r;
+}
+
+/* Part of a sector (NULL: zeros): the rest of it is read and written with it, and nobody else may
+ * write the block meanwhile (E7). */
+static int write_part(struct change *c, const void *data)
+{
+        struct change whole = *c;
+        uint8_t sector[SECTOR_SIZE];
+        int r = shut(c);
+
+        if (r < 0)
+                return r;
+        whole.offset = round_down_to(c->offset, SECTOR_SIZE);
+        whole.length = SECTOR_SIZE;
+        r = read_range(c->chain, sector, SECTOR_SIZE, whole.offset, 0);
+        if (r == 0) {
+                uint8_t *part = sector + (c->offset - whole.offset);
+
+                if (data)
+                        memcpy(part, data, c->length);
+                else
+                        memset(part, 0, c->length);
+                r = write_inside(&whole, sector);
+        }
+        reopen(c);
+        c->needs_round |= whole.needs_round;
+        return r;
+}
+
+/* --- zeros and trims */
+
+static int punch_or_write_zeros(struct change *c, uint64_t file_offset)
+{
+        struct file *file = c->chain->leaf->file;
+        _cleanup_free_ void *zeros = NULL;
+
+        if (!(c->flags & CHAIN_NO_HOLE))
+                return file_punch(file, file_offset, c->length);
+        zeros = calloc(1, c->length);
+        if (!zeros)
+                return -ENOMEM;
+        return file_write(file, zeros, c->length, file_offset, 0);
+}
+
+/* E9: the sectors are stored as zeros, in a hole where that is allowed. */
+static int store_zeros(struct change *c)
+{
+        struct image *leaf = c->chain->leaf;
+        uint64_t file_offset;
+        bool zero;
+        int r = leaf->format->prepare(
+                leaf, c->offset, c->length, map_flags_of(c->flags), &file_offset, &zero);
+
+        if (r < 0)
+                return r;
+        if (!zero || c->flags & CHAIN_NO_HOLE)
+                r = punch_or_write_zeros(c, file_offset);
+        c->needs_round = true;
+        return r < 0 ? r : complete(c);
+}
+
+/* E9: what the leaf has becomes holes, with the bits kept; what it does not have stays so. */
+static int punch_present(struct change *c)
+{
+        struct image *leaf = c->chain->leaf;
+        uint64_t offset = c->offset, length = c->length;
+
+        while (length > 0) {
+                struct extent extent;
+                int r = leaf->format->map(leaf, offset, length, map_flags_of(c->flags), &extent);
+
+                if (r == 0 && extent.kind == EXTENT_DATA)
+                        r = file_punch(leaf->file, extent.file_offset, extent.length);
+                if (r < 0)
+                        return r;
+                offset += extent.length;
+                length -= extent.length;
+        }
+        c->needs_round = true;
+        return 0;
+}
+
+/* E9: a whole block that reads as zeros without us loses its place. */
+static int discard_block(struct change *c)
+{
+        struct image *leaf = c->chain->leaf;
+        uint64_t start = round_down_to(c->offset, leaf->block_size);
+        int r;
+
+        if (!leaf->format->holds(leaf, start))
+                return 0;
+        r = shut(c);
+        if (r < 0)
+                return r;
+        r = leaf->format->discard(leaf, start);
+        if (r == 0)
+                resolver_dropped(c->chain->resolver, c->offset, c->length);
+        reopen(c);
+        c->needs_round = true;
+        return r;
+}
+
+static int zero_sectors(struct change *c)
+{
+        bool keep_space = c->flags & CHAIN_NO_HOLE;
+        int below = keep_space || !c->chain->leaf->block_size ? 0 : is_zero_below(c);
+        int r;
+
+        if (below < 0)
+                return below;
+        if (below && is_whole_block(c))
+                return discard_block(c);
+        r = enter(c);
+        if (r < 0)
+                return r;
+        r = below ? punch_present(c) : store_zeros(c);
+        leave(c);
+        return r;
+}
+
+static int trim_sectors(struct change *c)
+{
+        int below = is_whole_block(c) ? is_zero_below(c) : 0;
+        int r;
+
+        if (below < 0)
+                return below;
+        if (below || (MUTANT("trim-clears-bit") && is_whole_block(c)))
+                return discard_block(c);
+        r = enter(c);
+        if (r < 0)
+                return r;
+        r = punch_present(c);
+        leave(c);
+        return r;
+}
+
+/* --- splitting a request at blocks and sectors */
+
+enum change_kind { CHANGE_WRITE, CHANGE_ZERO, CHANGE_TRIM };
+
+/* The first piece of the range: inside one block, and either whole sectors or part of one. */
+static uint64_t piece_of(const struct chain *chain, uint64_t offset, uint64_t length)
+{
+        uint64_t step = step_of(chain), in_sector = offset % SECTOR_SIZE;
+
+        length = MIN_OF(length, step - offset % step);
+        if (!chain->leaf->block_size)
+                return length; /* flat: the file takes any range */
+        if (in_sector)
+                return MIN_OF(length, SECTOR_SIZE - in_sector);
+        return length < SECTOR_SIZE ? length : round_down_to(length, SECTOR_SIZE);
+}
+
+static int change_piece(struct change *c, enum change_kind kind, const uint8_t *data)
+{
+        bool part = c->chain->leaf->block_size &&
+                    (c->offset % SECTOR_SIZE || c->length % SECTOR_SIZE);
+
+        if (part && kind == CHANGE_TRIM)
+                return 0; /* a trim is advice: less than a sector is not worth the trouble */
+        if (part)
+                return write_part(c, data);
+        if (kind == CHANGE_WRITE)
+                return write_sectors(c, data);
+        return kind == CHANGE_ZERO ? zero_sectors(c) : trim_sectors(c);
+}
+
+static int change_range(struct chain *chain, enum change_kind kind, const uint8_t *data,
+        uint64_t length, uint64_t offset, unsigned flags)
+{
+        bool needs_round = false;
+
+        if (!chain->leaf->writable)
+                return -EROFS;
+        if (check_range(chain, offset, length) < 0)
+                return -EINVAL;
+        if ((flags & CHAIN_FUA) && (flags & CHAIN_NOWAIT))
+                return -EAGAIN;
+        while (length > 0) {
+                struct change c = {.chain = chain, .offset = offset, .flags = flags};
+                int r;
+
+                c.length = piece_of(chain, offset, length);
+                r = change_piece(&c, kind, data);
+                if (r < 0)
+                        return r;
+                needs_round |= c.needs_round;
+                data = data ? data + c.length : NULL;
+                offset += c.length;
+                length -= c.length;
+        }
+        return needs_round && flags & CHAIN_FUA ? chain_flush(chain) : 0;
+}
+
+int chain_write(
+        struct chain *chain, const void *data, size_t length, uint64_t offset, unsigned flags)
+{
+        int r = change_range(chain, CHANGE_WRITE, data, length, offset, flags);
+
+        if (r == 0) {
+                atomic_fetch_add_explicit(&chain->writes, 1, memory_order_relaxed);
+                atomic_fetch_add_explicit(&chain->bytes_written, length, memory_order_relaxed);
+        }
+        return r;
+}
+
+/* Without holes, or at odd ends, zeros are written out: not what "fast" means. */
+static bool is_slow_zero(const struct chain *chain, uint64_t length, uint64_t offset,
+        unsigned flags)
+{
+        return flags & CHAIN_NO_HOLE ||
+               (chain->leaf->block_size && (offset % SECTOR_SIZE || length % SECTOR_SIZE));
+}
+
+int chain_zero(struct chain *chain, uint64_t length, uint64_t offset, unsigned flags)
+{
+        int r;
+
+        if (flags & CHAIN_FAST_ZERO && is_slow_zero(chain, length, offset, flags))
+                return -EOPNOTSUPP;
+        r = change_range(chain, CHANGE_ZERO, NULL, length, offset, flags);
+        if (r == 0)
+                atomic_fetch_add_explicit(&chain->zeros, 1, memory_order_relaxed);
+        return r;
+}
+
+int chain_trim(struct chain *chain, uint64_t length, uint64_t offset, unsigned flags)
+{
+        int r = change_range(chain, CHANGE_TRIM, NULL, length, offset, flags);
+
+        if (r == 0)
+                atomic_fetch_add_explicit(&chain->trims, 1, memory_order_relaxed);
+        return r;
+}
+
+int chain_flush(struct chain *chain)
+{
+        int r = 0;
+
+        /* Only the leaf is ever written to; the others were synced when the chain was opened. */
+        if (chain->leaf->writable && !chain->scratch)
+                r = chain->leaf->format->flush(chain->leaf);
+        if (r == 0)
+                atomic_fetch_add_explicit(&chain->flushes, 1, memory_order_relaxed);
+        return r;
+}
