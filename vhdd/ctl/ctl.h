@@ -42,6 +42,8 @@ struct ctl {
         const char *format; /* NULL: look */
         const char *const *image_roots;
         size_t n_image_roots;
+        const char *const *roots; /* image_roots, and the directories of all operands */
+        size_t n_roots;
         const char *const *parents;
         size_t n_parents;
 };

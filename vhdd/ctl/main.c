@@ -7,13 +7,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/cleanup.h"
 #include "vhdd/ctl/ctl.h"
 #include "vhdd/ctl/output.h"
 
 /* The verbs, in the order in which --help lists them. */
-#define COMMANDS(X)   X(tree) X(seal)
+/* clang-format off */
+#define COMMANDS(X)  \
+        X(tree)      \
+        X(seal)
+/* clang-format on */
 #define DECLARE(name) extern const struct command command_##name;
 COMMANDS(DECLARE)
 #define ADDRESS(name) &command_##name,
@@ -54,6 +59,7 @@ struct reading {
         struct ctl ctl;
         const char **image_roots, **parents;
         const char **operands;
+        const char **roots;
 };
 
 static void append(const char ***list, size_t *count, const char *text)
@@ -67,6 +73,50 @@ static void append(const char ***list, size_t *count, const char *text)
         grown[(*count)++] = text;
         grown[*count] = NULL;
         *list = grown;
+}
+
+/* The directory that the user pointed at by naming @operand: it, or the one that it lies in. */
+static char *directory_of(const char *operand)
+{
+        const char *slash = strrchr(operand, '/');
+        struct stat st;
+
+        if (stat(operand, &st) == 0 && S_ISDIR(st.st_mode))
+                return strdup(operand);
+        if (!slash)
+                return strdup(".");
+        return strndup(operand, slash == operand ? 1 : (size_t)(slash - operand));
+}
+
+static void gather_roots(struct reading *reading)
+{
+        struct ctl *ctl = &reading->ctl;
+
+        for (size_t i = 0; i < ctl->n_image_roots; i++)
+                append(&reading->roots, &ctl->n_roots, reading->image_roots[i]);
+        for (size_t i = 0; i < ctl->n_operands; i++) {
+                char *directory;
+
+                if (strstr(ctl->operands[i], "://"))
+                        continue;
+                directory = directory_of(ctl->operands[i]);
+                if (!directory) {
+                        fprintf(stderr, "vhdctl: no memory for the command line\n");
+                        exit(CTL_FAILED);
+                }
+                append(&reading->roots, &ctl->n_roots, directory);
+        }
+        ctl->roots = reading->roots;
+}
+
+static void free_reading(struct reading *reading)
+{
+        for (size_t i = reading->ctl.n_image_roots; i < reading->ctl.n_roots; i++)
+                free((char *)reading->roots[i]);
+        free(reading->roots);
+        free(reading->image_roots);
+        free(reading->parents);
+        free(reading->operands);
 }
 
 static int progress_from_text(const char *text)
@@ -153,7 +203,7 @@ static error_t parse_verb(int key, char *arg, struct argp_state *state)
         case ARGP_KEY_END: check_operands(state, ctl); return 0;
         default: break;
         }
-        if (key < 0 || key >= ARGP_KEY_ARG || !ctl->command->take_option)
+        if (key >= ARGP_KEY_END || !ctl->command->take_option) /* of argp's own */
                 return ARGP_ERR_UNKNOWN;
         r = ctl->command->take_option(ctl->options, key, arg, &err);
         if (r < 0)
@@ -180,9 +230,15 @@ int ctl_usage(const struct ctl *ctl, const char *format, ...)
 void ctl_print_error(const struct ctl *ctl, const struct error *err)
 {
         _cleanup_free_ char *message = text_safe(err->message);
+        _cleanup_free_ char *file = text_safe(err->file);
+        const char *slash = strrchr(file, '/');
 
         (void)ctl;
-        fprintf(stderr, "vhdctl: %s\n", message);
+        /* Every sentence names its file; those from deep inside know it by its fields only. */
+        if (file[0] && !strstr(message, slash ? slash + 1 : file))
+                fprintf(stderr, "vhdctl: %s: %s\n", file, message);
+        else
+                fprintf(stderr, "vhdctl: %s\n", message);
         if (err->hint[0]) {
                 _cleanup_free_ char *hint = text_safe(err->hint);
 
@@ -260,17 +316,18 @@ static int run_command(const struct command *command, int argc, char **argv)
         argp_parse(&argp, argc, argv, 0, NULL, &reading);
         reading.ctl.image_roots = reading.image_roots;
         reading.ctl.parents = reading.parents;
+        gather_roots(&reading);
 
         r = command->run(&reading.ctl, &err);
         if (r < 0) {
+                if (reading.ctl.n_operands == 1)
+                        error_set_file(&err, reading.ctl.operands[0]);
                 ctl_print_error(&reading.ctl, &err);
                 if (reading.ctl.json)
                         json_print(error_to_json(&err));
                 r = CTL_FAILED;
         }
-        free(reading.image_roots);
-        free(reading.parents);
-        free(reading.operands);
+        free_reading(&reading);
         return close_stdout(r);
 }
 
@@ -286,35 +343,6 @@ static void print_help(FILE *out)
                 "`vhdctl VERB --help' tells each one's options and examples; `man vhdctl-VERB'\n"
                 "tells more. `vhdctl --version' prints the version.\n"
                 "Exit status: 0 yes or done, 1 the answer is no, 2 wrong usage, 3 it failed.\n");
-}
-
-/* For the shell's completion, which so never grows stale: the verbs, or a verb's long options, one
- * a line. An option that takes a value ends with '='. */
-static void print_options(const struct argp_option *options)
-{
-        for (; options && (options->name || options->key); options++)
-                if (options->name)
-                        printf("--%s%s\n", options->name, options->arg ? "=" : "");
-}
-
-static int print_words(const char *verb)
-{
-        const struct command *command;
-
-        if (!verb) {
-                for (size_t i = 0; commands[i]; i++)
-                        puts(commands[i]->name);
-                return close_stdout(CTL_DONE);
-        }
-        command = command_find(verb);
-        if (!command)
-                return CTL_NO;
-        print_options(command->options);
-        if (command->flags & COMMAND_CHAIN)
-                print_options(chain_options);
-        print_options(common_options);
-        puts("--help");
-        return close_stdout(CTL_DONE);
 }
 
 static int unknown_verb(const char *verb)
@@ -361,8 +389,6 @@ int main(int argc, char **argv)
                 puts(argp_program_version);
                 return close_stdout(CTL_DONE);
         }
-        if (strcmp(verb, "--words") == 0)
-                return print_words(argc > 2 ? argv[2] : NULL);
         command = command_find(verb);
         if (!command)
                 return unknown_verb(verb);

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vhdd/ctl/newfile.h"
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define N_TRIES 32
+
+struct newfile {
+        char *path, *part;
+        struct file *file;
+        bool replace;
+};
+
+static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+#define N_SIGNALS (sizeof(signals) / sizeof(signals[0]))
+
+/* The signal handler's: what to remove, and which signal came first (0: none). */
+static char *_Atomic part_to_remove;
+static atomic_int signal_seen;
+
+static void end_as_asked(int number)
+{
+        signal(number, SIG_DFL);
+        raise(number);
+}
+
+static void on_signal(int number)
+{
+        int none = 0;
+        const char *part;
+
+        if (atomic_compare_exchange_strong(&signal_seen, &none, number))
+                return;
+        part = atomic_load(&part_to_remove);
+        if (part)
+                unlink(part);
+        end_as_asked(number);
+}
+
+bool newfile_stopped(void)
+{
+        return atomic_load_explicit(&signal_seen, memory_order_relaxed) != 0;
+}
+
+static void watch_signals(void)
+{
+        /* SA_NODEFER: a second signal of the same kind must not wait for the first's end. */
+        struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART | SA_NODEFER};
+
+        for (size_t i = 0; i < N_SIGNALS; i++) {
+                struct sigaction old;
+
+                /* What was ignored when we started (nohup) stays ignored. */
+                if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+                        sigaction(signals[i], &action, NULL);
+        }
+}
+
+static void unwatch_signals(void)
+{
+        for (size_t i = 0; i < N_SIGNALS; i++) {
+                struct sigaction old;
+
+                if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler == on_signal)
+                        signal(signals[i], SIG_DFL);
+        }
+}
+
+static int check_not_in_use(const char *path, struct error *err)
+{
+        _cleanup_(file_closep) struct file *file = NULL;
+        int r = file_open(host_fs(), path, FILE_WRITE, &file, err);
+
+        if (r < 0)
+                return r;
+        r = file_lock_set(file, FILE_LOCK_WRITE, err);
+        if (r < 0)
+                return fail_prefix(err, r, "'%s' cannot be replaced", path);
+        return 0;
+}
+
+int newfile_check(const char *path, bool replace, struct error *err)
+{
+        struct stat st;
+        int r;
+
+        if (path[0] == '\0' || path[strlen(path) - 1] == '/')
+                return fail(err, EINVAL, "'%s' is no name for a file", path);
+        if (stat(path, &st) < 0) {
+                if (errno != ENOENT)
+                        r = fail_os(err, errno, "cannot look at '%s'", path);
+                else if (lstat(path, &st) == 0)
+                        r = fail(err, ENOENT, "'%s' is a symbolic link to nothing", path);
+                else
+                        return 0;
+                error_set_file(err, path);
+                return r;
+        }
+        if (!S_ISREG(st.st_mode)) {
+                r = fail(err, EINVAL, "'%s' exists and is no regular file, so nothing replaces it",
+                        path);
+                error_set_file(err, path);
+                return r;
+        }
+        if (!replace) {
+                r = fail(err, EEXIST, "'%s' exists already", path);
+                error_set_file(err, path);
+                error_set_hint(err, "--force replaces it");
+                return r;
+        }
+        return check_not_in_use(path, err);
+}
+
+static int open_part(struct newfile *newfile, struct error *err)
+{
+        static const char letters[] = "abcdefghijklmnopqrstuvwxyz234567";
+        int r = -EEXIST;
+
+        for (unsigned i = 0; i < N_TRIES && r == -EEXIST; i++) {
+                uint8_t random[6];
+                char name[7] = {0};
+
+                if (getrandom(random, sizeof(random), 0) != sizeof(random))
+                        return fail_os(err, errno, "no random numbers for a temporary name");
+                for (size_t c = 0; c < sizeof(random); c++)
+                        name[c] = letters[random[c] % 32];
+                free(newfile->part);
+                if (asprintf(&newfile->part, "%s.%s.part", newfile->path, name) < 0) {
+                        newfile->part = NULL;
+                        return fail(err, ENOMEM, "no memory for a name");
+                }
+                r = file_open(host_fs(), newfile->part, FILE_WRITE | FILE_CREATE | FILE_EXCLUSIVE,
+                        &newfile->file, err);
+        }
+        return r;
+}
+
+static void free_newfile(struct newfile *newfile)
+{
+        atomic_store(&part_to_remove, NULL);
+        unwatch_signals();
+        file_close(newfile->file);
+        free(newfile->path);
+        free(newfile->part);
+        free(newfile);
+}
+
+int newfile_begin(const char *path, bool replace, struct newfile **ret, struct error *err)
+{
+        struct newfile *newfile;
+        int r = newfile_check(path, replace, err);
+
+        if (r < 0)
+                return r;
+        newfile = calloc(1, sizeof(*newfile));
+        if (!newfile)
+                return fail(err, ENOMEM, "no memory for a new file");
+        newfile->replace = replace;
+        /* What a link points to is replaced, not the link. */
+        newfile->path = realpath(path, NULL);
+        if (!newfile->path && errno == ENOENT)
+                newfile->path = strdup(path);
+        watch_signals();
+        r = newfile->path ? open_part(newfile, err) : fail(err, ENOMEM, "no memory for a name");
+        if (r < 0) {
+                free_newfile(newfile);
+                return r;
+        }
+        atomic_store(&part_to_remove, newfile->part);
+        *ret = newfile;
+        return 0;
+}
+
+struct file *newfile_file(struct newfile *newfile)
+{
+        return newfile->file;
+}
+
+const char *newfile_part(const struct newfile *newfile)
+{
+        return newfile->part;
+}
+
+int newfile_commit(struct newfile *newfile, struct error *err)
+{
+        int r;
+
+        if (newfile_stopped()) {
+                r = fail(err, EINTR, "stopped by a signal");
+                newfile_abandon(newfile);
+                return r;
+        }
+        r = file_sync(newfile->file);
+        if (r < 0) {
+                r = fail_os(err, -r, "cannot sync '%s'", newfile->part);
+                newfile_abandon(newfile);
+                return r;
+        }
+        r = fs_rename(host_fs(), newfile->part, newfile->path, newfile->replace);
+        if (r < 0) {
+                r = fail_os(
+                        err, -r, "cannot give '%s' its name '%s'", newfile->part, newfile->path);
+                newfile_abandon(newfile);
+                return r;
+        }
+        atomic_store(&part_to_remove, NULL);
+        r = fs_sync_directory(host_fs(), newfile->path);
+        if (r < 0)
+                r = fail_os(err, -r, "'%s' is whole, but its directory cannot be synced",
+                        newfile->path);
+        free_newfile(newfile);
+        return r;
+}
+
+void newfile_abandon(struct newfile *newfile)
+{
+        int number;
+
+        if (!newfile)
+                return;
+        fs_unlink(host_fs(), newfile->part);
+        free_newfile(newfile);
+        number = atomic_load(&signal_seen);
+        if (number)
+                end_as_asked(number);
+}
