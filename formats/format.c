@@ -6,6 +6,7 @@
 #include <strings.h>
 
 #include "base/quote.h"
+#include "formats/intent.h"
 #include "formats/vhd/metadata.h"
 
 #define HEAD_SIZE 512u
@@ -191,6 +192,7 @@ int image_open(
         struct file *file, const char *name, unsigned flags, struct image **ret, struct error *err)
 {
         const struct format *format;
+        struct file *view = NULL;
         int r;
 
         if (!(flags & IMAGE_NO_LOCK)) {
@@ -200,11 +202,15 @@ int image_open(
                         return r;
                 }
         }
-        r = find_format(file, name, flags, &format, err);
+        /* E13: a change that was cut off is completed before anything is read. */
+        r = intent_recover(file, flags & IMAGE_WRITABLE, NULL, &view, err);
         if (r == 0)
-                r = format->open(file, flags, ret, err);
+                r = find_format(view ? view : file, name, flags, &format, err);
+        if (r == 0)
+                r = format->open(view ? view : file, flags, ret, err);
         if (r == 0)
                 return 0;
+        intent_view_dismiss(view);
         error_set_file(err, file->path);
         if (r == -ENOMEDIUM)
                 error_set_hint(err, "say --format raw if it is a raw disk");
