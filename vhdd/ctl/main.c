@@ -16,8 +16,14 @@
 /* The verbs, in the order in which --help lists them. */
 /* clang-format off */
 #define COMMANDS(X)  \
+        X(create)    \
         X(tree)      \
-        X(seal)
+        X(info)      \
+        X(map)       \
+        X(seal)      \
+        X(convert)   \
+        X(compare)   \
+        X(hash)
 /* clang-format on */
 #define DECLARE(name) extern const struct command command_##name;
 COMMANDS(DECLARE)
