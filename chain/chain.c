@@ -12,6 +12,7 @@
 #include "chain/internal.h"
 #include "chain/locate.h"
 #include "chain/scratch.h"
+#include "chain/seal.h"
 #include "formats/raw/device.h"
 #include "formats/vhd/hyperv.h"
 #include "formats/vhd/metadata.h"
@@ -62,6 +63,15 @@ static unsigned image_flags_of(const struct opening *o, bool is_leaf)
         return flags;
 }
 
+/* A parent that was changed behind its children's back has the same id as before. */
+static void check_seal(const struct opening *o, struct image *image)
+{
+        char sentence[ERROR_MESSAGE_MAX];
+
+        seal_warning(image, sentence, sizeof(sentence));
+        warn(o, sentence);
+}
+
 /* Takes @file over in any case. */
 static int open_layer(struct opening *o, struct file *file, const char *format, bool is_leaf)
 {
@@ -75,6 +85,8 @@ static int open_layer(struct opening *o, struct file *file, const char *format, 
         r = add_layer(o, image);
         if (r < 0)
                 image_abandon(image);
+        else if (!is_leaf)
+                check_seal(o, image);
         return r;
 }
 
