@@ -9,6 +9,7 @@
 
 #include "base/arith.h"
 #include "base/host_fs.h"
+#include "base/mutant.h"
 
 #define LOCK_TRIES    100
 #define LOCK_PAUSE_NS 20000000L /* 100 x 20 ms: after kill -9 a lock outlives its process a while */
@@ -19,8 +20,11 @@ int file_open(struct fs *fs, const char *path, unsigned flags, struct file **ret
 {
         int r = fs->ops->open(fs, path, flags, 0644, ret);
 
-        if (r == 0)
+        if (r == 0) {
+                pthread_mutex_init(&(*ret)->sync_lock, NULL);
+                pthread_cond_init(&(*ret)->sync_ended, NULL);
                 return 0;
+        }
         if (r == -EMEDIUMTYPE)
                 fail(err, EMEDIUMTYPE, "'%s' is neither a regular file nor a block device", path);
         else if (r == -EBUSY)
@@ -33,8 +37,11 @@ int file_open(struct fs *fs, const char *path, unsigned flags, struct file **ret
 
 struct file *file_close(struct file *file)
 {
-        if (file)
+        if (file) {
+                pthread_cond_destroy(&file->sync_ended);
+                pthread_mutex_destroy(&file->sync_lock);
                 file->ops->close(file);
+        }
         return NULL;
 }
 
@@ -193,9 +200,54 @@ int file_writev(
         return 0;
 }
 
+/* Takes the turn to sync: waits for it, or with @try answers -EINPROGRESS. After a failure there are
+ * no turns any more. */
+static int sync_begin(struct file *file, bool try)
+{
+        MUTEX_GUARD(&file->sync_lock);
+        while (file->syncing) {
+                if (try)
+                        return -EINPROGRESS;
+                pthread_cond_wait(&file->sync_ended, &file->sync_lock);
+        }
+        if (file->sync_error && !MUTANT("retry-sync"))
+                return file->sync_error;
+        file->syncing = true;
+        return 0;
+}
+
+static int sync_end(struct file *file, int r)
+{
+        MUTEX_GUARD(&file->sync_lock);
+        file->syncing = false;
+        if (r < 0 && file->sync_error == 0)
+                file->sync_error = r;
+        pthread_cond_broadcast(&file->sync_ended);
+        return r;
+}
+
 int file_sync(struct file *file)
 {
-        return file->ops->sync(file);
+        int r = sync_begin(file, false);
+
+        return r < 0 ? r : sync_end(file, file->ops->sync(file));
+}
+
+int file_sync_error(struct file *file)
+{
+        MUTEX_GUARD(&file->sync_lock);
+        return file->sync_error;
+}
+
+/* Twice: what the plain write answers (no space, say) is this write's own trouble and nothing is
+ * lost by it; what the second one answers is a sync's. Of one RWF_DSYNC write nobody could tell. */
+int file_write_durable(struct file *file, const void *data, size_t length, uint64_t offset)
+{
+        int r = file_write(file, data, length, offset, 0);
+
+        if (r == 0)
+                r = sync_begin(file, true);
+        return r < 0 ? r : sync_end(file, file_write(file, data, length, offset, FILE_DSYNC));
 }
 
 int file_truncate(struct file *file, uint64_t size)

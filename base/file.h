@@ -15,6 +15,7 @@
  */
 #pragma once
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -52,7 +53,7 @@ enum file_flags {
 /* For file_read and file_write. */
 enum file_io_flags {
         FILE_NOWAIT = 1u << 0, /* only what needs no waiting: a short count, or -EAGAIN for none */
-        FILE_DSYNC = 1u << 1,  /* the write is durable when it returns (RWF_DSYNC) */
+        FILE_DSYNC = 1u << 1,  /* RWF_DSYNC: for file_write_durable, which keeps E5 */
 };
 
 /* The byte locks that QEMU takes (OFD locks on bytes 100.. and 200..): who holds one of these keeps
@@ -87,6 +88,12 @@ struct file {
         char *path;     /* as it was opened: for sentences, never opened again */
         int fd;         /* the host's descriptor, or -1 in a simulated disk */
         unsigned flags; /* enum file_flags */
+
+        /* guarded by sync_lock */
+        pthread_mutex_t sync_lock;
+        pthread_cond_t sync_ended;
+        bool syncing;
+        int sync_error; /* -errno of the sync that failed, or 0 */
 };
 
 struct fs_ops {
@@ -137,8 +144,16 @@ int file_write(struct file *file, const void *data, size_t length, uint64_t offs
 int file_writev(
         struct file *file, const struct iovec *iov, int n_iov, uint64_t offset, unsigned flags);
 
-/* fdatasync. After a failure nothing is known about what was written: see rule E5. */
+/* fdatasync. Linux tells of a lost writeback once, to one caller: so syncs of one file take turns, and
+ * after the first that failed none is tried (E5): they all answer its errno. */
 int file_sync(struct file *file);
+/* The -errno of the sync that failed, or 0. */
+int file_sync_error(struct file *file);
+/* A write that is durable when it answers 0.
+ *   -EINPROGRESS  it is written, and another sync of the file is under way: join a flush instead
+ *   others        not written; but if file_sync_error() now tells of one, a sync failed, which the
+ *                 image has to note (struct format, poison) */
+int file_write_durable(struct file *file, const void *data, size_t length, uint64_t offset);
 int file_truncate(struct file *file, uint64_t size);
 /* From here on the range reads as zeros and takes no space if the file system can; where it cannot
  * punch, zeros are written. The size stays: only the part inside the file is touched. */

@@ -296,9 +296,13 @@ int file_from_fd(int fd, const char *path, unsigned flags, struct file **ret, st
                 fail(err, EMEDIUMTYPE, "'%s' is neither a regular file nor a block device", path);
         else if (r < 0)
                 fail_os(err, -r, "cannot use '%s'", path);
-        if (r < 0)
+        if (r < 0) {
                 error_set_file(err, path);
-        return r;
+                return r;
+        }
+        pthread_mutex_init(&(*ret)->sync_lock, NULL);
+        pthread_cond_init(&(*ret)->sync_ended, NULL);
+        return 0;
 }
 
 static int host_rename(struct fs *fs, const char *from, const char *to, bool replace)

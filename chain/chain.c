@@ -190,6 +190,8 @@ static int sync_all(struct opening *o)
                 int r = file_sync(file);
 
                 if (r < 0) {
+                        /* E5: whoever opens next must hear of it, and the kernel has told us. */
+                        o->chain->layers[0]->format->poison(o->chain->layers[0], -r);
                         error_set_file(o->err, file->path);
                         return fail_os(o->err, -r, "cannot sync '%s' before it is written to",
                                 file->path);

@@ -243,11 +243,30 @@ static int complete(struct change *c)
 
 /* --- writing */
 
+/* FUA where everything that describes the range is durable (E3). A sync that fails here poisons the
+ * image as one in a round does (E5). */
+static int write_durably(struct change *c, const void *data, uint64_t file_offset)
+{
+        struct image *leaf = c->chain->leaf;
+        int r = file_write_durable(leaf->file, data, c->length, file_offset);
+        int sync_error = r < 0 ? file_sync_error(leaf->file) : 0;
+
+        if (r == -EINPROGRESS) {
+                c->needs_round = true; /* a sync is under way: the next round is soonest */
+                return 0;
+        }
+        if (sync_error < 0) {
+                leaf->format->poison(leaf, -sync_error);
+                return -EIO;
+        }
+        return r;
+}
+
 /* In an entered or closed gate. */
 static int write_inside(struct change *c, const void *data)
 {
         struct image *leaf = c->chain->leaf;
-        unsigned file_flags = 0;
+        bool fua = c->flags & CHAIN_FUA;
         uint64_t file_offset;
         bool zero;
         int r = leaf->format->prepare(
@@ -255,14 +274,12 @@ static int write_inside(struct change *c, const void *data)
 
         if (r < 0)
                 return r;
-        if (c->flags & CHAIN_FUA) {
-                /* E3: FUA may be one write only where bit and entry are durable. */
-                if (leaf->format->is_durable(leaf, c->offset, c->length))
-                        file_flags = FILE_DSYNC;
-                else
-                        c->needs_round = true;
+        if (fua && leaf->format->is_durable(leaf, c->offset, c->length)) {
+                r = write_durably(c, data, file_offset);
+        } else {
+                c->needs_round |= fua;
+                r = file_write(leaf->file, data, c->length, file_offset, 0);
         }
-        r = file_write(leaf->file, data, c->length, file_offset, file_flags);
         return r < 0 ? r : complete(c);
 }
 

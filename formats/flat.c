@@ -135,8 +135,8 @@ static void run_round_locked(struct flat *flat)
         flat->running = true;
         pthread_mutex_unlock(&flat->lock);
         r = file_sync(flat->file);
-        if (r < 0 && !MUTANT("forget-poison"))
-                poison_set(flat->poison, -r); /* I3 */
+        if (r < 0)
+                flat_poison(flat, -r); /* I3 */
         pthread_mutex_lock(&flat->lock);
         flat->running = false;
         flat->ended = round;
@@ -158,13 +158,19 @@ int flat_flush(struct flat *flat)
                 if (flat->first_failed != 0 && !MUTANT("retry-sync"))
                         return -EIO; /* I3 */
                 if (poison_get(flat->poison) != 0 && !MUTANT("retry-sync"))
-                        return -EIO; /* a write with FILE_DSYNC failed */
+                        return -EIO; /* a durable write failed */
                 if (flat->running)
                         pthread_cond_wait(&flat->round_ended, &flat->lock); /* I1 */
                 else
                         run_round_locked(flat);
         }
         return flat->first_failed != 0 && flat->first_failed <= mine ? -EIO : 0;
+}
+
+void flat_poison(struct flat *flat, int code)
+{
+        if (flat->poison && !MUTANT("forget-poison"))
+                poison_set(flat->poison, code);
 }
 
 /* E4: what a dead process wrote may still be on its way, and its error with it. Nothing counts as

@@ -55,3 +55,4 @@ int flat_prepare(struct flat *flat, uint64_t offset, uint64_t length, uint64_t *
 int flat_complete(struct flat *flat, uint64_t offset, uint64_t length, bool *ret_changed);
 bool flat_is_durable(struct flat *flat, uint64_t offset, uint64_t length);
 int flat_flush(struct flat *flat);
+void flat_poison(struct flat *flat, int code);

@@ -79,10 +79,13 @@ struct format {
          * EXTENT_ABSENT. The gate is closed. The place is used again by E8's rule only. */
         int (*discard)(struct image *image, uint64_t offset);
         /* Required. Is everything that describes the range durable, so that a FUA write may use
-         * FILE_DSYNC instead of a round (E3)? */
+         * file_write_durable() instead of a round (E3)? */
         bool (*is_durable)(struct image *image, uint64_t offset, uint64_t length);
         /* Required. A round (E3) that begins after the call did. */
         int (*flush)(struct image *image);
+        /* Required. A sync failed outside of a round (file_write_durable; before the first write):
+         * E5 as if a round's had. It is noted before this returns. Nothing on a read-only image. */
+        void (*poison)(struct image *image, int code);
 };
 
 /* The head of every image; a driver's own struct begins with it. */

@@ -106,6 +106,11 @@ static int raw_flush(struct image *image)
         return flat_flush(&raw_of(image)->flat);
 }
 
+static void raw_poison(struct image *image, int code)
+{
+        flat_poison(&raw_of(image)->flat, code);
+}
+
 const struct format raw_format = {
         .name = "raw",
         .open = raw_open,
@@ -115,4 +120,5 @@ const struct format raw_format = {
         .complete = raw_complete,
         .is_durable = raw_is_durable,
         .flush = raw_flush,
+        .poison = raw_poison,
 };

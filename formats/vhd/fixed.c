@@ -44,6 +44,11 @@ static int fixed_flush(struct image *image)
         return flat_flush(&fixed_of(image)->flat);
 }
 
+static void fixed_poison(struct image *image, int code)
+{
+        flat_poison(&fixed_of(image)->flat, code);
+}
+
 static int fixed_close(struct image *image, bool clean, struct error *err)
 {
         struct file *file = image->file;
@@ -64,6 +69,7 @@ static const struct format fixed_format = {
         .complete = fixed_complete,
         .is_durable = fixed_is_durable,
         .flush = fixed_flush,
+        .poison = fixed_poison,
 };
 
 /* A footer of 511 bytes becomes one of 512: the same bytes and a zero behind. */

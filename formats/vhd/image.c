@@ -555,6 +555,12 @@ static int open_writable(struct vhd_image *vhd, unsigned flags, struct error *er
         return r;
 }
 
+static void image_poison(struct image *image, int code)
+{
+        if (image->writable)
+                vhd_poison(vhd_of(image));
+}
+
 /* Damage: refused, or with force read-only (DESIGN: never zeros for what cannot be read). */
 static const char *first_problem(uint32_t problems)
 {
@@ -695,4 +701,5 @@ const struct format vhd_format = {
         .discard = vhd_discard,
         .is_durable = vhd_is_durable,
         .flush = image_flush,
+        .poison = image_poison,
 };

@@ -166,6 +166,23 @@ Test(flat, failed_sync_is_never_tried_again)
         lift(file);
 }
 
+Test(flat, failed_durable_write_poisons_too)
+{
+        struct file *file = open_disk(FILE_WRITE);
+        char warning[ERROR_MESSAGE_MAX];
+        struct flat flat;
+
+        cr_assert(open_flat(&flat, file, warning));
+        break_sync(file, 0);
+        flat_poison(&flat, EIO);
+        cr_expect(eq(int, flat_flush(&flat), -EIO));
+        cr_expect(eq(int, atomic_load(&n_syncs), 0));
+        flat_close(&flat, false, NULL);
+        cr_expect(not(open_flat(&flat, file, warning)));
+        flat_close(&flat, false, NULL);
+        lift(file);
+}
+
 Test(flat, poison_outlives_the_process_until_lifted)
 {
         struct file *file = open_disk(FILE_WRITE);
