@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <time.h>
 
 #include "base/arith.h"
@@ -38,15 +40,18 @@ static const struct lock_bits lock_modes[] = {
 
 struct host_file {
         struct file file;
+        bool in_memory;      /* on a tmpfs: immutable after open */
         enum file_lock lock; /* owner: the one who opens and closes */
 };
 
 static ssize_t host_readv(
         struct file *file, const struct iovec *iov, int n, uint64_t offset, unsigned flags)
 {
+        const struct host_file *host = (const struct host_file *)file;
         ssize_t got;
 
-        if (flags & FILE_NOWAIT)
+        /* A tmpfs has no RWF_NOWAIT and no need of it. */
+        if (flags & FILE_NOWAIT && !host->in_memory)
                 got = preadv2(file->fd, iov, n, (off_t)offset, RWF_NOWAIT);
         else
                 got = preadv(file->fd, iov, n, (off_t)offset);
@@ -245,12 +250,14 @@ static const struct file_ops host_file_ops = {
 static int wrap_fd(int fd, const char *path, unsigned flags, struct file **ret)
 {
         _cleanup_free_ struct host_file *host = calloc(1, sizeof(*host));
+        struct statfs fs;
         struct stat st;
 
         if (!host)
                 return -ENOMEM;
         if (fstat(fd, &st) < 0)
                 return -errno;
+        host->in_memory = fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
         if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
                 return -EMEDIUMTYPE;
         host->file = (struct file){
