@@ -40,16 +40,16 @@ enum nbd_log_level {
 enum nbd_client_state { NBD_CLIENT_GREETING, NBD_CLIENT_SERVED };
 
 struct nbd_client_info {
-        uint64_t id;        /* 1 upward, never used again */
-        char peer[96];      /* "unix:uid=0,pid=123", "tcp:127.0.0.1:40000" */
+        uint64_t id;           /* 1 upward, never used again */
+        char peer[96];         /* "unix:uid=0,pid=123", "tcp:127.0.0.1:40000" */
         char export_name[256]; /* cut where longer; "" while greeting */
         enum nbd_client_state state;
         bool read_only;
-        bool structured;    /* structured replies were negotiated */
-        uint64_t age_ms;    /* since it connected */
+        bool structured;           /* structured replies were negotiated */
+        uint64_t age_ms;           /* since it connected */
         uint64_t requests, errors; /* commands taken, and those answered with an error */
         uint64_t bytes_read, bytes_written;
-        uint64_t bytes_in_flight;  /* of requests that wait for the disk or for the client */
+        uint64_t bytes_in_flight; /* of requests that wait for the disk or for the client */
 };
 
 enum nbd_event {
@@ -85,12 +85,12 @@ struct nbd_export_options {
         bool is_default;         /* the empty name means this one too (one at most) */
 };
 
-int nbd_server_new(const struct nbd_server_options *options, struct nbd_server **ret,
-                   struct error *err);
+int nbd_server_new(
+        const struct nbd_server_options *options, struct nbd_server **ret, struct error *err);
 
 /* Before start. -EEXIST: the name is taken. -EINVAL: the name is too long or has no valid UTF-8. */
-int nbd_server_add_export(struct nbd_server *server, const struct nbd_export_options *options,
-                          struct error *err);
+int nbd_server_add_export(
+        struct nbd_server *server, const struct nbd_export_options *options, struct error *err);
 
 /* Before start. The socket is made with the umask's mode. One left by a dead server is replaced;
  * -EADDRINUSE: somebody listens there. -EEXIST: something that is no socket is there.
@@ -98,8 +98,8 @@ int nbd_server_add_export(struct nbd_server *server, const struct nbd_export_opt
 int nbd_server_listen_unix(struct nbd_server *server, const char *path, struct error *err);
 /* Before start. Listens on every address of @host; each must be a loopback address, because there is
  * no TLS: else -EACCES. @port 0: the system chooses one. */
-int nbd_server_listen_tcp(struct nbd_server *server, const char *host, uint16_t port,
-                          struct error *err);
+int nbd_server_listen_tcp(
+        struct nbd_server *server, const char *host, uint16_t port, struct error *err);
 /* Before start. A socket that listens already (socket activation); taken over on success. */
 int nbd_server_listen_fd(struct nbd_server *server, int fd, struct error *err);
 
@@ -127,18 +127,18 @@ DEFINE_CLEANUP(struct nbd_server *, nbd_server_free)
 
 /* Counters since start, for people and tests. */
 struct nbd_server_counters {
-        uint64_t accepted;        /* sockets */
-        uint64_t refused;         /* turned away for want of room */
+        uint64_t accepted;         /* sockets */
+        uint64_t refused;          /* turned away for want of room */
         uint64_t failed_greetings; /* ended before they had an export, timeouts among them */
-        uint64_t served;          /* got an export */
+        uint64_t served;           /* got an export */
         uint64_t requests, errors;
         uint64_t bytes_read, bytes_written;
         uint64_t receives, sends; /* system calls on clients' sockets */
         uint64_t inline_reads, pool_reads, ring_reads, sendfile_reads;
         uint64_t inline_writes, pool_writes;
         uint64_t flushes_asked, flushes_done; /* the difference was grouped */
-        uint64_t clients, greeting; /* now */
-        bool io_uring;              /* in use */
+        uint64_t clients, greeting;           /* now */
+        bool io_uring;                        /* in use */
 };
 void nbd_server_counters_get(struct nbd_server *server, struct nbd_server_counters *ret);
 

@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* private.h - what the files of the server share; nobody else includes it.
+ *
+ * The path of a request:
+ *
+ *   client.c   a thread a client: one receive takes many requests; each is checked and started
+ *   read.c     warm reads, answered into the arena at once        \
+ *   sendfile.c large ones, sent from the page cache                > one send a batch
+ *   status.c   block status                                       /
+ *   work.c     what may block: on the pool, answered by tx_post from there, out of order
+ *   ring.c     cold reads through io_uring, answered likewise
+ *   volume.c   flushes, grouped, and the bound on unsynced bytes
+ *   flight.c   the bounds on requests and bytes in flight
+ *
+ * Locks      server.lock, then flight.lock; volume.lock and tx.lock are taken with none held.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/pool.h"
+#include "nbd/proto/nbd.h"
+#include "nbd/server/server.h"
+#include "nbd/server/tx.h"
+
+/* Reads from here on are tried with sendfile. */
+#define SENDFILE_MIN (64u << 10)
+/* What a client's thread takes in one receive; a write of up to half of it needs no other buffer. */
+#define RX_SIZE (256u << 10)
+/* Replies are sent when so much has come together, or when no request is left. */
+#define ARENA_BATCH (256u << 10)
+/* The longest read that is answered on the client's thread by copying. */
+#define INLINE_MAX (2u << 20)
+/* A structured reply tells of zeros as a hole from this length on; it costs less than sending them. */
+#define HOLE_MIN 4096u
+/* Requests of one client under way at a time; more wait in the socket. */
+#define CLIENT_MAX_REQUESTS 256u
+/* Trims and zeros go in steps of this, so that a long one does not keep a thread from others. */
+#define WORK_STEP (UINT64_C(64) << 20)
+/* The socket's send buffer, so that a megabyte of sendfile needs no second wake-up. */
+#define SOCKET_SEND_BUFFER (2 << 20)
+
+enum meta_context {
+        CONTEXT_ALLOCATION, /* base:allocation */
+        CONTEXT_DEPTH,      /* vhdd:depth */
+        CONTEXT_QEMU_DEPTH, /* qemu:allocation-depth */
+        N_CONTEXTS,
+};
+/* The id that stands for a context on the wire. */
+#define CONTEXT_ID(context) ((uint32_t)(context) + 1)
+
+struct request;
+
+/* A chain that is served, by one export or several. */
+struct volume {
+        /* immutable after start */
+        struct nbd_server *server;
+        struct chain *chain;
+        uint64_t size;
+
+        atomic_uint_fast64_t unsynced; /* bytes written since the last flush began */
+
+        struct pool_task task; /* runs the flushes */
+        pthread_mutex_t lock;
+        /* guarded by lock */
+        struct request *waiting; /* for a flush that has not begun */
+        bool wanted, running;
+};
+
+struct export
+{
+        /* immutable after start */
+        char *name, *description; /* description may be NULL */
+        size_t name_length;
+        struct volume *volume;
+        bool read_only, is_default;
+        uint64_t size;
+};
+
+/* What negotiation found out. */
+struct agreement {
+        const struct export *export;
+        bool structured;
+        bool no_zeroes;
+        unsigned contexts; /* bits: 1 << enum meta_context */
+};
+
+struct flight {
+        pthread_mutex_t lock;
+        pthread_cond_t less;
+        /* guarded by lock */
+        uint64_t bytes;
+        unsigned n_waiting;
+        /* immutable after new */
+        uint64_t max_bytes, max_bytes_per_client;
+};
+
+/* A place on the disk that sendfile sent from: its ticket is kept until the socket let the bytes go. */
+struct sent_ticket {
+        uint64_t ticket;
+        uint64_t stream_end; /* tx.total when its last byte was in the socket */
+};
+#define MAX_SENT_TICKETS 64u
+
+struct client {
+        /* immutable after the thread began */
+        struct nbd_server *server;
+        int fd;
+        uint64_t id;
+        uint64_t begun_ms;
+        char peer[96];
+        bool may_sendfile;
+        pthread_t thread;
+
+        /* guarded by server.lock */
+        struct client *next, *previous;
+        enum nbd_client_state state;
+        bool evicted;
+
+        /* written by the client's thread, under server.lock while state changes */
+        struct agreement agreement;
+
+        /* counters: the client's thread and those that complete its requests */
+        atomic_uint_fast64_t requests, errors, bytes_read, bytes_written;
+
+        /* guarded by flight.lock */
+        unsigned n_in_flight;
+        uint64_t bytes_in_flight;
+
+        struct tx tx;
+
+        /* owner: the client's thread */
+        uint8_t *rx;             /* RX_SIZE */
+        size_t rx_start, rx_end; /* what is received and not taken yet */
+        uint8_t *arena;          /* replies to come, arena_used of arena_size bytes */
+        size_t arena_used, arena_size;
+        uint8_t *payload; /* for writes too long for rx; payload_size bytes or NULL */
+        size_t payload_size;
+        struct sent_ticket tickets[MAX_SENT_TICKETS]; /* a ring, oldest at tickets_start */
+        unsigned tickets_start, n_tickets;
+        atomic_uint_fast64_t receives;
+        bool ended; /* no more requests are taken */
+};
+
+struct listener {
+        int fd;
+        char *path;             /* unix */
+        uint64_t device, inode; /* of path, when it was made */
+        char *uri_authority;    /* TCP: "127.0.0.1:10809" */
+};
+
+struct ring;
+
+struct nbd_server {
+        /* immutable after start */
+        struct nbd_server_options options;
+        struct export *exports;
+        size_t n_exports;
+        struct volume **volumes;
+        size_t n_volumes;
+        struct listener listeners[NBD_SERVER_MAX_LISTENERS];
+        size_t n_listeners;
+        int wake_fd; /* eventfd: a client ended, or stop */
+        struct pool *pool;
+        struct ring *ring; /* NULL: no io_uring */
+        struct tx_writer *writer;
+        pthread_t accept_thread;
+        bool started;
+
+        atomic_bool stopping;
+        struct flight flight;
+
+        pthread_mutex_t lock;
+        pthread_cond_t fewer; /* a client left the list */
+        /* guarded by lock */
+        bool stopped;
+        struct client *clients, *last_client; /* oldest first */
+        struct client *finished;              /* threads that wait to be joined */
+        unsigned n_greeting, n_served;
+        uint64_t next_id;
+        struct nbd_server_counters counters; /* of clients that are gone, and the server's own */
+
+        /* counters of the paths */
+        atomic_uint_fast64_t inline_reads, pool_reads, ring_reads, sendfile_reads;
+        atomic_uint_fast64_t inline_writes, pool_writes, flushes_asked, flushes_done;
+};
+
+/* One command, decoded. */
+struct command {
+        uint8_t cookie[8];
+        uint16_t flags, type;
+        uint64_t offset;
+        uint32_t length;
+};
+
+/* A command that left the client's thread. It is one task of the pool at a time, and in the end one
+ * item of the stream; then it frees itself. */
+struct request {
+        struct pool_task task; /* first: the pool hands it back */
+        struct tx_item item;
+        struct request *next; /* volume.c */
+        struct client *client;
+        struct command command;
+        uint64_t charged; /* bytes in flight */
+        uint64_t done;    /* trim and zero: so far */
+        uint8_t *payload; /* write: the data; owned */
+        uint8_t *reply;   /* the reply, if it is longer than small; owned */
+        uint8_t small[128];
+};
+
+static inline void count(atomic_uint_fast64_t *counter, uint64_t n)
+{
+        atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+static inline uint64_t counted(const atomic_uint_fast64_t *counter)
+{
+        return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+/* server.c */
+uint64_t now_ms(void);
+void server_log(struct nbd_server *server, enum nbd_log_level level, const char *format, ...)
+        __attribute__((format(printf, 3, 4)));
+void client_log(struct client *client, enum nbd_log_level level, const char *format, ...)
+        __attribute__((format(printf, 3, 4)));
+/* NULL: there is none of this name. */
+const struct export *server_find_export(
+        struct nbd_server *server, const char *name, size_t name_length);
+/* The client has an export now. False: there is no room for it. */
+bool server_promote(struct client *client, const struct agreement *agreement);
+void client_tell(struct client *client, enum nbd_event event);
+/* The last thing that a client's thread does: the client is gone from the list, its socket closed. */
+void server_client_gone(struct client *client);
+
+/* greet.c: negotiates on the client's socket until it has an export, gives up, breaks the protocol
+ * or lets the time run out. 0 with *ret, or -errno with a sentence. */
+int client_greet(struct client *client, struct agreement *ret, struct error *err);
+/* The transmission flags of an export, as this client may use it. */
+uint16_t export_flags(const struct export *export, bool structured);
+
+/* client.c */
+void *client_thread(void *arg);
+/* Room for @size more bytes in the arena, at most INLINE_MAX and some; sends what is in it first, if it
+ * must. NULL without memory. */
+uint8_t *arena_reserve(struct client *client, size_t size);
+void arena_add(struct client *client, size_t size); /* so many of the reserved bytes are used */
+void arena_flush(struct client *client);
+/* Answers at once, into the arena. */
+void client_answer(struct client *client, const struct command *command, int r);
+
+/* error numbers: errors.c. @r: 0 or -errno. */
+enum nbd_error nbd_error_from(int r);
+const char *nbd_error_sentence(enum nbd_error error);
+
+/* reply.c: replies as bytes. Each answers how long it is; @out has room. */
+#define REPLY_ERROR_MAX 128u
+/* Success or error without data; structured where the command and the client want it so. */
+size_t reply_plain(uint8_t *out, const struct client *client, const struct command *command,
+        enum nbd_error error);
+size_t reply_error_offset(
+        uint8_t *out, const struct command *command, enum nbd_error error, uint64_t offset);
+size_t reply_data_header(
+        uint8_t *out, const struct command *command, uint64_t offset, uint32_t length, bool done);
+size_t reply_hole(
+        uint8_t *out, const struct command *command, uint64_t offset, uint32_t length, bool done);
+size_t reply_simple_header(uint8_t *out, const struct command *command, enum nbd_error error);
+
+/* read.c: the whole reply to a read. */
+/* The room that it may take at most. */
+size_t read_reply_bound(const struct client *client, uint32_t length);
+/* Builds it in @out. Answers its length, or -errno (-EAGAIN with CHAIN_NOWAIT) and where it failed. */
+ssize_t read_reply_build(const struct client *client, const struct command *command, unsigned flags,
+        uint8_t *out, uint64_t *ret_failed_at);
+
+/* sendfile.c: false: this read does not suit it, nothing was done. */
+bool client_sendfile(struct client *client, const struct command *command);
+/* Gives back the tickets of bytes that have left the socket. */
+void client_settle_tickets(struct client *client);
+/* All of them; the socket has been shut, or is idle. */
+void client_drop_tickets(struct client *client);
+
+/* status.c: the whole reply to a block status. */
+#define STATUS_MAX_EXTENTS 4096u
+#define STATUS_REPLY_BOUND                                                                         \
+        (N_CONTEXTS *                                                                              \
+                (sizeof(struct nbd_wire_chunk) + sizeof(be32) +                                    \
+                        STATUS_MAX_EXTENTS * sizeof(struct nbd_wire_extent)))
+ssize_t status_reply_build(
+        const struct client *client, const struct command *command, unsigned flags, uint8_t *out);
+
+/* flight.c */
+void flight_init(struct flight *flight, uint64_t max_bytes, uint64_t max_bytes_per_client);
+void flight_done(struct flight *flight);
+/* Waits for room. Only the client's thread, with nothing of its own unsent. */
+void flight_enter(struct client *client, uint64_t bytes);
+/* True if there is room at once. */
+bool flight_try_enter(struct client *client, uint64_t bytes);
+void flight_leave(struct client *client, uint64_t bytes);
+/* Waits until the client has nothing in flight. */
+void flight_wait_none(struct client *client);
+
+/* work.c */
+/* Starts @command away from the client's thread: on the pool, or the ring. @payload (a write's data)
+ * is taken over. Sends what is in the arena before it waits for room. */
+void client_start_work(struct client *client, const struct command *command, uint8_t *payload);
+/* Ends a request with this result; it sends its reply and frees itself. Any thread. */
+void request_answer(struct request *request, int r);
+/* Runs a read on this thread, which may block. */
+void request_read(struct request *request);
+
+/* volume.c */
+void volume_init(struct volume *volume, struct nbd_server *server, struct chain *chain);
+void volume_done(struct volume *volume);
+/* The request is answered by the next flush that begins. */
+void volume_flush(struct volume *volume, struct request *request);
+/* @length bytes were written. True: the bound is passed, so writes had better not be inline. */
+void volume_wrote(struct volume *volume, uint64_t length);
+bool volume_is_full(const struct volume *volume);
+
+/* ring.c */
+/* -ENOSYS, -EPERM ...: the system lets us have none. */
+int ring_new(struct nbd_server *server, struct ring **ret);
+struct ring *ring_free(struct ring *ring); /* waits for what is under way; NULL is fine */
+/* Reads for @request through the ring. False: it does not suit, nothing was done. */
+bool ring_read(struct ring *ring, struct request *request);
+
+/* listen.c */
+int listener_open_unix(struct listener *ret, const char *path, struct error *err);
+int listener_open_tcp(
+        struct nbd_server *server, const char *host, uint16_t port, struct error *err);
+int listener_from_fd(struct listener *ret, int fd, struct error *err);
+void listener_close(struct listener *listener);
+/* Checks and prepares a connected socket; fills in peer and may_sendfile. */
+int socket_prepare(int fd, char *peer, size_t peer_size, bool *ret_may_sendfile, struct error *err);
