@@ -295,7 +295,7 @@ static int map_add(struct resolver *r, struct resolved *map)
         return 0;
 }
 
-static int fill_map(struct resolver *r, struct resolved *map, unsigned map_flags)
+static int fill_map(struct resolver *r, struct resolved *map)
 {
         uint64_t start = map->block << r->shift;
         uint64_t length = (uint64_t)map->n_sectors * SECTOR_SIZE;
@@ -304,7 +304,7 @@ static int fill_map(struct resolver *r, struct resolved *map, unsigned map_flags
                 struct chain_extent extent;
                 unsigned n_looked;
                 uint16_t owner;
-                int result = walk(r, r->n_layers - 1, start + at, length - at, map_flags, &extent,
+                int result = walk(r, r->n_layers - 1, start + at, length - at, 0, &extent,
                         &n_looked);
 
                 if (result < 0)
@@ -324,7 +324,7 @@ static int fill_map(struct resolver *r, struct resolved *map, unsigned map_flags
 /* Under the stripe's lock nobody's bits get into the leaf without passing by here: a writer sets
  * them first and then waits for the lock, so either fill_map() sees them or the writer sees the
  * map. */
-static void build_map(struct resolver *r, uint64_t block, unsigned map_flags)
+static void build_map(struct resolver *r, uint64_t block)
 {
         uint64_t size = MIN_OF(r->size - (block << r->shift), UINT64_C(1) << r->shift);
         struct resolved *map;
@@ -338,18 +338,32 @@ static void build_map(struct resolver *r, uint64_t block, unsigned map_flags)
         map->block = block;
         map->n_sectors = (uint32_t)(size / SECTOR_SIZE);
         /* Failures are no harm: the next read finds its way without a map. */
-        if (fill_map(r, map, map_flags) < 0 || map_add(r, map) < 0)
+        if (fill_map(r, map) < 0 || map_add(r, map) < 0)
                 free(map);
 }
 
 static bool is_hot(struct resolver *r, uint64_t block)
 {
         _Atomic uint8_t *heat = &r->heats[block % N_HEATS];
+        uint8_t seen = atomic_load_explicit(heat, memory_order_relaxed);
 
-        if (atomic_fetch_add_explicit(heat, 1, memory_order_relaxed) + 1u < HOT)
-                return false;
-        atomic_store_explicit(heat, 0, memory_order_relaxed);
-        return true;
+        if (seen >= HOT)
+                return true;
+        atomic_store_explicit(heat, (uint8_t)(seen + 1), memory_order_relaxed);
+        return false;
+}
+
+/* A block was found through many layers. One that is read often gets its map now; building may
+ * read bitmaps, so who must not wait is sent away to come back as somebody who may. */
+static int note_walk(struct resolver *r, uint64_t block, unsigned map_flags)
+{
+        if (!is_hot(r, block))
+                return 0;
+        if (map_flags & MAP_NOWAIT)
+                return -EAGAIN;
+        atomic_store_explicit(&r->heats[block % N_HEATS], 0, memory_order_relaxed);
+        build_map(r, block);
+        return 0;
 }
 
 /* 1: answered from the map. 0: there is none, or it does not help. */
@@ -435,8 +449,8 @@ int resolve(struct resolver *r, uint64_t offset, uint64_t length, unsigned map_f
                 return 0;
         }
         result = walk(r, owner - 1u, offset, length, map_flags, ret, &n_looked);
-        if (result == 0 && n_looked > MANY_LAYERS && is_hot(r, block))
-                build_map(r, block, map_flags & MAP_NOWAIT);
+        if (result == 0 && n_looked > MANY_LAYERS)
+                result = note_walk(r, block, map_flags);
         return result;
 }
 

@@ -219,11 +219,14 @@ static int vhd_map(
         uint32_t here = (uint32_t)MIN_OF(length, (uint64_t)(image->block_size - in_block));
 
         for (;;) {
-                uint64_t ticket = grace_enter(grace_readers());
+                /* With MAP_PRESENT no bitmap is looked at, so none can go away under us. */
+                bool guarded = !(flags & MAP_PRESENT);
+                uint64_t ticket = guarded ? grace_enter(grace_readers()) : 0;
                 uint32_t place;
                 int r = look(vhd, block, in_block, here, flags, ret, &place);
 
-                grace_leave(grace_readers(), ticket);
+                if (guarded)
+                        grace_leave(grace_readers(), ticket);
                 if (r == 1)
                         continue;
                 if (r != -EAGAIN)
