@@ -317,7 +317,7 @@ static void judge_places(struct finding *f, const struct places *places, uint64_
 
                 if (at == VHD_BAT_BAD) {
                         note(f, VHD_PROBLEM_BAD_BLOCKS, block, at, "outside the file");
-                } else if (offset < f->metadata->metadata_end) {
+                } else if (vhd_metadata_at(f->metadata, offset, block_bytes)) {
                         note(f, VHD_PROBLEM_BAD_BLOCKS, block, at, "inside the metadata");
                 } else if (offset + f->metadata->bitmap_size > f->file_size) {
                         note(f, VHD_PROBLEM_BAD_BLOCKS, block, at,

@@ -364,6 +364,20 @@ size_t vhd_metadata_ranges(const struct vhd_metadata *m, struct vhd_range ret[VH
         return n;
 }
 
+const char *vhd_metadata_at(const struct vhd_metadata *m, uint64_t offset, uint64_t length)
+{
+        struct vhd_range ranges[VHD_MAX_RANGES];
+        size_t n;
+
+        if (offset >= m->metadata_end) /* nearly always, and there may be millions of blocks */
+                return NULL;
+        n = vhd_metadata_ranges(m, ranges);
+        for (size_t i = 0; i < n; i++)
+                if (ranges_overlap(ranges[i].offset, ranges[i].length, offset, length))
+                        return ranges[i].what;
+        return NULL;
+}
+
 /* The first structure that the range lies over, or NULL. The range does not wrap. */
 static const char *structure_at(const struct vhd_metadata *m, uint64_t offset, uint64_t length)
 {

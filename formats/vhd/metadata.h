@@ -151,6 +151,9 @@ struct vhd_range {
 /* How many there are; none of a fixed disk. Of a locator only the text counts, not its slot. */
 size_t vhd_metadata_ranges(const struct vhd_metadata *metadata,
                            struct vhd_range ret[VHD_MAX_RANGES]);
+/* What of it a block there would lie over ("BAT", ...), or NULL. Blocks may well lie below
+ * metadata_end: nobody says that locators stand before them. The range does not wrap. */
+const char *vhd_metadata_at(const struct vhd_metadata *metadata, uint64_t offset, uint64_t length);
 
 /* Text of locator @index: UTF-8, backslashes as they are, at most VHD_MAX_LOCATOR_LENGTH bytes of
  * file. -ENOENT if the slot is free or its code unknown, -EUCLEAN if the text is no text. */

@@ -111,8 +111,8 @@ static int give_place(struct replay *replay, const struct redo_record *record)
         uint64_t offset = (uint64_t)record->place * SECTOR_SIZE;
         struct vhd_bitmap *bitmap;
 
-        if (offset < vhd->metadata.metadata_end ||
-                !range_inside(offset, vhd->block_bytes, replay->file_size))
+        if (!range_inside(offset, vhd->block_bytes, replay->file_size) ||
+                vhd_metadata_at(&vhd->metadata, offset, vhd->block_bytes))
                 return bad_record(replay, record);
         bitmap = vhd_bitmap_new(record->block, record->place, vhd->bitmap_size);
         if (!bitmap || vhd_loaded_reserve_locked(vhd) < 0) {
