@@ -16,6 +16,7 @@
 #include "base/uuid.h"
 #include "chain/beneath.h"
 #include "chain/paths.h"
+#include "formats/intent.h"
 #include "formats/vhd/hyperv.h"
 
 #define BARE "bare" /* the source of a candidate that is the name alone */
@@ -361,6 +362,20 @@ static bool same_file(const struct file_stat *a, const struct file_stat *b)
         return a->device == b->device && a->inode == b->inode;
 }
 
+int locate_read_metadata(
+        struct file *file, unsigned flags, struct vhd_metadata *ret, struct error *err)
+{
+        struct file *view = NULL;
+        int r = intent_recover(file, false, NULL, &view, err);
+
+        if (r < 0)
+                return r;
+        r = vhd_metadata_read(view ? view : file, flags, ret, err);
+        if (view)
+                intent_view_dismiss(view);
+        return r;
+}
+
 /* Is @file the one that the child was made over? Wrong checksums are passed: who opens the image
  * says more about them than "not found" would. */
 static bool is_wanted(struct search *search, struct file *file)
@@ -379,7 +394,7 @@ static bool is_wanted(struct search *search, struct file *file)
                 note_itself(search);
                 return false;
         }
-        r = vhd_metadata_read(file, VHD_READ_FORCE, &metadata, &err);
+        r = locate_read_metadata(file, VHD_READ_FORCE, &metadata, &err);
         if (r < 0) {
                 if (is_worse(search, FOUND_UNUSABLE)) {
                         search->err = err;
@@ -508,7 +523,7 @@ static bool has_wanted_id(struct search *search, const struct root *root, const 
         struct vhd_metadata metadata;
 
         return open_allowed(root, name, &file) == 0 &&
-                vhd_metadata_read(file, 0, &metadata, NULL) == 0 &&
+                locate_read_metadata(file, 0, &metadata, NULL) == 0 &&
                 uuid_equal(metadata.footer.unique_id, search->wanted);
 }
 
@@ -618,7 +633,7 @@ static int fail_search(
 /* --- named by hand --- */
 
 /* A FIFO must not hang us, and what is no file is not opened. */
-static int open_named(struct fs *fs, const char *path, struct file **ret, struct error *err)
+int locate_open_named(struct fs *fs, const char *path, struct file **ret, struct error *err)
 {
         _cleanup_fd_ int fd = -1;
         struct stat st;
@@ -678,7 +693,7 @@ static int check_named(struct search *search, struct file *file, struct error *e
         if (same_file(&st, &search->child_stat)) {
                 note_itself(search);
         } else {
-                r = vhd_metadata_read(file, VHD_READ_FORCE, &metadata, err);
+                r = locate_read_metadata(file, VHD_READ_FORCE, &metadata, err);
                 if (r == -ENOMEDIUM)
                         return check_raw_parent(search, file, err);
                 if (r < 0)
@@ -699,7 +714,7 @@ static int locate_named(
         _cleanup_(file_closep) struct file *file = NULL;
         int r;
 
-        r = open_named(search->child->fs, named, &file, err);
+        r = locate_open_named(search->child->fs, named, &file, err);
         if (r == 0)
                 r = check_named(search, file, err);
         if (r < 0) {

@@ -38,6 +38,15 @@ struct locate_candidate {
 size_t locate_candidates(struct file *child, const struct vhd_header *header,
         struct locate_candidate ret[LOCATE_MAX_CANDIDATES]);
 
+/* vhd_metadata_read(), but of the image as it will be when a change that was cut off is complete
+ * (formats/intent.h): what lies beside it is looked at, and nothing is written. */
+int locate_read_metadata(
+        struct file *file, unsigned flags, struct vhd_metadata *ret, struct error *err);
+
+/* Opens a file that the user named, for reading, wherever it lies: a regular file or a block device,
+ * never anything whose opening could hang. */
+int locate_open_named(struct fs *fs, const char *path, struct file **ret, struct error *err);
+
 /* Opens the parent of @child for reading. @named: --parent's file, or NULL. */
 int locate_parent(struct file *child, const struct vhd_metadata *metadata,
         const struct locate_roots *roots, const char *named, struct file **ret, struct error *err);

@@ -238,7 +238,7 @@ static void read_node(struct tree_node *node, const struct locate_roots *roots)
                 fail_os(&node->error, -r, "cannot look at '%s'", node->path);
                 return;
         }
-        r = vhd_metadata_read(file, VHD_READ_FORCE, metadata, &node->error);
+        r = locate_read_metadata(file, VHD_READ_FORCE, metadata, &node->error);
         error_set_file(&node->error, node->path);
         if (r < 0) {
                 error_set_hint(&node->error, "restore it from a copy");
@@ -744,7 +744,7 @@ static int read_identity(const char *path, struct tree_node *node, struct error 
                 if (r < 0)
                         fail_os(err, -r, "cannot look at '%s'", path);
         }
-        if (r == 0 && vhd_metadata_read(file, VHD_READ_FORCE, metadata, NULL) == 0)
+        if (r == 0 && locate_read_metadata(file, VHD_READ_FORCE, metadata, NULL) == 0)
                 take_metadata(node, metadata);
         return r;
 }

@@ -21,6 +21,7 @@
         X(info)      \
         X(map)       \
         X(seal)      \
+        X(relink)    \
         X(convert)   \
         X(compare)   \
         X(hash)
