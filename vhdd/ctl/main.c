@@ -24,7 +24,8 @@
         X(relink)    \
         X(convert)   \
         X(compare)   \
-        X(hash)
+        X(hash)      \
+        X(serve)
 /* clang-format on */
 #define DECLARE(name) extern const struct command command_##name;
 COMMANDS(DECLARE)
@@ -383,6 +384,7 @@ int main(int argc, char **argv)
         setlocale(LC_CTYPE, "");
         unsetenv("POSIXLY_CORRECT"); /* options may stand behind operands */
         signal(SIGPIPE, SIG_IGN);    /* a reader that left is an EPIPE, not a death in mid-work */
+        signal(SIGXFSZ, SIG_IGN);    /* and so is a limit on the size of files: EFBIG */
         argp_program_version = "vhdctl " VHDD_VERSION;
         argp_err_exit_status = CTL_USAGE;
 
