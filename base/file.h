@@ -47,7 +47,9 @@ enum file_flags {
         FILE_EXCLUSIVE = 1u << 2, /* O_EXCL: on a block device: nobody else mounts or holds it */
         FILE_TRUNCATE = 1u << 3,  /* an existing file is emptied */
         FILE_NOFOLLOW = 1u << 4,  /* the last component is not a symbolic link */
-        FILE_DIRECT = 1u << 5,    /* past the page cache: offset, length, memory aligned to 4 KiB */
+        /* Data goes past the page cache where offset and length are multiples of 4 KiB; what is not
+         * (metadata, odd requests) goes through it, and the kernel keeps the two in step. */
+        FILE_DIRECT = 1u << 5,
 };
 
 /* For file_read and file_write. */

@@ -40,16 +40,84 @@ static const struct lock_bits lock_modes[] = {
 
 struct host_file {
         struct file file;
+        int direct_fd;       /* the same file with O_DIRECT, or -1: immutable after open */
         bool in_memory;      /* on a tmpfs: immutable after open */
         enum file_lock lock; /* owner: the one who opens and closes */
 };
+
+#define DIRECT_UNIT 4096u
+
+/* May the request go past the page cache? The memory's place does not matter: see direct_io(). */
+static bool suits_direct(
+        const struct host_file *host, const struct iovec *iov, int n, uint64_t offset, size_t *size)
+{
+        *size = 0;
+        for (int i = 0; i < n; i++)
+                *size += iov[i].iov_len;
+        return host->direct_fd >= 0 && offset % DIRECT_UNIT == 0 && *size % DIRECT_UNIT == 0;
+}
+
+static bool memory_is_aligned(const struct iovec *iov, int n)
+{
+        for (int i = 0; i < n; i++)
+                if ((uintptr_t)iov[i].iov_base % DIRECT_UNIT || iov[i].iov_len % DIRECT_UNIT)
+                        return false;
+        return true;
+}
+
+static void copy_iov(const struct iovec *iov, int n, uint8_t *data, size_t size, bool out)
+{
+        for (int i = 0; i < n && size > 0; i++) {
+                size_t here = MIN_OF(iov[i].iov_len, size);
+
+                if (out)
+                        memcpy(data, iov[i].iov_base, here);
+                else
+                        memcpy(iov[i].iov_base, data, here);
+                data += here;
+                size -= here;
+        }
+}
+
+/* Memory that the device cannot take directly goes through a buffer that it can. */
+static ssize_t direct_io(const struct host_file *host, const struct iovec *iov, int n, size_t size,
+        uint64_t offset, bool write, unsigned flags)
+{
+        int rwf = flags & FILE_DSYNC ? RWF_DSYNC : 0;
+        struct iovec whole = {.iov_len = size};
+        _cleanup_free_ void *buffer = NULL;
+        ssize_t got;
+
+        if (!memory_is_aligned(iov, n)) {
+                if (posix_memalign(&buffer, DIRECT_UNIT, size) != 0)
+                        return -ENOMEM;
+                if (write)
+                        copy_iov(iov, n, buffer, size, true);
+                whole.iov_base = buffer;
+        }
+        if (write)
+                got = pwritev2(host->direct_fd, buffer ? &whole : iov, buffer ? 1 : n,
+                        (off_t)offset, rwf);
+        else
+                got = preadv(
+                        host->direct_fd, buffer ? &whole : iov, buffer ? 1 : n, (off_t)offset);
+        if (got < 0)
+                return -errno;
+        if (buffer && !write)
+                copy_iov(iov, n, buffer, (size_t)got, false);
+        return got;
+}
 
 static ssize_t host_readv(
         struct file *file, const struct iovec *iov, int n, uint64_t offset, unsigned flags)
 {
         const struct host_file *host = (const struct host_file *)file;
         ssize_t got;
+        size_t size;
 
+        if (suits_direct(host, iov, n, offset, &size))
+                return flags & FILE_NOWAIT ? -EAGAIN
+                                           : direct_io(host, iov, n, size, offset, false, flags);
         /* A tmpfs has no RWF_NOWAIT and no need of it. */
         if (flags & FILE_NOWAIT && !host->in_memory)
                 got = preadv2(file->fd, iov, n, (off_t)offset, RWF_NOWAIT);
@@ -62,7 +130,11 @@ static ssize_t host_writev(
         struct file *file, const struct iovec *iov, int n, uint64_t offset, unsigned flags)
 {
         ssize_t put;
+        size_t size;
 
+        if (suits_direct((const struct host_file *)file, iov, n, offset, &size))
+                return direct_io(
+                        (const struct host_file *)file, iov, n, size, offset, true, flags);
         if (flags & FILE_DSYNC)
                 put = pwritev2(file->fd, iov, n, (off_t)offset, RWF_DSYNC);
         else
@@ -229,6 +301,10 @@ static int host_lock(struct file *file, enum file_lock mode)
 
 static void host_close(struct file *file)
 {
+        const struct host_file *host = (const struct host_file *)file;
+
+        if (host->direct_fd >= 0)
+                close(host->direct_fd);
         close(file->fd);
         free(file->path);
         free(file);
@@ -247,9 +323,21 @@ static const struct file_ops host_file_ops = {
         .close = host_close,
 };
 
+/* The same inode once more, with O_DIRECT; -EINVAL where the file system has no such thing. */
+static int open_direct(int fd, unsigned flags)
+{
+        char path[64];
+        int direct;
+
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+        direct = open(path, (flags & FILE_WRITE ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
+        return direct < 0 ? -errno : direct;
+}
+
 static int wrap_fd(int fd, const char *path, unsigned flags, struct file **ret)
 {
         _cleanup_free_ struct host_file *host = calloc(1, sizeof(*host));
+        _cleanup_fd_ int direct_fd = -1;
         struct statfs fs;
         struct stat st;
 
@@ -260,6 +348,11 @@ static int wrap_fd(int fd, const char *path, unsigned flags, struct file **ret)
         host->in_memory = fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
         if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
                 return -EMEDIUMTYPE;
+        if (flags & FILE_DIRECT) {
+                direct_fd = open_direct(fd, flags);
+                if (direct_fd < 0)
+                        return direct_fd;
+        }
         host->file = (struct file){
                 .ops = &host_file_ops,
                 .fs = host_fs(),
@@ -269,6 +362,7 @@ static int wrap_fd(int fd, const char *path, unsigned flags, struct file **ret)
         host->file.path = strdup(path);
         if (!host->file.path)
                 return -ENOMEM;
+        host->direct_fd = TAKE_FD(direct_fd);
         *ret = &TAKE_PTR(host)->file;
         return 0;
 }
@@ -285,7 +379,6 @@ static int host_open(
         o |= flags & FILE_EXCLUSIVE ? O_EXCL : 0;
         o |= flags & FILE_TRUNCATE ? O_TRUNC : 0;
         o |= flags & FILE_NOFOLLOW ? O_NOFOLLOW : 0;
-        o |= flags & FILE_DIRECT ? O_DIRECT : 0;
         fd = open(path, o, mode);
         if (fd < 0)
                 return -errno;

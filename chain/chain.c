@@ -224,8 +224,13 @@ static int open_all(struct opening *o, const char *path)
 {
         bool for_writing = image_flags_of(o, true) & IMAGE_WRITABLE;
         struct file *file;
-        int r = device_open(o->fs, path, for_writing ? FILE_WRITE : FILE_READ, &file, o->err);
+        unsigned flags = (for_writing ? FILE_WRITE : FILE_READ) |
+                         (o->options->direct ? FILE_DIRECT : 0);
+        int r = device_open(o->fs, path, flags, &file, o->err);
 
+        if (r == -EINVAL && o->options->direct)
+                error_set_hint(o->err, "its file system may have no direct I/O: leave out "
+                                       "--cache direct");
         if (r == 0)
                 r = open_layer(o, file, o->options->format, true);
         if (r == 0)
@@ -258,9 +263,6 @@ int chain_open(const char *path, const struct chain_options *options, struct cha
 
         if (!chain)
                 return fail(err, ENOMEM, "no memory to open '%s'", path);
-        if (options->direct)
-                return fail(err, ENOTSUP,
-                        "'%s' cannot be opened past the page cache: use --cache writeback", path);
         r = open_all(&o, path);
         if (r < 0)
                 return r;

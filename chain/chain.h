@@ -30,7 +30,7 @@ struct chain_options {
         bool scratch;                    /* writes go to a child that is thrown away at the end */
         const char *scratch_directory;   /* NULL: $TMPDIR, else /var/tmp */
         bool force;                      /* damaged images: read-only, -EIO for bad blocks */
-        bool direct;                     /* cache=direct: past the page cache */
+        bool direct;                     /* the leaf's data goes past the page cache (O_DIRECT) */
         bool leaf_only;                  /* open no parent: what the leaf lacks reads -EIO (info) */
         bool loose_lock;                 /* bear with a writer elsewhere (info, tree) */
         const char *format;              /* of the leaf: "vhd", "raw", NULL: look */

@@ -267,10 +267,13 @@ static int write_inside(struct change *c, const void *data)
 {
         struct image *leaf = c->chain->leaf;
         bool fua = c->flags & CHAIN_FUA;
+        bool waits = leaf->file->flags & FILE_DIRECT; /* for the disk, not for the page cache */
         uint64_t file_offset;
         bool zero;
-        int r = leaf->format->prepare(
-                leaf, c->offset, c->length, map_flags_of(c->flags), &file_offset, &zero);
+        int r = waits && c->flags & CHAIN_NOWAIT
+                        ? -EAGAIN
+                        : leaf->format->prepare(leaf, c->offset, c->length, map_flags_of(c->flags),
+                                  &file_offset, &zero);
 
         if (r < 0)
                 return r;

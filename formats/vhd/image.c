@@ -639,7 +639,8 @@ static int open_dynamic(struct file *file, const struct vhd_metadata *metadata, 
         r = judge_problems(vhd, problems, &bat_err, flags, err);
         if (r == 0 && flags & IMAGE_WRITABLE)
                 r = vhd_check_writable(file, &vhd->metadata, flags, err);
-        if (r == 0)
+        /* Beside a writer (info) its redo file is its own, and its blocks are not looked at. */
+        if (r == 0 && !(flags & IMAGE_LOOSE_LOCK))
                 r = flags & IMAGE_WRITABLE ? open_writable(vhd, flags, err) : open_redo(vhd, false, err);
         if (r < 0) {
                 vhd->redo = redo_close(vhd->redo, false);

@@ -26,6 +26,7 @@ struct world {
         uint8_t *buffer;
         struct chain *chain;
         uint64_t random;
+        bool direct;
 };
 
 static uint64_t next_random(struct world *w)
@@ -75,7 +76,7 @@ static void make_image(struct world *w, unsigned layer)
 
 static void open_tip(struct world *w)
 {
-        struct chain_options options = {.writable = true};
+        struct chain_options options = {.writable = true, .direct = w->direct};
         struct error err = ERROR_INIT;
 
         cr_assert(chain_open(w->paths[w->n_layers - 1], &options, &w->chain, &err) == 0, "%s",
@@ -154,11 +155,14 @@ static void one_operation(struct world *w)
         }
 }
 
-static void run(unsigned n_layers, uint32_t block_size, uint64_t size, unsigned n_operations,
+static void run_world(struct world world, unsigned n_layers, uint32_t block_size, uint64_t size, unsigned n_operations,
         uint64_t seed)
 {
-        struct world w = {.block_size = block_size, .size = size, .random = seed * 2 + 1};
+        struct world w = world;
 
+        w.block_size = block_size;
+        w.size = size;
+        w.random = seed * 2 + 1;
         strcpy(w.directory, "/tmp/vhdd-test-XXXXXX");
         cr_assert(mkdtemp(w.directory) != NULL);
         w.model = calloc(1, size);
@@ -186,6 +190,23 @@ static void run(unsigned n_layers, uint32_t block_size, uint64_t size, unsigned 
         cr_assert(rmdir(w.directory) == 0, "something was left in %s", w.directory);
         free(w.model);
         free(w.buffer);
+}
+
+static void run(unsigned n_layers, uint32_t block_size, uint64_t size, unsigned n_operations,
+        uint64_t seed)
+{
+        run_world((struct world){0}, n_layers, block_size, size, n_operations, seed);
+}
+
+/* Past the page cache and through it by turns, as offset and length fall: one must see the other. */
+Test(chain_io, direct_io_and_the_page_cache_agree)
+{
+        struct world world = {.direct = true};
+        struct file *file;
+        int r = file_open(host_fs(), "/tmp", FILE_READ | FILE_DIRECT, &file, NULL);
+
+        cr_assert(r == -EMEDIUMTYPE);
+        run_world(world, 2, 64 * 1024, 1000 * 1024, 300, 9);
 }
 
 Test(chain_io, reads_back_what_was_written_on_one_image)
