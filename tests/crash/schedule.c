@@ -21,17 +21,17 @@
 
 #include "tests/crash/random.h"
 
-#define MAX_TASKS 64u
+#define MAX_TASKS   64u
 #define MAX_CHANGES 4u
 
 enum task_state { TASK_FREE, TASK_RUNNABLE, TASK_WAITING, TASK_ENDED };
 
 struct task {
         enum task_state state;
-        const void *object;      /* what it waits for */
-        bool timed;              /* it waits for the clock too */
+        const void *object; /* what it waits for */
+        bool timed;         /* it waits for the clock too */
         bool timed_out;
-        uint64_t since;          /* of timed waits, the oldest ends first */
+        uint64_t since; /* of timed waits, the oldest ends first */
         uint64_t priority;
         pthread_t thread;
         sem_t turn;
@@ -60,8 +60,8 @@ int __real_pthread_mutex_lock(pthread_mutex_t *);
 int __real_pthread_mutex_unlock(pthread_mutex_t *);
 int __real_pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *);
 int __real_pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
-int __real_pthread_cond_clockwait(pthread_cond_t *, pthread_mutex_t *, clockid_t,
-                                  const struct timespec *);
+int __real_pthread_cond_clockwait(
+        pthread_cond_t *, pthread_mutex_t *, clockid_t, const struct timespec *);
 int __real_pthread_cond_signal(pthread_cond_t *);
 int __real_pthread_cond_broadcast(pthread_cond_t *);
 int __real_pthread_rwlock_rdlock(pthread_rwlock_t *);
@@ -82,8 +82,8 @@ int __wrap_pthread_mutex_lock(pthread_mutex_t *);
 int __wrap_pthread_mutex_unlock(pthread_mutex_t *);
 int __wrap_pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *);
 int __wrap_pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
-int __wrap_pthread_cond_clockwait(pthread_cond_t *, pthread_mutex_t *, clockid_t,
-                                  const struct timespec *);
+int __wrap_pthread_cond_clockwait(
+        pthread_cond_t *, pthread_mutex_t *, clockid_t, const struct timespec *);
 int __wrap_pthread_cond_signal(pthread_cond_t *);
 int __wrap_pthread_cond_broadcast(pthread_cond_t *);
 int __wrap_pthread_rwlock_rdlock(pthread_rwlock_t *);
@@ -106,12 +106,12 @@ static uint64_t new_priority(void)
 }
 
 /* Any of the runnable ones but @not, or MAX_TASKS. */
-static unsigned any_runnable(unsigned not)
+static unsigned any_runnable(unsigned not )
 {
         unsigned found[MAX_TASKS], n = 0;
 
         for (unsigned i = 0; i < sched.n; i++)
-                if (sched.tasks[i].state == TASK_RUNNABLE && i != not)
+                if (sched.tasks[i].state == TASK_RUNNABLE && i != not )
                         found[n++] = i;
         return n == 0 ? MAX_TASKS : found[random_below(&sched.random, n)];
 }
@@ -122,8 +122,7 @@ static unsigned highest_runnable(void)
 
         for (unsigned i = 0; i < sched.n; i++)
                 if (sched.tasks[i].state == TASK_RUNNABLE &&
-                        (best == MAX_TASKS ||
-                                sched.tasks[i].priority > sched.tasks[best].priority))
+                        (best == MAX_TASKS || sched.tasks[i].priority > sched.tasks[best].priority))
                         best = i;
         return best;
 }
@@ -334,8 +333,8 @@ static struct task *task_of(pthread_t thread)
         return NULL;
 }
 
-int __wrap_pthread_create(pthread_t *ret, const pthread_attr_t *attr, void *(*run)(void *),
-        void *argument)
+int __wrap_pthread_create(
+        pthread_t *ret, const pthread_attr_t *attr, void *(*run)(void *), void *argument)
 {
         struct task *task;
         int r;
@@ -420,15 +419,15 @@ int __wrap_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
         return sched.on ? cond_wait(cond, mutex, false) : __real_pthread_cond_wait(cond, mutex);
 }
 
-int __wrap_pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
-        const struct timespec *until)
+int __wrap_pthread_cond_timedwait(
+        pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until)
 {
         return sched.on ? cond_wait(cond, mutex, true)
                         : __real_pthread_cond_timedwait(cond, mutex, until);
 }
 
-int __wrap_pthread_cond_clockwait(pthread_cond_t *cond, pthread_mutex_t *mutex, clockid_t clock,
-        const struct timespec *until)
+int __wrap_pthread_cond_clockwait(
+        pthread_cond_t *cond, pthread_mutex_t *mutex, clockid_t clock, const struct timespec *until)
 {
         return sched.on ? cond_wait(cond, mutex, true)
                         : __real_pthread_cond_clockwait(cond, mutex, clock, until);
@@ -536,8 +535,8 @@ int __wrap_nanosleep(const struct timespec *time, struct timespec *left)
         return sched.on ? sleep_a_while() : __real_nanosleep(time, left);
 }
 
-int __wrap_clock_nanosleep(clockid_t clock, int flags, const struct timespec *time,
-        struct timespec *left)
+int __wrap_clock_nanosleep(
+        clockid_t clock, int flags, const struct timespec *time, struct timespec *left)
 {
         return sched.on ? sleep_a_while() : __real_clock_nanosleep(clock, flags, time, left);
 }

@@ -53,8 +53,8 @@ static uint64_t page_hash(struct page *page)
 {
         if (!page->hashed) {
                 page->hash = bytes_are_zero(page->data, SIM_PAGE)
-                                     ? 0
-                                     : XXH3_64bits(page->data, SIM_PAGE) | 1;
+                        ? 0
+                        : XXH3_64bits(page->data, SIM_PAGE) | 1;
                 page->hashed = true;
         }
         return page->hash;
@@ -164,9 +164,8 @@ static uint64_t map_hash(const struct page_map *map, uint64_t size)
 
 static const uint8_t *version_bytes(const struct version *version)
 {
-        return version->page
-                       ? version->page->data + version->sector % SECTORS_A_PAGE * SIM_SECTOR
-                       : NULL;
+        return version->page ? version->page->data + version->sector % SECTORS_A_PAGE * SIM_SECTOR
+                             : NULL;
 }
 
 /* ---- inodes ---- */
@@ -240,24 +239,22 @@ static void add_version(
 {
         if (inode->n_versions == inode->room_versions) {
                 inode->room_versions = 2 * inode->room_versions + 16;
-                inode->versions = must(realloc(
-                        inode->versions, inode->room_versions * sizeof(struct version)));
+                inode->versions = must(
+                        realloc(inode->versions, inode->room_versions * sizeof(struct version)));
         }
-        inode->versions[inode->n_versions++] = (struct version){.sector = sector,
-                .seq = seq,
-                .page = page_ref(page),
-                .truncation = truncation};
+        inode->versions[inode->n_versions++] = (struct version){
+                .sector = sector, .seq = seq, .page = page_ref(page), .truncation = truncation};
 }
 
 static void add_size(struct inode *inode, uint32_t seq, bool is_set, uint32_t sector, uint64_t size)
 {
         if (inode->n_sizes == inode->room_sizes) {
                 inode->room_sizes = 2 * inode->room_sizes + 4;
-                inode->sizes = must(
-                        realloc(inode->sizes, inode->room_sizes * sizeof(struct size_change)));
+                inode->sizes =
+                        must(realloc(inode->sizes, inode->room_sizes * sizeof(struct size_change)));
         }
-        inode->sizes[inode->n_sizes++] = (struct size_change){
-                .seq = seq, .is_set = is_set, .sector = sector, .size = size};
+        inode->sizes[inode->n_sizes++] =
+                (struct size_change){.seq = seq, .is_set = is_set, .sector = sector, .size = size};
 }
 
 /* One piece of a write reaches the cache. */
@@ -344,16 +341,16 @@ static bool truncation_is_forced(
         return false;
 }
 
-void inode_fold(
-        struct inode *inode, uint32_t upto, uint32_t first, uint32_t last, bool all)
+void inode_fold(struct inode *inode, uint32_t upto, uint32_t first, uint32_t last, bool all)
 {
         uint32_t n = 0, n_sizes = 0, cut = 0;
         bool *folded = must(calloc(inode->n_versions + 1, sizeof(bool)));
 
         for (uint32_t i = 0; i < inode->n_sizes; i++)
                 if (inode->sizes[i].is_set && inode->sizes[i].seq <= upto &&
-                        (all || truncation_is_forced(inode, inode->sizes[i].seq, upto, first,
-                                        last)))
+                        (all ||
+                                truncation_is_forced(
+                                        inode, inode->sizes[i].seq, upto, first, last)))
                         cut = inode->sizes[i].seq;
         for (uint32_t i = 0; i < inode->n_versions; i++) {
                 struct version *v = &inode->versions[i];
@@ -372,7 +369,7 @@ void inode_fold(
 
                 for (uint32_t k = 0; !size->is_set && k < inode->n_versions && !done; k++)
                         done = folded[k] && inode->versions[k].sector == size->sector &&
-                               inode->versions[k].seq >= size->seq;
+                                inode->versions[k].seq >= size->seq;
                 if (!done) {
                         inode->sizes[n_sizes++] = *size;
                         continue;
@@ -585,13 +582,28 @@ uint64_t sim_world_hash(const struct sim_world *world)
                 const struct inode *inode = world->inodes[world->names[i].inode];
                 const char *path = world->names[i].path;
 
-                hash += random_mix(XXH3_64bits(path, strlen(path)) ^
-                                   map_hash(&inode->cache, inode->size));
+                hash += random_mix(
+                        XXH3_64bits(path, strlen(path)) ^ map_hash(&inode->cache, inode->size));
         }
         for (uint32_t i = 0; i < world->n_regions; i++)
                 hash += random_mix(world->regions[i].blob->hash ^
-                                   XXH3_64bits(world->regions[i].name,
-                                           strlen(world->regions[i].name)));
+                        XXH3_64bits(world->regions[i].name, strlen(world->regions[i].name)));
+        return hash;
+}
+
+uint64_t sim_world_durable_hash(const struct sim_world *world)
+{
+        uint64_t hash = 0;
+
+        for (uint32_t i = 0; i < world->n_inodes; i++) {
+                const struct inode *inode = world->inodes[i];
+
+                if (!inode)
+                        continue;
+                hash += random_mix(map_hash(&inode->durable, inode->durable_size) + i);
+                for (uint32_t k = 0; k < inode->n_versions; k++)
+                        hash += random_mix(inode->versions[k].lost + 2 * inode->versions[k].sector);
+        }
         return hash;
 }
 
@@ -614,8 +626,8 @@ uint64_t sim_world_size(const struct sim_world *world, const char *path)
         return inode ? inode->size : 0;
 }
 
-void sim_world_read(const struct sim_world *world, const char *path, void *data, size_t length,
-        uint64_t offset)
+void sim_world_read(
+        const struct sim_world *world, const char *path, void *data, size_t length, uint64_t offset)
 {
         const struct inode *inode = world_find(world, path);
 
@@ -651,7 +663,7 @@ struct blob *blob_new(const uint8_t *data, uint64_t size)
 bool blob_shows(const struct blob *blob, const uint8_t *data, uint64_t size)
 {
         return blob->size == size && memcmp(blob->data, data, blob->used) == 0 &&
-               bytes_are_zero(data + blob->used, size - blob->used);
+                bytes_are_zero(data + blob->used, size - blob->used);
 }
 
 int find_region(const struct sim_world *world, const char *name)
@@ -689,21 +701,28 @@ static uint64_t blob_word(const struct blob *blob, uint64_t index)
         return word;
 }
 
-/* Stores of a program that is killed stop at one of them, and a compiler may order those of one
- * record as it likes: any of the changed words may be the old one. */
+#define RECORD_WORDS 8u
+
+/* Stores of a program that is killed stop at one of them. Within one record a compiler may order
+ * them as it likes (its checksum tells), so any of the changed words may be the old one; a region
+ * that is being made, or more than one record, keeps the program's own order and is not torn. */
 static struct blob *blob_torn(
         const struct blob *before, const struct blob *now, struct random *random)
 {
-        uint64_t n = now->size / sizeof(uint64_t), changed = 0;
+        uint64_t n = now->size / sizeof(uint64_t), changed = 0, first = n, last = 0;
         _cleanup_free_ uint64_t *words = must(malloc(now->size + 8));
         unsigned way = (unsigned)random_below(random, 3);
         uint64_t stop;
 
         for (uint64_t i = 0; i < n; i++) {
                 words[i] = blob_word(now, i);
-                changed += words[i] != blob_word(before, i);
+                if (words[i] == blob_word(before, i))
+                        continue;
+                first = MIN_OF(first, i);
+                last = i;
+                changed++;
         }
-        if (changed < 2)
+        if (changed < 2 || last - first >= RECORD_WORDS || before->used == 0)
                 return NULL;
         stop = random_between(random, 1, changed - 1);
         for (uint64_t i = 0, k = 0; i < n; i++) {
@@ -711,7 +730,9 @@ static struct blob *blob_torn(
 
                 if (words[i] == old)
                         continue;
-                if (way == 0 ? k >= stop : way == 1 ? k < changed - stop : random_chance(random, 50))
+                if (way == 0               ? k >= stop
+                                : way == 1 ? k < changed - stop
+                                           : random_chance(random, 50))
                         words[i] = old;
                 k++;
         }
@@ -851,20 +872,22 @@ static void cut_add_inode(struct sim_cut *cut, uint32_t index)
                         same_history(&cut->histories[end - 1], &cut->histories[end]) &&
                         !is_last_of_growth(inode, cut->histories[end].sector))
                         end++;
-                cut_add_unit(cut, (struct unit){.kind = UNIT_SECTORS,
-                                          .first = i,
-                                          .n = end - i,
-                                          .inode = index,
-                                          .n_choices = cut->histories[i].n + 1});
+                cut_add_unit(cut,
+                        (struct unit){.kind = UNIT_SECTORS,
+                                .first = i,
+                                .n = end - i,
+                                .inode = index,
+                                .n_choices = cut->histories[i].n + 1});
                 i = end;
         }
         for (uint32_t i = 0; i < inode->n_sizes; i++)
                 if (inode->sizes[i].is_set)
-                        cut_add_unit(cut, (struct unit){.kind = UNIT_TRUNCATION,
-                                                  .first = i,
-                                                  .inode = index,
-                                                  .n_choices = 2,
-                                                  .seq = inode->sizes[i].seq});
+                        cut_add_unit(cut,
+                                (struct unit){.kind = UNIT_TRUNCATION,
+                                        .first = i,
+                                        .inode = index,
+                                        .n_choices = 2,
+                                        .seq = inode->sizes[i].seq});
 }
 
 struct sim_cut *sim_cut_new(const struct sim_world *world)
@@ -880,10 +903,11 @@ struct sim_cut *sim_cut_new(const struct sim_world *world)
         for (uint32_t i = 0; i < world->n_inodes; i++)
                 cut_add_inode(cut, i);
         for (uint32_t i = 0; i < world->n_name_events; i++)
-                cut_add_unit(cut, (struct unit){.kind = UNIT_NAME,
-                                          .first = i,
-                                          .n_choices = 2,
-                                          .seq = world->name_events[i].seq});
+                cut_add_unit(cut,
+                        (struct unit){.kind = UNIT_NAME,
+                                .first = i,
+                                .n_choices = 2,
+                                .seq = world->name_events[i].seq});
         cut->first_seq = world->seq;
         for (uint32_t i = 0; i < cut->n_versions; i++)
                 cut->first_seq = MIN_OF(cut->first_seq, cut->versions[i]->seq);
@@ -969,8 +993,8 @@ static const struct version *chosen_version(
         return k > 0 ? history->versions[k - 1] : NULL;
 }
 
-static uint64_t chosen_size(const struct sim_cut *cut, const struct choice *choice, uint32_t index,
-        uint32_t truncation)
+static uint64_t chosen_size(
+        const struct sim_cut *cut, const struct choice *choice, uint32_t index, uint32_t truncation)
 {
         const struct inode *inode = cut->world->inodes[index];
         uint64_t bytes = inode->durable_size;
@@ -1103,8 +1127,7 @@ static void choose_each(const struct sim_cut *cut, struct choice *choice, struct
                 uint32_t n = cut->units[u].n_choices;
 
                 choose(cut, choice, u,
-                        random_chance(random, newest) ? n - 1
-                                                      : (uint32_t)random_below(random, n));
+                        random_chance(random, newest) ? n - 1 : (uint32_t)random_below(random, n));
         }
 }
 
@@ -1134,8 +1157,7 @@ static void choose_torn(const struct sim_cut *cut, struct choice *choice, struct
 struct sim_world *sim_cut_sample(const struct sim_cut *cut, struct random *random)
 {
         struct choice choice _cleanup_(choice_done) = choice_new(cut);
-        uint32_t instant =
-                (uint32_t)random_between(random, cut->first_seq - 1, cut->world->seq);
+        uint32_t instant = (uint32_t)random_between(random, cut->first_seq - 1, cut->world->seq);
 
         if (cut->n_units == 0)
                 return cut_build(cut, &choice);

@@ -54,6 +54,9 @@ struct sim_world *sim_world_cut(const struct sim_world *world, bool kept);
 
 /* A hash of what an opener could see: names, sizes, bytes, regions. */
 uint64_t sim_world_hash(const struct sim_world *world);
+/* And of what is durable of it: two worlds that look the same and differ here are one until the
+ * power is cut. */
+uint64_t sim_world_durable_hash(const struct sim_world *world);
 /* The same of one file's bytes alone; 0 if there is none of that name. */
 uint64_t sim_world_file_hash(const struct sim_world *world, const char *path);
 bool sim_world_has(const struct sim_world *world, const char *path);
@@ -67,8 +70,8 @@ void sim_world_each(const struct sim_world *world,
 unsigned sim_world_n_regions(const struct sim_world *world);
 /* Do the two show the same regions? */
 bool sim_world_same_regions(const struct sim_world *a, const struct sim_world *b);
-/* A clone of @now in which only a part of what changed in the regions since @before is there: a
- * process that died between two stores. NULL if less than two words differ. */
+/* A clone of @now in which only a part of the record that was written to a region since @before is
+ * there: a process that died between two stores. NULL if it was not one record that changed. */
 struct sim_world *sim_world_torn_regions(const struct sim_world *before,
                                          const struct sim_world *now, struct random *random);
 
@@ -148,5 +151,7 @@ struct sim_fs *sim_fs_free(struct sim_fs *fs); /* files may be open still; NULL 
 DEFINE_CLEANUP(struct sim_fs *, sim_fs_free)
 /* The world as it is now, regions included: what a process that dies here leaves. */
 struct sim_world *sim_fs_snapshot(struct sim_fs *fs);
+/* Have the regions changed since the last snapshot, or the last answer of yes? */
+bool sim_fs_regions_changed(struct sim_fs *fs);
 void sim_fs_arm(struct sim_fs *fs, const struct sim_fault *fault);
 const char *sim_call_to_string(enum sim_call call);

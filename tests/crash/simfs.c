@@ -30,7 +30,8 @@ struct sim_fs_private {
         struct sim_fs fs;
         struct live_region regions[MAX_REGIONS];
         struct sim_file *files;
-        unsigned char *writing; /* by inode: a write is under way (as ext4's and XFS's inode lock) */
+        unsigned char
+                *writing; /* by inode: a write is under way (as ext4's and XFS's inode lock) */
         uint32_t n_writing;
 };
 
@@ -87,8 +88,7 @@ static void changed(struct sim_fs *fs, enum sim_call call)
         schedule_point();
 }
 
-__attribute__((format(printf, 2, 3))) static void trace(
-        struct sim_fs *fs, const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void trace(struct sim_fs *fs, const char *format, ...)
 {
         va_list list;
 
@@ -152,16 +152,18 @@ static ssize_t sim_readv(
 /* Pages that the write would take, against the space there is. */
 static bool no_space(struct sim_fs *fs, const struct inode *inode, uint64_t offset, size_t length)
 {
-        uint64_t used = 0;
+        uint64_t used = 0, more = 0;
 
         if (fs->space == 0)
+                return false;
+        for (uint64_t k = offset / SIM_PAGE; k * SIM_PAGE < offset + length; k++)
+                more += map_get(&inode->cache, k) ? 0 : SIM_PAGE;
+        if (more == 0)
                 return false;
         for (uint32_t i = 0; i < fs->world->n_inodes; i++)
                 for (uint32_t k = 0; fs->world->inodes[i] && k < fs->world->inodes[i]->cache.n; k++)
                         used += fs->world->inodes[i]->cache.pages[k] ? SIM_PAGE : 0;
-        for (uint64_t k = offset / SIM_PAGE; k * SIM_PAGE < offset + length; k++)
-                used += map_get(&inode->cache, k) ? 0 : SIM_PAGE;
-        return used > fs->space;
+        return used + more > fs->space;
 }
 
 static void begin_writing(struct sim_fs_private *private, uint32_t inode)
@@ -314,8 +316,8 @@ static int sim_punch(struct file *file, uint64_t offset, uint64_t length)
         begin_writing(private_of(file->fs), sim_file_of(file)->inode);
         inode = own_inode(file);
         if (offset < inode->size)
-                inode_zero(inode, ++fs->world->seq, offset,
-                        MIN_OF(inode->size, offset + length), 0);
+                inode_zero(
+                        inode, ++fs->world->seq, offset, MIN_OF(inode->size, offset + length), 0);
         end_writing(private_of(file->fs), sim_file_of(file)->inode);
         changed(fs, SIM_PUNCH);
         return 0;
@@ -345,8 +347,7 @@ static int sim_seek(struct file *file, uint64_t offset, bool data, uint64_t *ret
         struct inode *inode = look_inode(file);
 
         schedule_point();
-        while (offset < inode->size &&
-                (map_get(&inode->cache, offset / SIM_PAGE) != NULL) != data)
+        while (offset < inode->size && (map_get(&inode->cache, offset / SIM_PAGE) != NULL) != data)
                 offset = round_down_to(offset, SIM_PAGE) + SIM_PAGE;
         *ret = MIN_OF(offset, inode->size);
         return 0;
@@ -369,7 +370,7 @@ static int sim_stat(struct file *file, struct file_stat *ret)
 static bool locks_clash(enum file_lock a, enum file_lock b)
 {
         return (a == FILE_LOCK_WRITE && (b == FILE_LOCK_WRITE || b == FILE_LOCK_READ)) ||
-               (b == FILE_LOCK_WRITE && a == FILE_LOCK_READ);
+                (b == FILE_LOCK_WRITE && a == FILE_LOCK_READ);
 }
 
 static int sim_lock(struct file *file, enum file_lock mode)
@@ -434,8 +435,8 @@ static uint32_t new_inode(struct sim_world *world)
 {
         if (world->n_inodes == world->room_inodes) {
                 world->room_inodes = 2 * world->room_inodes + 4;
-                world->inodes = must(
-                        realloc(world->inodes, world->room_inodes * sizeof(struct inode *)));
+                world->inodes =
+                        must(realloc(world->inodes, world->room_inodes * sizeof(struct inode *)));
         }
         world->inodes[world->n_inodes] = inode_new();
         return world->n_inodes++;
@@ -546,8 +547,8 @@ static struct live_region *find_live(struct sim_fs_private *private, const char 
         return NULL;
 }
 
-/* What the memory holds goes to the world, if it is not there already. */
-static void save_region(struct sim_world *world, const struct live_region *live)
+/* What the memory holds goes to the world, if it is not there already: true if it was not. */
+static bool save_region(struct sim_world *world, const struct live_region *live)
 {
         int i = find_region(world, live->name);
 
@@ -556,11 +557,12 @@ static void save_region(struct sim_world *world, const struct live_region *live)
                 i = (int)world->n_regions++;
                 world->regions[i] = (struct saved_region){.name = live->name};
         } else if (blob_shows(world->regions[i].blob, live->memory, live->size)) {
-                return;
+                return false;
         } else {
                 blob_unref(world->regions[i].blob);
         }
         world->regions[i].blob = blob_new(live->memory, live->size);
+        return true;
 }
 
 static void forget_region(struct sim_world *world, const char *name)
@@ -615,10 +617,8 @@ static int sim_region_open(struct fs *base, const char *name, const char *beside
         live->n_open++;
         trace(fs, "%s region %s", create ? "make" : "open", name);
         region = must(calloc(1, sizeof(*region)));
-        *region = (struct region){.fs = base,
-                .data = live->memory,
-                .size = live->size,
-                .path = must(strdup(name))};
+        *region = (struct region){
+                .fs = base, .data = live->memory, .size = live->size, .path = must(strdup(name))};
         changed(fs, SIM_REGION);
         *ret = region;
         return 0;
@@ -697,6 +697,17 @@ struct sim_world *sim_fs_snapshot(struct sim_fs *fs)
                 if (private->regions[i].name)
                         save_region(fs->world, &private->regions[i]);
         return sim_world_clone(fs->world);
+}
+
+bool sim_fs_regions_changed(struct sim_fs *fs)
+{
+        struct sim_fs_private *private = (struct sim_fs_private *)fs;
+        bool yes = false;
+
+        for (unsigned i = 0; i < MAX_REGIONS; i++)
+                if (private->regions[i].name)
+                        yes |= save_region(fs->world, &private->regions[i]);
+        return yes;
 }
 
 void sim_fs_arm(struct sim_fs *fs, const struct sim_fault *fault)

@@ -143,8 +143,7 @@ Test(simdisk, a_write_inside_a_sync_is_not_covered_by_it)
 Test(simdisk, two_files_are_synced_apart)
 {
         _cleanup_(sim_fs_freep) struct sim_fs *fs = disk_with_file(1);
-        _cleanup_(file_closep) struct file *other =
-                open_file(fs, "/d/g", FILE_WRITE | FILE_CREATE);
+        _cleanup_(file_closep) struct file *other = open_file(fs, "/d/g", FILE_WRITE | FILE_CREATE);
         _cleanup_(file_closep) struct file *file = open_file(fs, F, FILE_WRITE);
 
         put(other, 0, 1, 'x', 0);
@@ -281,8 +280,8 @@ Test(simdisk, regions_outlive_a_death_and_not_a_cut)
                 cr_assert(eq(int, region_open(&dead->fs, "redo", F, 0, false, &again, NULL), 0));
                 cr_expect(eq(int, memcmp(again->data, "record", 6), 0));
                 region_close(again, false);
-                cr_expect(eq(int, region_open(&cut->fs, "redo", F, 0, false, &again, NULL),
-                        -ENOENT));
+                cr_expect(
+                        eq(int, region_open(&cut->fs, "redo", F, 0, false, &again, NULL), -ENOENT));
                 cr_expect(eq(str, (char *)letters(cut->world, F), (char *)"a"));
                 fs_boot_id(&fs->fs, boot);
                 fs_boot_id(&dead->fs, other_boot);
@@ -297,7 +296,8 @@ Test(simdisk, regions_outlive_a_death_and_not_a_cut)
 
 Test(simdisk, calls_fail_on_demand)
 {
-        struct sim_fault fault = {.call = SIM_WRITE, .failure = SIM_SHORT, .error = ENOSPC, .at = 1};
+        struct sim_fault fault = {
+                .call = SIM_WRITE, .failure = SIM_SHORT, .error = ENOSPC, .at = 1};
         _cleanup_(sim_fs_freep) struct sim_fs *fs = disk_with_file(4);
         _cleanup_(file_closep) struct file *file = open_file(fs, F, FILE_WRITE);
         char bytes[4 * SIM_SECTOR] = {0};
@@ -376,7 +376,8 @@ Test(simdisk, threads_take_turns_as_the_seed_says)
                 run_two_writers(seed, text, &seen_half);
                 cr_expect(seen_half);
                 cr_assert(strcmp(text, "bbbbbbbbbbbbbbbb") == 0 ||
-                          strcmp(text, "cccccccccccccccc") == 0, "%s", text);
+                                strcmp(text, "cccccccccccccccc") == 0,
+                        "%s", text);
                 seen[text[0] == 'c'] = true;
                 run_two_writers(seed, again, &seen_half);
                 cr_expect(eq(str, again, text));
