@@ -27,6 +27,7 @@ struct vhd_dirty {
         struct vhd_dirty *next, *prev; /* the image's list */
         uint32_t block;
         uint32_t durable_place; /* what the durable BAT says */
+        uint32_t expected_place; /* whose bitmap the redo file speaks of, since the last (0) */
         bool now;               /* a write completed since the last step (0) */
         bool in_round;          /* copied by the round that is running: */
         uint32_t round_place;   /*   the place that was copied, */

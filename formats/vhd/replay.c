@@ -92,11 +92,68 @@ static int check_expectations(struct vhd_image *vhd, struct error *err)
 
 /* --- applying */
 
+/* A block lost its place at record number @index: its records before that speak of a place that the
+ * file's table may not name any more. */
+struct freeing {
+        uint32_t block;
+        uint64_t index;
+};
+
 struct replay {
         struct vhd_image *vhd;
         uint64_t file_size;
+        uint64_t index;          /* of the record at hand */
+        struct freeing *frees;   /* by block, then by index */
+        size_t n_frees, frees_capacity;
         struct error *err;
 };
+
+static int collect_free(void *opaque, const struct redo_record *record)
+{
+        struct replay *replay = opaque;
+        uint64_t index = replay->index++;
+
+        if (record->kind != REDO_FREE)
+                return 0;
+        if (replay->n_frees == replay->frees_capacity) {
+                size_t capacity = replay->frees_capacity ? 2 * replay->frees_capacity : 64;
+                struct freeing *frees = reallocarray(replay->frees, capacity, sizeof(*frees));
+
+                if (!frees)
+                        return -ENOMEM;
+                replay->frees = frees;
+                replay->frees_capacity = capacity;
+        }
+        replay->frees[replay->n_frees++] = (struct freeing){record->block, index};
+        return 0;
+}
+
+static int compare_frees(const void *a, const void *b)
+{
+        const struct freeing *x = a, *y = b;
+
+        if (x->block != y->block)
+                return x->block < y->block ? -1 : 1;
+        return x->index < y->index ? -1 : x->index > y->index;
+}
+
+/* Does a later record free the block? */
+static bool is_void(const struct replay *replay, uint32_t block, uint64_t index)
+{
+        size_t low = 0, high = replay->n_frees;
+
+        /* The first freeing of the block behind @index. */
+        while (low < high) {
+                size_t middle = low + (high - low) / 2;
+                const struct freeing *f = &replay->frees[middle];
+
+                if (f->block < block || (f->block == block && f->index <= index))
+                        low = middle + 1;
+                else
+                        high = middle;
+        }
+        return low < replay->n_frees && replay->frees[low].block == block;
+}
 
 static int bad_record(struct replay *replay, const struct redo_record *record)
 {
@@ -168,12 +225,15 @@ static int apply(void *opaque, const struct redo_record *record)
 {
         struct replay *replay = opaque;
         struct vhd_image *vhd = replay->vhd;
+        uint64_t index = replay->index++;
         int r;
 
         if (record->kind == REDO_EXPECT)
                 return 0;
         if (record->block >= vhd->metadata.n_blocks)
                 return bad_record(replay, record);
+        if (is_void(replay, record->block, index))
+                return 0; /* a freeing record voids the block's earlier ones (E4) */
         r = vhd_bat_reserve(vhd->bat, record->block);
         /* What the file's table says is durable: it was synced before we began. */
         if (r == 0)
@@ -206,7 +266,15 @@ int vhd_replay(struct vhd_image *vhd, bool writable, struct error *err)
         if (r < 0)
                 return r;
         MUTEX_GUARD(&vhd->lock);
-        r = redo_each(vhd->redo, apply, &replay);
+        r = redo_each(vhd->redo, collect_free, &replay);
+        if (r < 0)
+                fail(err, -r, "no memory for the redo file");
+        if (r == 0 && replay.n_frees)
+                qsort(replay.frees, replay.n_frees, sizeof(*replay.frees), compare_frees);
+        replay.index = 0;
+        if (r == 0)
+                r = redo_each(vhd->redo, apply, &replay);
+        free(replay.frees);
         if (r == 0)
                 r = vhd_bat_check(vhd->bat, &vhd->metadata, replay.file_size, err);
         return r;

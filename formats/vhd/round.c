@@ -212,21 +212,23 @@ int vhd_track_locked(struct vhd_image *vhd, uint32_t block, uint32_t durable_pla
         return 0;
 }
 
-/* The first change of a block since the last (0): what its metadata sectors hold, for whoever
- * replays. What a running round is giving them, it has said itself, behind its mark. */
+/* The first change of a block since the last (0), or since it was given another place: what its
+ * metadata sectors hold, for whoever replays. What a running round is giving them, it has said
+ * itself, behind its mark. */
 static void expect_block(struct vhd_image *vhd, uint32_t block, const struct vhd_bitmap *bitmap)
 {
         static const uint8_t empty[SECTOR_SIZE];
         const struct vhd_dirty *dirty = vhd_bat_dirty(vhd->bat, block);
+        bool known = dirty && dirty->now;
 
-        if (dirty && dirty->now)
-                return;
-        expect_bat_sector(vhd, block);
-        if (!bitmap)
+        if (!known)
+                expect_bat_sector(vhd, block);
+        if (!bitmap || (known && dirty->expected_place == bitmap->place))
                 return;
         if (!dirty)
                 expect_bitmap(vhd, bitmap); /* clean: memory is what the file holds */
-        else if (dirty->durable_place != bitmap->place && !dirty->in_round)
+        else if (dirty->durable_place != bitmap->place &&
+                !(dirty->in_round && dirty->round_place == bitmap->place))
                 for (uint32_t i = 0; i < bitmap_sectors(vhd); i++)
                         expect_sector(vhd, (uint64_t)bitmap->place + i, empty);
 }
@@ -251,6 +253,7 @@ int vhd_make_present_locked(struct vhd_image *vhd, uint32_t block, uint32_t firs
         dirty = dirty_get(vhd, block, bitmap->place);
         if (!dirty)
                 return -ENOMEM;
+        dirty->expected_place = bitmap->place;
         mark_now(vhd, dirty); /* R1 */
         if (MUTANT("bit-before-record")) {
                 vhd_bitmap_set(bitmap, first, count);
