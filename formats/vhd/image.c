@@ -554,7 +554,8 @@ static int open_writable(struct vhd_image *vhd, unsigned flags, struct error *er
         r = vhd_renew_old_footer(vhd->image.file, &vhd->metadata, err);
         if (r == 0)
                 r = zero_batmap(vhd, err);
-        vhd->next_free = vhd_bat_end(vhd->bat, vhd->metadata.metadata_end, vhd->block_bytes);
+        vhd->next_free = MAX_OF(vhd->next_free, /* a replay may have put it further out */
+                vhd_bat_end(vhd->bat, vhd->metadata.metadata_end, vhd->block_bytes));
         return r;
 }
 

@@ -221,6 +221,15 @@ static int apply_free(struct replay *replay, const struct redo_record *record)
         return 0;
 }
 
+/* E8: a place that the durable table or a record names is not given to a block anew before the next
+ * opening, even if a freeing took it away: that is not durable yet. */
+static void keep_place(struct vhd_image *vhd, uint32_t place)
+{
+        uint64_t end = (uint64_t)place * SECTOR_SIZE + vhd->block_bytes;
+
+        vhd->next_free = MAX_OF(vhd->next_free, end);
+}
+
 static int apply(void *opaque, const struct redo_record *record)
 {
         struct replay *replay = opaque;
@@ -232,6 +241,7 @@ static int apply(void *opaque, const struct redo_record *record)
                 return 0;
         if (record->block >= vhd->metadata.n_blocks)
                 return bad_record(replay, record);
+        keep_place(vhd, record->place);
         if (is_void(replay, record->block, index))
                 return 0; /* a freeing record voids the block's earlier ones (E4) */
         r = vhd_bat_reserve(vhd->bat, record->block);
@@ -272,6 +282,7 @@ int vhd_replay(struct vhd_image *vhd, bool writable, struct error *err)
         if (r == 0 && replay.n_frees)
                 qsort(replay.frees, replay.n_frees, sizeof(*replay.frees), compare_frees);
         replay.index = 0;
+        vhd->next_free = vhd_bat_end(vhd->bat, vhd->metadata.metadata_end, vhd->block_bytes);
         if (r == 0)
                 r = redo_each(vhd->redo, apply, &replay);
         free(replay.frees);
