@@ -384,6 +384,7 @@ static int discard_block(struct change *c)
         uint64_t start = round_down_to(c->offset, leaf->block_size);
         int r;
 
+        c->needs_round = true; /* also where nothing is left to do: that may not be durable yet */
         if (!leaf->format->holds(leaf, start))
                 return 0;
         r = shut(c);
@@ -393,7 +394,6 @@ static int discard_block(struct change *c)
         if (r == 0)
                 resolver_dropped(c->chain->resolver, c->offset, c->length);
         reopen(c);
-        c->needs_round = true;
         return r;
 }
 
