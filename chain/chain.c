@@ -266,6 +266,7 @@ int chain_open(const char *path, const struct chain_options *options, struct cha
         r = open_all(&o, path);
         if (r < 0)
                 return r;
+        chain->downgraded = options->writable && !options->force && !chain->leaf->writable;
         *ret = TAKE_PTR(chain);
         return 0;
 }

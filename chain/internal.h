@@ -25,6 +25,7 @@ struct chain {
         struct resolver *resolver;
         struct gates *gates;
         bool scratch;   /* the leaf is thrown away at the end */
+        bool downgraded; /* asked for writing, and open for reading only */
 
         _Atomic uint64_t reads, writes, zeros, trims, flushes, bytes_read, bytes_written;
 };

@@ -536,6 +536,8 @@ int chain_flush(struct chain *chain)
         int r = 0;
 
         /* Only the leaf is ever written to; the others were synced when the chain was opened. */
+        if (chain->downgraded)
+                return -EIO; /* E5: what a server before us answered may not be on the disk */
         if (chain->leaf->writable && !chain->scratch)
                 r = chain->leaf->format->flush(chain->leaf);
         if (r == 0)
