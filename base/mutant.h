@@ -26,7 +26,7 @@
         X("dsync-dirty", "E3: FUA uses RWF_DSYNC though bit or BAT entry is not durable")          \
         X("quick-flush",                                                                           \
                 "E3: a flush that finds a round running and nothing else dirty only syncs")        \
-        X("fua-after-0", "E3: FUA is answered with a round whose (0) it came after")               \
+        X("fua-after-0", "E3: FUA takes what a running round has only copied for durable")         \
         X("no-redo", "E4: nothing is recorded in the redo file")                                   \
         X("empty-all-redo", "E4: the end of a round drops the records from after its (0) as well") \
         X("bit-before-record", "E4: others see the bit before its record is in the redo file")     \

@@ -396,6 +396,7 @@ static bool vhd_is_durable(struct image *image, uint64_t offset, uint64_t length
 {
         struct vhd_image *vhd = vhd_of(image);
         uint32_t block = (uint32_t)(offset >> vhd->block_shift);
+        const struct vhd_dirty *dirty;
         uint64_t unused;
 
         if (is_present(vhd, offset, length, MAP_NOWAIT, &unused) != 1)
@@ -403,7 +404,10 @@ static bool vhd_is_durable(struct image *image, uint64_t offset, uint64_t length
         if (MUTANT("dsync-dirty"))
                 return true;
         MUTEX_GUARD(&vhd->lock);
-        return !vhd_bat_dirty(vhd->bat, block);
+        dirty = vhd_bat_dirty(vhd->bat, block);
+        if (dirty && dirty->in_round && !dirty->now && MUTANT("fua-after-0"))
+                return true;
+        return !dirty;
 }
 
 static int image_flush(struct image *image)

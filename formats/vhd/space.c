@@ -208,7 +208,7 @@ static int prepare_place(struct vhd_image *vhd, uint32_t place, bool zero)
                 return -ENOMEM;
         if (!zero && !MUTANT("skip-zero-new"))
                 r = file_punch(vhd->image.file, offset + vhd->bitmap_size, vhd->image.block_size);
-        if (r == 0)
+        if (r == 0 && !MUTANT("new-bitmap-late"))
                 r = file_write(vhd->image.file, empty, vhd->bitmap_size, offset, 0);
         return r;
 }
