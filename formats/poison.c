@@ -98,7 +98,7 @@ struct poison *poison_release(struct poison *poison, bool clean)
 int poison_look(struct file *file, int *ret_code, struct error *err)
 {
         struct region *region = NULL;
-        struct poison_bond bond;
+        struct poison_bond bond = {0};
         int code = 0;
         int r;
 
@@ -124,7 +124,7 @@ int poison_look(struct file *file, int *ret_code, struct error *err)
 int poison_lift(struct file *file, struct error *err)
 {
         struct region *region = NULL;
-        struct poison_bond bond;
+        struct poison_bond bond = {0};
         int r;
 
         r = bond_of(file, &bond, err);
