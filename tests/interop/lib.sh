@@ -14,6 +14,8 @@
 set -euo pipefail
 export LC_ALL=C.UTF-8
 unset VHDD_CONTROL
+# Debian's own python3 before any other: python3-libnbd belongs to it.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 
 name=$(basename "$0" .sh)
 vhdctl=$VHDD_BUILD/vhdd/ctl/vhdctl

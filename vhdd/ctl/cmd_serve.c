@@ -193,6 +193,7 @@ static int open_disk(const struct ctl *ctl, struct disk *disk, struct error *err
         if (chain_options.writable) {
                 r = ctl_refuse_parent(ctl, disk->path, err);
                 if (r < 0) {
+                        err->hint[0] = '\0'; /* we know better than who looked */
                         error_set_hint(err,
                                 "--read-only serves it as it is, --scratch takes writes "
                                 "and throws them away");

@@ -353,6 +353,35 @@ static void print_help(FILE *out)
                 "Exit status: 0 yes or done, 1 the answer is no, 2 wrong usage, 3 it failed.\n");
 }
 
+/* For the shell's completion, which so never grows stale: the verbs, or a verb's long options, one
+ * a line. An option that takes a value ends with '='. */
+static void print_options(const struct argp_option *options)
+{
+        for (; options && (options->name || options->key); options++)
+                if (options->name)
+                        printf("--%s%s\n", options->name, options->arg ? "=" : "");
+}
+
+static int print_words(const char *verb)
+{
+        const struct command *command;
+
+        if (!verb) {
+                for (size_t i = 0; commands[i]; i++)
+                        puts(commands[i]->name);
+                return close_stdout(CTL_DONE);
+        }
+        command = command_find(verb);
+        if (!command)
+                return CTL_NO;
+        print_options(command->options);
+        if (command->flags & COMMAND_CHAIN)
+                print_options(chain_options);
+        print_options(common_options);
+        puts("--help");
+        return close_stdout(CTL_DONE);
+}
+
 static int unknown_verb(const char *verb)
 {
         _cleanup_free_ char *safe = text_safe(verb);
@@ -398,6 +427,8 @@ int main(int argc, char **argv)
                 puts(argp_program_version);
                 return close_stdout(CTL_DONE);
         }
+        if (strcmp(verb, "--words") == 0)
+                return print_words(argc > 2 ? argv[2] : NULL);
         command = command_find(verb);
         if (!command)
                 return unknown_verb(verb);
