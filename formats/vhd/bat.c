@@ -9,7 +9,7 @@
 
 #define READ_AT_ONCE (64u * 1024) /* stays in the processor's cache */
 
-/* One line of the table: what is known of its 1024 blocks. */
+/* One line of the table: what is known of its blocks. */
 struct page {
         _Atomic uint32_t entries[VHD_BAT_PAGE_ENTRIES];
         /* Made when the first bitmap (dirty block) of the page is. */
@@ -21,7 +21,7 @@ struct vhd_bat {
         /* immutable after load */
         uint32_t n_blocks, n_pages;
         uint64_t block_bytes;           /* bitmap and data */
-        _Atomic(struct page *) pages[]; /* NULL: all 1024 unused */
+        _Atomic(struct page *) pages[]; /* NULL: all unused */
 };
 
 static struct page *page_of(const struct vhd_bat *bat, uint32_t block)
