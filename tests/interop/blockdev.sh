@@ -104,13 +104,18 @@ refused()
                 { cat "$tmp/log" >&2 && die "serve $*: no word of '$words'"; }
 }
 
-# io COMMAND...: qemu-io commands on the export; each must succeed.
+# io [-r] COMMAND...: qemu-io commands on the export; each must succeed. -r: it is read-only.
 io()
 {
         local command
         local -a args=()
 
-        for command; do args+=(-c "$command"); done
+        for command; do
+                case $command in
+                -r) args+=(-r) ;;
+                *) args+=(-c "$command") ;;
+                esac
+        done
         qemu-io -f raw "${args[@]}" "nbd+unix:///?socket=$socket" >"$tmp/io" 2>&1 ||
                 { cat "$tmp/io" >&2 && die "qemu-io $*"; }
         ! grep -qiE 'fail|error|mismatch' "$tmp/io" || { cat "$tmp/io" >&2 && die "qemu-io $*"; }
@@ -165,7 +170,7 @@ host_uses_it()
         mounts+=("$tmp/a folder")
         refused "is mounted at '$tmp/a folder'" "$loop"
         serve --read-only "$loop"
-        io "read 0 64k"
+        io -r "read 0 64k"
         stop
         umount "$tmp/a folder"
 
@@ -280,7 +285,7 @@ vhd_on_device()
         serve --format vhd --read-only "$loop"
         [ "$(nbdinfo --size "nbd+unix:///?socket=$socket")" -eq $((8 << 20)) ] ||
                 die "the footer belongs to the disk"
-        io "read -P 9 2M 64k"
+        io -r "read -P 9 2M 64k"
         stop
         serve --format raw "$loop"
         [ "$(nbdinfo --size "nbd+unix:///?socket=$socket")" -eq $(((8 << 20) + 512)) ] ||
