@@ -265,6 +265,43 @@ static int judge_flushed(struct judge *judge, const struct sim_world *world, con
         return 0;
 }
 
+/* The first thing that the opener does is to write two cells again, as they are, with FUA: a cut
+ * right after must leave these, whatever looked durable and was not. */
+static int judge_fua(struct judge *judge, struct sim_fs *fs, struct chain *chain,
+        const uint8_t values[], char sentence[512])
+{
+        const struct model *model = &judge->scene->model;
+        uint32_t cell = (uint32_t)random_below(&judge->random, model->n_cells / 2) * 2;
+        _cleanup_(sim_world_freep) struct sim_world *world = NULL;
+        _cleanup_(sim_cut_freep) struct sim_cut *cut = NULL;
+        uint8_t bytes[2 * MODEL_CELL], got[MODEL_MAX_CELLS];
+        char a[32], b[32];
+        int r;
+
+        model_fill(model, cell, values[cell], bytes);
+        model_fill(model, cell + 1, values[cell + 1], bytes + MODEL_CELL);
+        r = chain_write(chain, bytes, sizeof(bytes), cell * MODEL_CELL, CHAIN_FUA);
+        if (r < 0)
+                return wrong(sentence, "it takes no FUA write: %s", strerror(-r));
+        world = sim_fs_snapshot(fs);
+        cut = sim_cut_new(world);
+        for (unsigned i = 0; i < DEEP_SAMPLES; i++) {
+                _cleanup_(sim_world_freep) struct sim_world *state =
+                        i == 0 ? sim_world_cut(world, false) : sim_cut_sample(cut, &judge->random);
+
+                if (judge_read(judge, state, got, sentence) < 0)
+                        return -1;
+                for (uint32_t c = cell; c < cell + 2; c++)
+                        if (got[c] != values[c])
+                                return wrong(sentence,
+                                        "cell %u is written as %s with FUA, and after a cut it is "
+                                        "%s",
+                                        c, model_value_name(values[c], a),
+                                        model_value_name(got[c], b));
+        }
+        return 0;
+}
+
 static int recover(struct judge *judge, struct sim_fs *fs, const uint8_t values[], bool must_write,
         struct outcome *ret)
 {
@@ -287,6 +324,9 @@ static int recover(struct judge *judge, struct sim_fs *fs, const uint8_t values[
                 return -1;
         if (!ret->writable)
                 return 0;
+        if (random_chance(&judge->random, 30) &&
+                judge_fua(judge, fs, chain, values, ret->sentence) < 0)
+                return -1;
         r = chain_flush(chain);
         if (r < 0)
                 return wrong(ret->sentence, "it cannot be flushed: %s", strerror(-r));
