@@ -984,8 +984,10 @@ int main(int argc, char **argv)
                 else
                         return usage();
         }
-        if (options.is_long || getenv("VHDD_LONG")) {
+        if (getenv("VHDD_LONG") && !options.mutant && !options.all_mutants &&
+                options.last_seed > options.first_seed)
                 options.is_long = true;
+        if (options.is_long) {
                 options.states = MAX_OF(options.states, UINT64_C(5000000));
                 options.budget = MAX_OF(options.budget, UINT64_C(2000));
                 options.last_seed = UINT32_MAX;
