@@ -305,6 +305,21 @@ static void note(
                 vhd_bat_set(f->bat, block, VHD_BAT_BAD);
 }
 
+/* The end of what the guest can see of a block: of the last one perhaps only a part. */
+static uint64_t visible_end(const struct vhd_metadata *metadata, uint32_t block, uint64_t offset)
+{
+        uint64_t from = (uint64_t)block * metadata->header.block_size;
+
+        return offset + metadata->bitmap_size +
+                MIN_OF(metadata->header.block_size, metadata->footer.current_size - from);
+}
+
+/* Is there a footer at the end of the file, and does the range run into it? */
+static bool runs_into_footer(const struct vhd_metadata *metadata, uint64_t end)
+{
+        return metadata->tail_size != 0 && end > metadata->tail_offset;
+}
+
 /* Looks at places in the order of the file, so one pass finds every overlap. */
 static void judge_places(struct finding *f, const struct places *places, uint64_t block_bytes)
 {
@@ -326,7 +341,11 @@ static void judge_places(struct finding *f, const struct places *places, uint64_
                         note(f, VHD_PROBLEM_BAD_BLOCKS, block, at, "into another block's place");
                         note(f, VHD_PROBLEM_BAD_BLOCKS, last_block, at,
                                 "into another block's place");
-                } else if (end > f->file_size) {
+                } else if (runs_into_footer(
+                                   f->metadata, visible_end(f->metadata, block, offset))) {
+                        note(f, VHD_PROBLEM_BAD_BLOCKS, block, at,
+                                "into the footer at the end of the file");
+                } else if (end > f->file_size || runs_into_footer(f->metadata, end)) {
                         note(f, VHD_PROBLEM_TRUNCATED, block, at,
                                 "a block that the file ends inside of; is the image truncated?");
                 }

@@ -465,7 +465,7 @@ static struct vhd_image *vhd_new(const struct vhd_metadata *metadata)
 }
 
 /* What ties a redo file to this content: neither changes while the image is open. */
-static struct redo_ident ident_of(const struct vhd_metadata *metadata)
+struct redo_ident vhd_redo_ident(const struct vhd_metadata *metadata)
 {
         struct redo_ident ident = {.block_size = metadata->header.block_size};
 
@@ -479,7 +479,7 @@ static struct redo_ident ident_of(const struct vhd_metadata *metadata)
  * its warning, where they cannot be trusted. */
 static int open_redo(struct vhd_image *vhd, bool writable, struct error *err)
 {
-        struct redo_ident ident = ident_of(&vhd->metadata);
+        struct redo_ident ident = vhd_redo_ident(&vhd->metadata);
         struct error why = ERROR_INIT;
         enum redo_found found;
         int r = redo_open(vhd->image.file, &ident, writable, &vhd->redo, &found, err);

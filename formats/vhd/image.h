@@ -142,6 +142,9 @@ void vhd_bitmap_drop_locked(struct vhd_image *vhd, uint32_t block, struct vhd_bi
 /* How many sectors of @block the guest can see. */
 uint32_t vhd_visible_sectors(const struct vhd_image *vhd, uint32_t block);
 
+/* What ties a redo file to this content of the image. */
+struct redo_ident vhd_redo_ident(const struct vhd_metadata *metadata);
+
 /* May an image with these problems be opened for writing? -EROFS with a sentence if not. */
 int vhd_check_writable(
         struct file *file, const struct vhd_metadata *metadata, unsigned flags, struct error *err);

@@ -200,14 +200,16 @@ static int choose_footer(struct file *file, unsigned flags, const struct vhd_foo
                 return poisoned->result;
         }
         if (flags & VHD_READ_USE_HEAD) {
-                if (head->result < 0 || head->footer.type == VHD_TYPE_FIXED) {
+                r = head->result;
+                if (r == 0 || (flags & VHD_READ_FORCE && head->has_cookie))
+                        r = vhd_footer_decode(
+                                &head->footer.raw, flags, &m->footer, &m->problems, err);
+                if (r < 0 || m->footer.type == VHD_TYPE_FIXED) {
                         r = fail(err, EUCLEAN, "the head holds no valid copy of the footer");
                         error_set_file(err, file->path);
                         error_set_offset(err, 0);
                         return r;
                 }
-                m->footer = head->footer;
-                m->problems |= head->problems;
         } else if (tail->result == 0) {
                 m->footer = tail->footer;
                 m->problems |= tail->problems;

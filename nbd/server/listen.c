@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Sockets: those that listen, and what an accepted one must be. */
 #include <arpa/inet.h>
+#include <assert.h>
 #include <ifaddrs.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -64,6 +65,7 @@ int listener_open_unix(struct listener *ret, const char *path, struct error *err
         struct stat st;
         int r;
 
+        assert(path);
         if (path[0] == '\0' || strlen(path) >= sizeof(address.sun_path))
                 return fail(err, ENAMETOOLONG, "a socket's path has 1 to %zu bytes: '%s'",
                         sizeof(address.sun_path) - 1, path);
@@ -84,8 +86,11 @@ int listener_open_unix(struct listener *ret, const char *path, struct error *err
         *ret = (struct listener){.fd = -1, .device = st.st_dev, .inode = st.st_ino};
         /* The URI must hold wherever it is pasted. */
         ret->path = realpath(path, NULL);
-        if (!ret->path)
-                return fail_os(err, errno, "cannot tell where '%s' is", path);
+        if (!ret->path) {
+                r = fail_os(err, errno, "cannot listen on '%s'", path);
+                unlink(path);
+                return r;
+        }
         ret->fd = TAKE_FD(fd);
         return 0;
 }
