@@ -165,11 +165,11 @@ static void say_warning(void *opaque, const char *sentence)
 
 static void say_error(const struct error *err)
 {
+        bool named = !err->file[0] || strstr(err->message, err->file);
+
         nbdkit_set_error(err->code);
-        if (err->hint[0])
-                nbdkit_error("%s   (%s)", err->message, err->hint);
-        else
-                nbdkit_error("%s", err->message);
+        nbdkit_error("%s%s%s%s%s%s", named ? "" : err->file, named ? "" : ": ", err->message,
+                err->hint[0] ? "   (" : "", err->hint, err->hint[0] ? ")" : "");
 }
 
 /* 0, or -errno after the sentence was said. */

@@ -33,8 +33,8 @@ uint64_t now_ms(void)
         return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
-__attribute__((format(printf, 4, 0))) static void log_v(struct nbd_server *server, const struct client *client,
-        enum nbd_log_level level, const char *format, va_list args)
+__attribute__((format(printf, 4, 0))) static void log_v(struct nbd_server *server,
+        const struct client *client, enum nbd_log_level level, const char *format, va_list args)
 {
         char sentence[ERROR_MESSAGE_MAX];
         int n = 0;

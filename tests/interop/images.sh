@@ -7,7 +7,7 @@ source "$(dirname "$0")/lib.sh"
 need nbdcopy nbdinfo nbdkit python3
 images
 cd "$images"
-plugin=$VHDD_BUILD/nbd/nbdkit-vhd-plugin.so
+plugin=$VHDD_BUILD/nbd/plugin/nbdkit-vhd-plugin.so
 [ -f "$plugin" ] || skip "no plugin in '$VHDD_BUILD'"
 
 # name, type, size, sha256 of the content: as the README beside the images lists them.
