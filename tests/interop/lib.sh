@@ -147,6 +147,7 @@ serve()
                 fi
                 sleep 0.01
         done
+        # shellcheck disable=SC2034 # the scripts that source this use it
         uri=$(head -n 1 "$tmp/.uri")
 }
 
