@@ -1,8 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # fio's own checksums over four connections, random writes from 512 bytes to 1 MiB: a lost, torn or
-# misplaced write shows. On a dynamic image, and on a chain of 64 images with writes in every one; with
-# io_uring forbidden too, where the threads do its work.
+# misplaced write shows. On a dynamic image, and on a chain of 64 images with writes in every one.
 source "$(dirname "$0")/lib.sh"
 need fio qemu-io
 # Its list of engines is no proof: Debian builds nbd in, others may not.
