@@ -131,6 +131,19 @@ static int hide_partitions(struct device *device, char *warning, struct error *e
         return r;
 }
 
+/* /dev/sdb may be another disk after the next boot; a name of the hardware is told where there is one. */
+static void warn_of_name(const char *path, char *warning)
+{
+        struct error ignored = ERROR_INIT;
+        char name[DEVICE_NAME_MAX];
+
+        if (warning[0] || strncmp(path, "/dev/disk/", strlen("/dev/disk/")) == 0 ||
+                device_stable_name(path, name, sizeof(name), &ignored) < 0)
+                return;
+        snprintf(warning, ERROR_MESSAGE_MAX,
+                "'%.300s' may be another disk after a reboot; '%.600s' stays this one", path, name);
+}
+
 int device_claim(struct file *file, struct device **ret, char *warning, struct error *err)
 {
         struct device *device = calloc(1, sizeof(*device));
@@ -161,6 +174,7 @@ int device_claim(struct file *file, struct device **ret, char *warning, struct e
                 device_abandon(device);
                 return r;
         }
+        warn_of_name(file->path, warning);
         *ret = device;
         return 0;
 }
