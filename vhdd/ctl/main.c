@@ -20,6 +20,7 @@
         X(tree)      \
         X(info)      \
         X(map)       \
+        X(check)     \
         X(seal)      \
         X(relink)    \
         X(convert)   \
