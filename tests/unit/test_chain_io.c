@@ -51,9 +51,10 @@ static void make_image(struct world *w, unsigned layer)
         };
         struct error err = ERROR_INIT;
         struct file *file;
-        char name[16];
+        char name[16], directory[64];
 
-        snprintf(w->paths[layer], sizeof(w->paths[layer]), "%s/%u.vhd", w->directory, layer);
+        memcpy(directory, w->directory, sizeof(directory)); /* of its own, says the compiler */
+        snprintf(w->paths[layer], sizeof(w->paths[layer]), "%s/%u.vhd", directory, layer);
         cr_assert(file_open(host_fs(), w->paths[layer], FILE_WRITE | FILE_CREATE, &file, &err) == 0,
                 "%s", err.message);
         params.unique_id[0] = (uint8_t)(layer + 1);
