@@ -10,7 +10,7 @@
 #include "base/arith.h"
 #include "base/grace.h"
 
-#define PAGE_BLOCKS 2048u
+#define PAGE_BLOCKS 64u
 #define UNKNOWN 0u           /* an owner: layer + 1, or one of these */
 #define NOBODY 0xffffu
 #define N_STRIPES 64u

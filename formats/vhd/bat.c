@@ -6,21 +6,22 @@
 
 #include "base/arith.h"
 #include "base/bytes.h"
+#include "formats/vhd/bitmap_table.h"
 
 #define READ_AT_ONCE (64u * 1024) /* stays in the processor's cache */
 
-/* One line of the table: what is known of its blocks. */
+/* 64 entries of the table: so few that blocks strewn over a large disk cost little each. */
 struct page {
         _Atomic uint32_t entries[VHD_BAT_PAGE_ENTRIES];
-        /* Made when the first bitmap (dirty block) of the page is. */
-        _Atomic(_Atomic(struct vhd_bitmap *) *) bitmaps;
-        struct vhd_dirty **dirty;
+        _Atomic uint64_t full;    /* a bit a block: VHD_BITMAP_FULL */
+        struct vhd_dirty **dirty; /* made when the first dirty block of the page is */
 };
 
 struct vhd_bat {
         /* immutable after load */
         uint32_t n_blocks, n_pages;
-        uint64_t block_bytes;           /* bitmap and data */
+        uint64_t block_bytes; /* bitmap and data */
+        struct bitmap_table *bitmaps;
         _Atomic(struct page *) pages[]; /* NULL: all unused */
 };
 
@@ -43,12 +44,14 @@ uint32_t vhd_bat_get(const struct vhd_bat *bat, uint32_t block)
 struct vhd_bitmap *vhd_bat_bitmap(const struct vhd_bat *bat, uint32_t block)
 {
         const struct page *page = page_of(bat, block);
-        _Atomic(struct vhd_bitmap *) *bitmaps =
-                page ? atomic_load_explicit(&page->bitmaps, memory_order_acquire) : NULL;
 
-        if (!bitmaps)
+        if (!page)
                 return NULL;
-        return atomic_load_explicit(&bitmaps[block % VHD_BAT_PAGE_ENTRIES], memory_order_acquire);
+        if (atomic_load_explicit(&page->full, memory_order_acquire) >>
+                        (block % VHD_BAT_PAGE_ENTRIES) &
+                1)
+                return VHD_BITMAP_FULL;
+        return bitmap_table_get(bat->bitmaps, block);
 }
 
 struct vhd_dirty *vhd_bat_dirty(const struct vhd_bat *bat, uint32_t block)
@@ -69,35 +72,27 @@ static struct page *page_make(struct vhd_bat *bat, uint32_t block)
                 return NULL;
         for (unsigned i = 0; i < VHD_BAT_PAGE_ENTRIES; i++)
                 atomic_init(&page->entries[i], VHD_BAT_UNUSED);
-        atomic_init(&page->bitmaps, NULL);
+        atomic_init(&page->full, 0);
         page->dirty = NULL;
         atomic_store_explicit(
                 &bat->pages[block / VHD_BAT_PAGE_ENTRIES], page, memory_order_release);
         return page;
 }
 
-static int make_bitmaps(struct page *page)
-{
-        _Atomic(struct vhd_bitmap *) *bitmaps;
-
-        if (atomic_load_explicit(&page->bitmaps, memory_order_relaxed))
-                return 0;
-        bitmaps = calloc(VHD_BAT_PAGE_ENTRIES, sizeof(*bitmaps));
-        if (!bitmaps)
-                return -ENOMEM;
-        atomic_store_explicit(&page->bitmaps, bitmaps, memory_order_release);
-        return 0;
-}
-
 int vhd_bat_reserve(struct vhd_bat *bat, uint32_t block)
 {
         struct page *page = page_make(bat, block);
 
-        if (!page || make_bitmaps(page) < 0)
+        if (!page)
                 return -ENOMEM;
         if (!page->dirty)
                 page->dirty = calloc(VHD_BAT_PAGE_ENTRIES, sizeof(*page->dirty));
-        return page->dirty ? 0 : -ENOMEM;
+        return page->dirty ? bitmap_table_reserve(bat->bitmaps) : -ENOMEM;
+}
+
+int vhd_bat_reserve_bitmap(struct vhd_bat *bat)
+{
+        return bitmap_table_reserve(bat->bitmaps);
 }
 
 void vhd_bat_set(struct vhd_bat *bat, uint32_t block, uint32_t place)
@@ -109,10 +104,16 @@ void vhd_bat_set(struct vhd_bat *bat, uint32_t block, uint32_t place)
 void vhd_bat_set_bitmap(struct vhd_bat *bat, uint32_t block, struct vhd_bitmap *bitmap)
 {
         struct page *page = page_of(bat, block);
-        _Atomic(struct vhd_bitmap *) *bitmaps =
-                atomic_load_explicit(&page->bitmaps, memory_order_relaxed);
+        uint64_t bit = UINT64_C(1) << block % VHD_BAT_PAGE_ENTRIES;
 
-        atomic_store_explicit(&bitmaps[block % VHD_BAT_PAGE_ENTRIES], bitmap, memory_order_release);
+        /* In between a reader finds neither, looks at the file and then again under the lock. */
+        if (bitmap != VHD_BITMAP_FULL)
+                atomic_fetch_and(&page->full, ~bit);
+        bitmap_table_remove(bat->bitmaps, block);
+        if (bitmap == VHD_BITMAP_FULL)
+                atomic_fetch_or(&page->full, bit);
+        else if (bitmap)
+                bitmap_table_add(bat->bitmaps, bitmap);
 }
 
 void vhd_bat_set_dirty(struct vhd_bat *bat, uint32_t block, struct vhd_dirty *dirty)
@@ -122,18 +123,8 @@ void vhd_bat_set_dirty(struct vhd_bat *bat, uint32_t block, struct vhd_dirty *di
 
 static void page_free(struct page *page)
 {
-        _Atomic(struct vhd_bitmap *) *bitmaps = page ? atomic_load(&page->bitmaps) : NULL;
-
-        if (!page)
-                return;
-        for (unsigned i = 0; bitmaps && i < VHD_BAT_PAGE_ENTRIES; i++) {
-                struct vhd_bitmap *bitmap = atomic_load(&bitmaps[i]);
-
-                if (bitmap != VHD_BITMAP_FULL)
-                        vhd_bitmap_free(bitmap);
-        }
-        free((void *)bitmaps);
-        free(page->dirty);
+        if (page)
+                free(page->dirty);
         free(page);
 }
 
@@ -143,6 +134,7 @@ struct vhd_bat *vhd_bat_free(struct vhd_bat *bat)
                 return NULL;
         for (uint32_t i = 0; i < bat->n_pages; i++)
                 page_free(atomic_load(&bat->pages[i]));
+        bitmap_table_free(bat->bitmaps);
         free(bat);
         return NULL;
 }
@@ -388,6 +380,9 @@ int vhd_bat_load(struct file *file, const struct vhd_metadata *metadata, struct 
         int r;
 
         if (!bat)
+                return fail(err, ENOMEM, "no memory for a BAT of %u entries", metadata->n_blocks);
+        bat->bitmaps = bitmap_table_new();
+        if (!bat->bitmaps)
                 return fail(err, ENOMEM, "no memory for a BAT of %u entries", metadata->n_blocks);
         bat->n_blocks = metadata->n_blocks;
         bat->n_pages = n_pages;

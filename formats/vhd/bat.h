@@ -3,15 +3,15 @@
  * the block's bitmap once it is known.
  *
  * Two levels (rule E2): a page of 64 entries exists only if one of them is used. Small pages, as a
- * guest's file system strews its blocks over the disk: of 64 layers over 2040 GiB with 512 blocks
- * each, pages of 1024 entries took 690 MiB, these take 90. An entry is the sector of the block's
- * bitmap, VHD_BAT_UNUSED, or VHD_BAT_BAD for one that cannot be true.
+ * guest's file system strews its blocks over the disk. An entry is the sector of the block's bitmap,
+ * VHD_BAT_UNUSED, or VHD_BAT_BAD for one that cannot be true.
  *
  * Spec       VHD 1.0, "Block Allocation Table and Data Blocks".
  * Units      places in sectors of 512 bytes; blocks by number.
  * Ownership  vhd_bat_load hands out, vhd_bat_free ends it with all bitmaps.
  * Errors     0 or -errno with a sentence.
- * Threads    get and bitmap: any, no lock. Everything else: the holder of the image's lock.
+ * Threads    get and bitmap: any, no lock (bitmap: inside grace_readers()). Everything else: the
+ *            holder of the image's lock.
  */
 #pragma once
 
@@ -44,6 +44,8 @@ struct vhd_bitmap *vhd_bat_bitmap(const struct vhd_bat *bat, uint32_t block);
 
 /* Makes sure that setting the entry, bitmap or dirty slot of @block needs no memory later. */
 int vhd_bat_reserve(struct vhd_bat *bat, uint32_t block);
+/* The same for setting the bitmap alone, of a block that has a place. */
+int vhd_bat_reserve_bitmap(struct vhd_bat *bat);
 /* After vhd_bat_reserve. The bitmap is published before the entry, so that whoever sees the entry
  * sees the bitmap. */
 void vhd_bat_set(struct vhd_bat *bat, uint32_t block, uint32_t place);

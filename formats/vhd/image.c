@@ -15,7 +15,7 @@
 #include "base/mutant.h"
 #include "formats/flat.h"
 
-#define MAX_LOADED_BYTES (16 * MIB) /* of clean bitmaps, in the whole process */
+#define MAX_LOADED_BYTES (8 * MIB) /* of clean bitmaps, in the whole process */
 
 static _Atomic uint64_t loaded_bytes;
 
@@ -112,7 +112,7 @@ static int install(struct vhd_image *vhd, struct vhd_bitmap *bitmap, bool may_be
                 vhd_bitmap_free(bitmap);
                 return 0;
         }
-        if (vhd_bat_reserve(vhd->bat, block) < 0 || vhd_loaded_reserve_locked(vhd) < 0) {
+        if (vhd_bat_reserve_bitmap(vhd->bat) < 0 || vhd_loaded_reserve_locked(vhd) < 0) {
                 vhd_bitmap_free(bitmap);
                 return -ENOMEM;
         }
