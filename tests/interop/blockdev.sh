@@ -230,6 +230,30 @@ partitions()
         [ "$(cat "/sys/block/$(basename "$loop")/$(basename "$loop")p1/size")" -eq 8192 ] ||
                 die "partition 1 has its old size"
 
+        # A table that makes no sense (overlapping, beyond the end) is the guest's own affair.
+        cp "$tmp/table" "$tmp/saved"
+        serve "$loop"
+        python3 - "$tmp/table" <<'PYTHON'
+import struct
+import sys
+
+def entry(start, size):
+    return struct.pack("<B3sB3sII", 0, b"", 0x83, b"", start, size)
+
+with open(sys.argv[1], "wb") as f:
+    f.truncate(64 << 20)
+    f.seek(446)
+    f.write(entry(2048, 4096) + entry(3000, 4096) + entry(1 << 31, 8) + entry(8192, 1 << 31))
+    f.write(b"\x55\xaa")
+PYTHON
+        nbdcopy "$tmp/table" "nbd+unix:///?socket=$socket"
+        stop
+        expect_nodes "1" "after a table that makes no sense"
+        serve "$loop"
+        nbdcopy "$tmp/saved" "nbd+unix:///?socket=$socket"
+        stop
+        expect_nodes "1 2 3" "after a good table again"
+
         # A partition in use holds the whole disk, and one partition can be a disk.
         mke2fs -q -F "${loop}p2"
         mount "${loop}p2" "$tmp/a folder"
@@ -242,7 +266,7 @@ partitions()
         expect_nodes "1 2 3" "at the very end"
         partx -d "$loop"
         detach
-        rm "$tmp/disk" "$tmp/table"
+        rm "$tmp/disk" "$tmp/table" "$tmp/saved"
 }
 
 # After a reboot /dev/sdb may be another disk; a link as those in /dev/disk/by-id finds it again.
@@ -296,7 +320,7 @@ vhd_on_device()
 }
 
 [ "$(id -u)" -eq 0 ] || skip "needs root, for loop devices"
-for program in losetup partx sfdisk mke2fs flock qemu-io nbdinfo nbdcopy; do
+for program in losetup partx sfdisk mke2fs flock qemu-io nbdinfo nbdcopy python3; do
         command -v "$program" >/dev/null || skip "$program is not installed"
 done
 trap cleanup EXIT
