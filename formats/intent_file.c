@@ -378,6 +378,7 @@ int intent_load(struct fs *fs, const char *path, uint32_t image_owner, struct in
         _cleanup_(intent_freep) struct intent *intent = NULL;
         _cleanup_(file_closep) struct file *file = NULL;
         _cleanup_free_ uint8_t *bytes = NULL;
+        struct error why = ERROR_INIT;
         char name[PATH_MAX_ALL];
         struct file_stat st;
         size_t size = 0;
@@ -385,11 +386,14 @@ int intent_load(struct fs *fs, const char *path, uint32_t image_owner, struct in
 
         if (snprintf(name, sizeof(name), "%s" INTENT_ENDING, path) >= (int)sizeof(name))
                 return -ENOENT;
-        r = file_open(fs, name, FILE_READ | FILE_NOFOLLOW, &file, err);
+        r = file_open(fs, name, FILE_READ | FILE_NOFOLLOW, &file, &why);
         if (r == -ENOENT || r == -ENOTDIR || r == -ENAMETOOLONG)
                 return -ENOENT;
-        if (r < 0)
+        if (r < 0) {
+                if (err)
+                        *err = why;
                 return r;
+        }
         r = file_stat_get(file, &st);
         if (r < 0)
                 return fail_os(err, -r, "cannot look at '%s'", name);

@@ -162,8 +162,11 @@ static const struct file_ops view_ops = {
 
 void intent_view_dismiss(struct file *file)
 {
-        if (file)
-                view_free(view_of(file));
+        if (!file)
+                return;
+        pthread_cond_destroy(&file->sync_ended);
+        pthread_mutex_destroy(&file->sync_lock);
+        view_free(view_of(file));
 }
 
 static int add_pieces(struct view *view, const struct intent *intent, uint32_t image)
@@ -196,10 +199,13 @@ int intent_view_new(struct file *file, const struct intent *intent, uint32_t ima
 
         if (!view)
                 return fail(err, ENOMEM, "no memory for a view of '%s'", file->path);
-        view->file = *file;
-        view->file.ops = &view_ops;
-        view->file.flags = file->flags & ~(unsigned)FILE_WRITE;
-        view->file.path = strdup(file->path);
+        view->file = (struct file){.ops = &view_ops,
+                .fs = file->fs,
+                .path = strdup(file->path),
+                .fd = file->fd,
+                .flags = file->flags & ~(unsigned)FILE_WRITE};
+        pthread_mutex_init(&view->file.sync_lock, NULL);
+        pthread_cond_init(&view->file.sync_ended, NULL);
         view->inner = file;
         if (!view->file.path || add_pieces(view, intent, image) < 0) {
                 view_free(view);

@@ -177,7 +177,8 @@ static void hint_use(struct checker *checker, const char *which, char *ret, size
 {
         char quoted[QUOTE_TEXT_MAX];
 
-        snprintf(ret, size, "vhdctl check --repair --use %s %s", which,
+        snprintf(ret, size, "vhdctl check --repair --use %s %s%s", which,
+                checker->blocks_are_lost ? "--force " : "",
                 shell_quote(checker->file->path, quoted, sizeof(quoted)));
 }
 
@@ -404,10 +405,27 @@ static const char *unreadable_id(const struct error *why)
         }
 }
 
+/* Behind the footers. */
+static int check_content(struct checker *checker, const struct vhd_metadata *metadata,
+        const struct vhd_blocks *blocks, struct error *err)
+{
+        int r;
+
+        check_footer(checker, metadata);
+        check_left(checker, metadata);
+        if (metadata->footer.type == VHD_TYPE_FIXED) {
+                check_fixed(checker, metadata);
+                return 0;
+        }
+        r = check_header(checker, metadata, err);
+        return r < 0 ? r : check_blocks(checker, metadata, blocks, err);
+}
+
 static int check_image(struct checker *checker, struct error *err)
 {
         struct vhd_footer_copy head, tail;
-        struct vhd_metadata metadata;
+        struct vhd_metadata metadata = {0};
+        struct vhd_blocks blocks = {0};
         struct error why = ERROR_INIT;
         enum footer_plan plan;
         bool use_head;
@@ -425,22 +443,24 @@ static int check_image(struct checker *checker, struct error *err)
                         *err = why;
                 return r;
         }
+        if (r < 0)
+                plan = FOOTERS_KEEP; /* what the footers lead to is nothing to mend */
+        else if (metadata.footer.type != VHD_TYPE_FIXED)
+                r = check_blocks_scan(checker->file, &metadata, &blocks, err);
+        if (r < 0 && why.code == 0)
+                return r;
+        checker->blocks_are_lost = !check_blocks_allow_repair(&metadata, &blocks, checker->flags);
+        if (checker->blocks_are_lost)
+                plan = FOOTERS_KEEP;
         checker->may_mend = plan != FOOTERS_KEEP;
         check_tail(checker, &head, &tail, plan);
         check_head(checker, &head, &tail, plan);
-        if (r < 0) {
-                if (!is_about_footers(&why) || checker->result.n_damages == 0)
-                        found_error(checker, unreadable_id(&why), &why, false, NULL);
-                return 0;
-        }
-        check_footer(checker, &metadata);
-        check_left(checker, &metadata);
-        if (metadata.footer.type == VHD_TYPE_FIXED) {
-                check_fixed(checker, &metadata);
-                return 0;
-        }
-        r = check_header(checker, &metadata, err);
-        return r < 0 ? r : check_blocks(checker, &metadata, err);
+        if (r == 0)
+                r = check_content(checker, &metadata, &blocks, err);
+        else if (!is_about_footers(&why) || checker->result.n_damages == 0)
+                found_error(checker, unreadable_id(&why), &why, false, NULL);
+        check_blocks_done(&blocks);
+        return r < 0 && why.code == 0 ? r : 0;
 }
 
 int vhd_check(struct file *file, unsigned flags, vhd_report report, void *opaque,

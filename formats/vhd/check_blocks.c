@@ -133,6 +133,7 @@ int check_blocks_scan(struct file *file, const struct vhd_metadata *metadata,
                 uint64_t offset = (uint64_t)block->place * SECTOR_SIZE;
 
                 judge_block(metadata, ranges, n_ranges, block);
+                ret->n_outside += block->state == BLOCK_OUTSIDE;
                 if (block->state != BLOCK_GOOD && block->state != BLOCK_CUT_OFF)
                         continue;
                 /* In the order of the file the last block in its right is the one to run into. */
@@ -145,6 +146,18 @@ int check_blocks_scan(struct file *file, const struct vhd_metadata *metadata,
                 last = block;
         }
         return 0;
+}
+
+bool check_tail_must_move(const struct vhd_metadata *metadata, uint64_t blocks_end)
+{
+        return !metadata->tail_size || metadata->tail_offset < blocks_end;
+}
+
+bool check_blocks_allow_repair(
+        const struct vhd_metadata *metadata, const struct vhd_blocks *blocks, unsigned flags)
+{
+        return flags & VHD_CHECK_FORCE || blocks->n_outside == 0 ||
+                !check_tail_must_move(metadata, blocks->end);
 }
 
 static void report_block(
@@ -291,7 +304,7 @@ static int look_into_blocks(struct deep *deep, const struct vhd_blocks *blocks, 
                 return fail(err, ENOMEM, "no memory for a sector bitmap");
         r = load_map(deep, err);
         for (size_t i = 0; i < blocks->n && r == 0; i++)
-                if (blocks->all[i].state == BLOCK_GOOD)
+                if (blocks->all[i].state == BLOCK_GOOD || blocks->all[i].state == BLOCK_CUT_OFF)
                         r = look_into_block(deep, &blocks->all[i], err);
         return r;
 }
@@ -322,33 +335,30 @@ static int check_deep(struct checker *checker, const struct vhd_metadata *metada
         return r;
 }
 
-int check_blocks(struct checker *checker, const struct vhd_metadata *metadata, struct error *err)
+int check_blocks(struct checker *checker, const struct vhd_metadata *metadata,
+        const struct vhd_blocks *blocks, struct error *err)
 {
-        struct vhd_blocks blocks;
         uint64_t n_unaligned = 0;
-        int r = check_blocks_scan(checker->file, metadata, &blocks, err);
 
-        if (r < 0)
-                return r;
-        checker->result.n_allocated = blocks.n;
-        for (size_t i = 0; i < blocks.n; i++) {
-                uint64_t data = (uint64_t)blocks.all[i].place * SECTOR_SIZE + metadata->bitmap_size;
+        checker->result.n_allocated = blocks->n;
+        for (size_t i = 0; i < blocks->n; i++) {
+                const struct vhd_block *block = &blocks->all[i];
+                uint64_t data = (uint64_t)block->place * SECTOR_SIZE + metadata->bitmap_size;
 
-                report_block(checker, metadata, &blocks.all[i]);
-                n_unaligned += blocks.all[i].state == BLOCK_GOOD && data % 4096 != 0;
+                report_block(checker, metadata, block);
+                n_unaligned += block->state == BLOCK_GOOD && data % 4096 != 0;
         }
         if (n_unaligned && metadata->header.block_size >= 4096)
                 check_found(checker, VHD_INFO, "blocks-unaligned", ERROR_NO_OFFSET, 0, false,
                         "the data of %" PRIu64
                         " blocks does not start on 4 KiB: slower where the disk has large sectors",
                         n_unaligned);
-        if (blocks.n_beyond)
+        if (blocks->n_beyond)
                 check_found(checker, VHD_INFO, "bat-entries-beyond",
                         entry_offset(metadata, metadata->n_blocks), 0, false,
                         "%u BAT entries behind the disk's last block are in use; they are ignored",
-                        blocks.n_beyond);
+                        blocks->n_beyond);
         if (checker->flags & VHD_CHECK_DEEP)
-                r = check_deep(checker, metadata, &blocks, err);
-        check_blocks_done(&blocks);
-        return r;
+                return check_deep(checker, metadata, blocks, err);
+        return 0;
 }

@@ -20,7 +20,8 @@ struct checker {
         vhd_report report;
         void *opaque;
         struct vhd_check_result result;
-        bool may_mend; /* it is settled which footer is right */
+        bool may_mend;        /* it is settled which footer is right */
+        bool blocks_are_lost; /* and are to be given up before the file may be made longer */
         bool batmap_is_wrong;
         const char *last_id; /* how often the same id came in a row */
         unsigned n_same;
@@ -84,12 +85,20 @@ struct vhd_blocks {
         size_t n;
         uint64_t end;      /* behind the last byte that a good or cut-off block takes */
         uint32_t n_beyond; /* used entries behind those that the size needs */
+        size_t n_outside;  /* BLOCK_OUTSIDE */
 };
 
 int check_blocks_scan(struct file *file, const struct vhd_metadata *metadata,
         struct vhd_blocks *ret, struct error *err);
 void check_blocks_done(struct vhd_blocks *blocks);
+/* A file that lost its end may have lost blocks with it. Making it longer would turn some of their
+ * entries into blocks of zeros; so that waits until they are given up. */
+bool check_blocks_allow_repair(
+        const struct vhd_metadata *metadata, const struct vhd_blocks *blocks, unsigned flags);
+/* Must the footer at the end move, or come anew? */
+bool check_tail_must_move(const struct vhd_metadata *metadata, uint64_t blocks_end);
 /* Where blocks must end: before the tail footer, if there is anything like one. */
 uint64_t check_blocks_limit(const struct vhd_metadata *metadata);
 
-int check_blocks(struct checker *checker, const struct vhd_metadata *metadata, struct error *err);
+int check_blocks(struct checker *checker, const struct vhd_metadata *metadata,
+        const struct vhd_blocks *blocks, struct error *err);

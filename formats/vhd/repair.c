@@ -77,7 +77,7 @@ static uint64_t tail_place(const struct repair *repair, uint64_t blocks_end)
         const struct vhd_metadata *metadata = &repair->metadata;
         uint64_t end;
 
-        if (metadata->tail_size && metadata->tail_offset >= blocks_end)
+        if (!check_tail_must_move(metadata, blocks_end))
                 return metadata->tail_offset;
         /* In the last sector of a page, as Windows has it. */
         end = MAX_OF(blocks_end, round_up_to(metadata->file_size, SECTOR_SIZE));
@@ -154,7 +154,7 @@ static int plan_bat_sector(
         return any ? plan_write(repair, offset, entries, sizeof(entries), err) : 0;
 }
 
-/* *ret_end: behind the blocks that stay. */
+/* *ret_end: behind the blocks that stay. -ECANCELED: the file is left as it is. */
 static int plan_blocks(struct repair *repair, uint64_t *ret_end, struct error *err)
 {
         struct vhd_blocks blocks;
@@ -163,6 +163,10 @@ static int plan_blocks(struct repair *repair, uint64_t *ret_end, struct error *e
         if (r < 0)
                 return r;
         *ret_end = blocks.end;
+        if (!check_blocks_allow_repair(&repair->metadata, &blocks, repair->flags)) {
+                check_blocks_done(&blocks);
+                return -ECANCELED;
+        }
         if (repair->flags & VHD_CHECK_FORCE && blocks.n) {
                 qsort(blocks.all, blocks.n, sizeof(*blocks.all), compare_numbers);
                 for (size_t i = 0; i < blocks.n && r == 0;)
@@ -373,6 +377,8 @@ static int mend(struct repair *repair, struct error *err)
                 return r;
         repair->image = r;
         r = plan_all(repair, err);
+        if (r == -ECANCELED)
+                return 0;
         if (r < 0 || repair->intent->n_changes == 0 || repair->flags & VHD_CHECK_DRY_RUN)
                 return r;
         r = write_backup(repair, err);

@@ -1,45 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fuzz.h - what the fuzzers share. Each is one file with LLVMFuzzerTestOneInput(), and a folder of
- * inputs beside it, corpus/NAME: seeds that scripts made, and every input that once found a bug.
+/* fuzz.h - what the fuzzers share: an input as an image, and sums that are right again.
  *
- * Built with -Dfuzz=true (clang) the engine is libFuzzer's; else replay.c runs the inputs of the
- * corpus once, so that a bug that was found stays found, with any compiler.
+ * An input is: one byte of flags, one byte that says how much longer the file is than the input, and
+ * the file's bytes; where it is longer, the last 512 of them are its end. A changed byte would nearly
+ * always die at a checksum, so a flag has the sums of footers, header and batmap made right first.
  *
  * Threads    one input at a time.
  */
 #pragma once
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+
+#include "tests/fuzz/memfs.h"
+
+#define FUZZ_PATH     "/d/image.vhd"
+#define FUZZ_MAX_SIZE (1u << 20)
+
+enum fuzz_flags {
+        FUZZ_MEND_SUMS = 1u << 0,
+        FUZZ_FORCE = 1u << 1,
+        FUZZ_USE_HEAD = 1u << 2,
+        FUZZ_USE_TAIL = 1u << 3,
+        FUZZ_DEEP = 1u << 4,
+        FUZZ_OLD_FOOTER = 1u << 5, /* the file ends one byte earlier */
+};
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#ifdef VHDD_FUZZ_ENGINE
-size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
-size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed);
-#endif
-
-/* A property that holds for every input, or the input is a finding. */
-#define HOLDS(condition)                                                                           \
-        do {                                                                                       \
-                if (!(condition)) {                                                                \
-                        fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__,          \
-                                #condition);                                                       \
-                        abort();                                                                   \
-                }                                                                                  \
-        } while (0)
-
-/* Makes the checksums of the footer at either end and of the dynamic header right, wherever there
- * is one by its cookie: random bytes would get no further than the first checksum. */
-void fuzz_mend_checksums(uint8_t *data, size_t size);
-
-/* Numbers out of an input's bytes; zeros when they are used up. */
-struct fuzz_bytes {
-        const uint8_t *data;
-        size_t size;
-};
-uint8_t fuzz_u8(struct fuzz_bytes *bytes);
-uint32_t fuzz_u32(struct fuzz_bytes *bytes);
+/* The input as FUZZ_PATH, open for writing; NULL: too short or too long. *ret_flags: its flags. */
+struct file *fuzz_image(struct memfs *memfs, const uint8_t *data, size_t size, unsigned *ret_flags);
+/* The second copy, for a fuzzer that compares: closes nothing. */
+struct file *fuzz_reopen(struct memfs *memfs);

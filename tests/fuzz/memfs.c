@@ -1,132 +1,209 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tests/fuzz/memfs.h"
 
-#include <errno.h>
-#include <stdlib.h>
+#include <assert.h>
+#include <pthread.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <xxhash.h>
 
 #include "base/arith.h"
+
+#define PAGE      4096u
+#define MAX_NODES 16
+
+struct page {
+        uint64_t number;
+        uint8_t bytes[PAGE];
+};
+
+/* A file's content: the pages that were written, in no order. */
+struct node {
+        char path[512];
+        uint64_t size;
+        struct page *pages;
+        size_t n_pages;
+        bool gone;
+};
+
+struct memfs {
+        struct fs fs; /* first: the two are cast into each other */
+        struct node nodes[MAX_NODES];
+        unsigned n_nodes;
+        pthread_mutex_t lock;
+};
+
+struct mem_file {
+        struct file file; /* first: the two are cast into each other */
+        struct node *node;
+};
 
 static struct memfs *memfs_of(struct file *file)
 {
         return (struct memfs *)file->fs;
 }
 
-/* A fuzzer that cannot get its memory can tell nothing. */
-static void *must(void *p)
+static struct node *node_of(struct file *file)
 {
-        if (!p)
-                abort();
-        return p;
+        return ((struct mem_file *)file)->node;
+}
+
+static struct node *find(struct memfs *memfs, const char *path)
+{
+        for (unsigned i = 0; i < memfs->n_nodes; i++)
+                if (!memfs->nodes[i].gone && strcmp(memfs->nodes[i].path, path) == 0)
+                        return &memfs->nodes[i];
+        return NULL;
+}
+
+static struct page *page_at(struct node *node, uint64_t number, bool make)
+{
+        struct page *pages;
+
+        for (size_t i = 0; i < node->n_pages; i++)
+                if (node->pages[i].number == number)
+                        return &node->pages[i];
+        if (!make || node->n_pages >= MEMFS_MAX_BYTES / PAGE)
+                return NULL;
+        pages = reallocarray(node->pages, node->n_pages + 1, sizeof(*pages));
+        assert(pages);
+        node->pages = pages;
+        pages[node->n_pages] = (struct page){.number = number};
+        return &pages[node->n_pages++];
+}
+
+/* The part of [offset, offset + length) that lies in the first page it touches. */
+static size_t part_of(uint64_t offset, size_t length)
+{
+        return MIN_OF(length, PAGE - (size_t)(offset % PAGE));
+}
+
+static void read_node(struct node *node, uint8_t *data, size_t length, uint64_t offset)
+{
+        for (size_t n; length > 0; data += n, offset += n, length -= n) {
+                struct page *page = page_at(node, offset / PAGE, false);
+
+                n = part_of(offset, length);
+                if (page)
+                        memcpy(data, page->bytes + offset % PAGE, n);
+                else
+                        memset(data, 0, n);
+        }
+}
+
+static int write_node(struct node *node, const uint8_t *data, size_t length, uint64_t offset)
+{
+        node->size = MAX_OF(node->size, offset + length);
+        for (size_t n; length > 0; offset += n, length -= n) {
+                struct page *page;
+
+                n = part_of(offset, length);
+                page = page_at(node, offset / PAGE, data != NULL);
+                if (!page && data)
+                        return -ENOSPC;
+                if (page && data)
+                        memcpy(page->bytes + offset % PAGE, data, n);
+                else if (page)
+                        memset(page->bytes + offset % PAGE, 0, n);
+                if (data)
+                        data += n;
+        }
+        return 0;
 }
 
 static ssize_t mem_readv(
         struct file *file, const struct iovec *iov, int n_iov, uint64_t offset, unsigned flags)
 {
-        struct memfs *memfs = memfs_of(file);
-        size_t done = 0;
+        struct node *node = node_of(file);
+        ssize_t total = 0;
 
-        (void)flags;
-        MUTEX_GUARD(&memfs->lock);
-        for (int i = 0; i < n_iov && offset < memfs->size; i++) {
-                size_t n = MIN_OF(iov[i].iov_len, memfs->size - offset);
+        if (offset > INT64_MAX)
+                return -EINVAL;
+        pthread_mutex_lock(&memfs_of(file)->lock);
+        for (int i = 0; i < n_iov && offset < node->size; i++) {
+                size_t n = MIN_OF(iov[i].iov_len, node->size - offset);
 
-                memcpy(iov[i].iov_base, memfs->data + offset, n);
+                read_node(node, iov[i].iov_base, n, offset);
                 offset += n;
-                done += n;
+                total += (ssize_t)n;
         }
-        return (ssize_t)done;
+        pthread_mutex_unlock(&memfs_of(file)->lock);
+        return total;
 }
 
 static ssize_t mem_writev(
         struct file *file, const struct iovec *iov, int n_iov, uint64_t offset, unsigned flags)
 {
-        struct memfs *memfs = memfs_of(file);
-        size_t done = 0;
+        ssize_t total = 0;
+        int r = 0;
 
-        (void)flags;
-        MUTEX_GUARD(&memfs->lock);
-        for (int i = 0; i < n_iov; i++) {
-                if (offset > MEMFS_FILE_MAX || iov[i].iov_len > MEMFS_FILE_MAX - offset)
-                        return -ENOSPC;
-                memcpy(memfs->data + offset, iov[i].iov_base, iov[i].iov_len);
+        if (!(file->flags & FILE_WRITE))
+                return -EBADF;
+        if (offset > INT64_MAX / 2)
+                return -EFBIG;
+        pthread_mutex_lock(&memfs_of(file)->lock);
+        for (int i = 0; i < n_iov && r == 0; i++) {
+                r = write_node(node_of(file), iov[i].iov_base, iov[i].iov_len, offset);
                 offset += iov[i].iov_len;
-                done += iov[i].iov_len;
-                memfs->size = MAX_OF(memfs->size, offset);
+                total += (ssize_t)iov[i].iov_len;
         }
-        return (ssize_t)done;
+        pthread_mutex_unlock(&memfs_of(file)->lock);
+        return r < 0 ? r : total;
 }
 
 static int mem_sync(struct file *file)
 {
-        (void)file;
         return 0;
 }
 
 static int mem_truncate(struct file *file, uint64_t size)
 {
-        struct memfs *memfs = memfs_of(file);
+        struct node *node = node_of(file);
 
-        if (size > MEMFS_FILE_MAX)
-                return -EFBIG;
-        MUTEX_GUARD(&memfs->lock);
-        if (size < memfs->size)
-                memset(memfs->data + size, 0, memfs->size - size);
-        memfs->size = size;
+        pthread_mutex_lock(&memfs_of(file)->lock);
+        if (size < node->size)
+                write_node(node, NULL, (size_t)(node->size - size), size);
+        node->size = size;
+        pthread_mutex_unlock(&memfs_of(file)->lock);
         return 0;
 }
 
 static int mem_punch(struct file *file, uint64_t offset, uint64_t length)
 {
-        struct memfs *memfs = memfs_of(file);
+        struct node *node = node_of(file);
 
-        MUTEX_GUARD(&memfs->lock);
-        if (offset < memfs->size)
-                memset(memfs->data + offset, 0, MIN_OF(length, memfs->size - offset));
+        pthread_mutex_lock(&memfs_of(file)->lock);
+        if (offset < node->size)
+                write_node(node, NULL, (size_t)MIN_OF(length, node->size - offset), offset);
+        pthread_mutex_unlock(&memfs_of(file)->lock);
         return 0;
 }
 
 static int mem_reserve(struct file *file, uint64_t offset, uint64_t length)
 {
-        struct memfs *memfs = memfs_of(file);
-
-        if (offset > MEMFS_FILE_MAX || length > MEMFS_FILE_MAX - offset)
-                return -ENOSPC;
-        MUTEX_GUARD(&memfs->lock);
-        memfs->size = MAX_OF(memfs->size, offset + length);
-        return 0;
+        return -EOPNOTSUPP;
 }
 
-/* As a file system that knows no holes. */
 static int mem_seek(struct file *file, uint64_t offset, bool data, uint64_t *ret)
 {
-        struct memfs *memfs = memfs_of(file);
-
-        MUTEX_GUARD(&memfs->lock);
-        *ret = data && offset < memfs->size ? offset : memfs->size;
+        *ret = data ? MIN_OF(offset, node_of(file)->size) : node_of(file)->size;
         return 0;
 }
 
 static int mem_stat(struct file *file, struct file_stat *ret)
 {
-        struct memfs *memfs = memfs_of(file);
+        struct node *node = node_of(file);
 
-        MUTEX_GUARD(&memfs->lock);
-        *ret = (struct file_stat){
-                .size = memfs->size,
-                .allocated = memfs->size,
+        *ret = (struct file_stat){.size = node->size,
+                .allocated = node->n_pages * PAGE,
                 .device = 1,
-                .inode = 1,
-                .is_regular = true,
-        };
+                .inode = (uint64_t)(node - memfs_of(file)->nodes) + 1,
+                .owner = (uint32_t)geteuid(),
+                .is_regular = true};
         return 0;
 }
 
 static int mem_lock(struct file *file, enum file_lock mode)
 {
-        (void)file;
-        (void)mode;
         return 0;
 }
 
@@ -136,7 +213,7 @@ static void mem_close(struct file *file)
         free(file);
 }
 
-static const struct file_ops file_ops = {
+static const struct file_ops mem_file_ops = {
         .readv = mem_readv,
         .writev = mem_writev,
         .sync = mem_sync,
@@ -149,122 +226,100 @@ static const struct file_ops file_ops = {
         .close = mem_close,
 };
 
-/* The one file there is has been opened by memfs_open(). */
-static int fs_no_open(
+static struct node *add_node(struct memfs *memfs, const char *path)
+{
+        struct node *node;
+
+        if (memfs->n_nodes == MAX_NODES || strlen(path) >= sizeof(node->path))
+                return NULL;
+        node = &memfs->nodes[memfs->n_nodes++];
+        strcpy(node->path, path);
+        return node;
+}
+
+static int mem_open(
         struct fs *fs, const char *path, unsigned flags, unsigned mode, struct file **ret)
 {
-        (void)fs;
-        (void)path;
-        (void)flags;
-        (void)mode;
-        (void)ret;
-        return -ENOENT;
+        struct memfs *memfs = (struct memfs *)fs;
+        struct node *node = find(memfs, path);
+        struct mem_file *file;
+
+        if (node && flags & FILE_EXCLUSIVE)
+                return -EEXIST;
+        if (!node && !(flags & FILE_CREATE))
+                return -ENOENT;
+        if (!node)
+                node = add_node(memfs, path);
+        if (!node)
+                return -ENOSPC;
+        file = calloc(1, sizeof(*file));
+        assert(file);
+        file->file = (struct file){
+                .ops = &mem_file_ops, .fs = fs, .path = strdup(path), .fd = -1, .flags = flags};
+        file->node = node;
+        if (flags & FILE_TRUNCATE)
+                mem_truncate(&file->file, 0);
+        *ret = &file->file;
+        return 0;
 }
 
-static int fs_no_rename(struct fs *fs, const char *from, const char *to, bool replace)
+static int mem_rename(struct fs *fs, const char *from, const char *to, bool replace)
 {
-        (void)fs;
-        (void)from;
-        (void)to;
-        (void)replace;
-        return -ENOENT;
+        return -EOPNOTSUPP;
 }
 
-static int fs_no_unlink(struct fs *fs, const char *path)
+static int mem_unlink(struct fs *fs, const char *path)
 {
-        (void)fs;
-        (void)path;
-        return -ENOENT;
+        struct node *node = find((struct memfs *)fs, path);
+
+        if (!node)
+                return -ENOENT;
+        node->gone = true;
+        return 0;
 }
 
 static int mem_sync_directory(struct fs *fs, const char *path)
 {
-        (void)fs;
-        (void)path;
         return 0;
-}
-
-static struct memfs_region *region_named(struct memfs *memfs, const char *name)
-{
-        for (size_t i = 0; i < MEMFS_REGIONS; i++)
-                if (memfs->regions[i].data && strcmp(memfs->regions[i].name, name) == 0)
-                        return &memfs->regions[i];
-        return NULL;
-}
-
-static struct memfs_region *region_make(struct memfs *memfs, const char *name, uint64_t size)
-{
-        for (size_t i = 0; i < MEMFS_REGIONS; i++) {
-                struct memfs_region *slot = &memfs->regions[i];
-
-                if (slot->data)
-                        continue;
-                slot->data = must(calloc(1, size));
-                slot->size = size;
-                strncpy(slot->name, name, sizeof(slot->name) - 1);
-                return slot;
-        }
-        abort();
 }
 
 static int mem_region_open(struct fs *fs, const char *name, const char *beside, uint64_t size,
         bool create, struct region **ret, struct error *err)
 {
-        struct memfs *memfs = (struct memfs *)fs;
-        struct memfs_region *slot;
         struct region *region;
 
-        (void)beside;
-        MUTEX_GUARD(&memfs->lock);
-        slot = region_named(memfs, name);
-        if (slot && create)
-                return fail(err, EEXIST, "there is a region of this name");
-        if (!slot && !create)
-                return fail(err, ENOENT, "there is no region of this name");
-        if (!slot)
-                slot = region_make(memfs, name, size);
-        region = must(calloc(1, sizeof(*region)));
-        region->fs = fs;
-        region->data = slot->data;
-        region->size = slot->size;
-        region->path = must(strdup(name));
+        if (!create)
+                return -ENOENT;
+        region = calloc(1, sizeof(*region));
+        assert(region);
+        *region = (struct region){
+                .fs = fs, .data = calloc(1, size), .size = size, .path = strdup(name)};
+        assert(region->data);
         *ret = region;
         return 0;
 }
 
 static void mem_region_close(struct region *region, bool remove)
 {
-        struct memfs *memfs = (struct memfs *)region->fs;
-
-        MUTEX_GUARD(&memfs->lock);
-        if (remove) {
-                struct memfs_region *slot = region_named(memfs, region->path);
-
-                if (slot) {
-                        free(slot->data);
-                        *slot = (struct memfs_region){0};
-                }
-        }
+        free(region->data);
         free(region->path);
         free(region);
 }
 
 static void mem_boot_id(struct fs *fs, uint8_t ret[16])
 {
-        (void)fs;
-        memset(ret, 7, 16);
+        memset(ret, 1, 16);
 }
 
 static int64_t mem_now(struct fs *fs)
 {
-        (void)fs;
-        return 1700000000;
+        return INT64_C(1790000000);
 }
 
-static const struct fs_ops fs_ops = {
-        .open = fs_no_open,
-        .rename = fs_no_rename,
-        .unlink = fs_no_unlink,
+static const struct fs_ops mem_fs_ops = {
+        .open = mem_open,
+        .rename = mem_rename,
+        .unlink = mem_unlink,
         .sync_directory = mem_sync_directory,
         .region_open = mem_region_open,
         .region_close = mem_region_close,
@@ -272,35 +327,53 @@ static const struct fs_ops fs_ops = {
         .now = mem_now,
 };
 
-void memfs_init(struct memfs *memfs, const void *data, size_t size)
+struct memfs *memfs_new(void)
 {
-        void *memory = mmap(NULL, MEMFS_FILE_MAX, PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        struct memfs *memfs = calloc(1, sizeof(*memfs));
 
-        *memfs = (struct memfs){.fs.ops = &fs_ops};
+        assert(memfs);
+        memfs->fs.ops = &mem_fs_ops;
         pthread_mutex_init(&memfs->lock, NULL);
-        memfs->fs.single_threaded = true;
-        memfs->data = must(memory == MAP_FAILED ? NULL : memory);
-        memfs->size = MIN_OF(size, MEMFS_FILE_MAX);
-        memcpy(memfs->data, data, memfs->size);
+        return memfs;
 }
 
-void memfs_done(struct memfs *memfs)
+void memfs_free(struct memfs *memfs)
 {
-        for (size_t i = 0; i < MEMFS_REGIONS; i++)
-                free(memfs->regions[i].data);
-        munmap(memfs->data, MEMFS_FILE_MAX);
+        for (unsigned i = 0; i < memfs->n_nodes; i++)
+                free(memfs->nodes[i].pages);
         pthread_mutex_destroy(&memfs->lock);
+        free(memfs);
 }
 
-struct file *memfs_open(struct memfs *memfs, const char *path, unsigned flags)
+struct fs *memfs_fs(struct memfs *memfs)
 {
-        struct file *file = must(calloc(1, sizeof(*file)));
+        return &memfs->fs;
+}
 
-        file->ops = &file_ops;
-        file->fs = &memfs->fs;
-        file->path = must(strdup(path));
-        file->fd = -1;
-        file->flags = flags;
-        return file;
+void memfs_add(struct memfs *memfs, const char *path, const void *head, size_t head_size,
+        const void *tail, size_t tail_size, uint64_t size)
+{
+        struct node *node = add_node(memfs, path);
+
+        assert(node);
+        assert(tail_size <= size);
+        write_node(node, head, head_size, 0);
+        write_node(node, tail, tail_size, size - tail_size);
+        node->size = size;
+}
+
+uint64_t memfs_hash(struct memfs *memfs, const char *path)
+{
+        struct node *node = find(memfs, path);
+        uint64_t hash = node->size;
+
+        /* Pages come in no order: their hashes are added up. */
+        for (size_t i = 0; i < node->n_pages; i++)
+                hash += XXH3_64bits_withSeed(node->pages[i].bytes, PAGE, node->pages[i].number + 1);
+        return hash;
+}
+
+bool memfs_has(struct memfs *memfs, const char *path)
+{
+        return find(memfs, path) != NULL;
 }

@@ -1,37 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* memfs.h - one file and a few regions in memory, for fuzzers: no system call, gone at the end.
+/* memfs.h - files in memory for the fuzzers: no system call, no trace left between two inputs.
  *
- * Units      bytes.
- * Ownership  memfs_init sets up, memfs_done ends; files and regions opened in it end before.
- * Errors     as base/file.h; past MEMFS_FILE_MAX there is -ENOSPC.
- * Threads    as base/file.h; a lock inside.
+ * A file may be far longer than the bytes that it holds: what was never written reads as zeros, so
+ * an input of some KiB can be an image of many MiB.
+ *
+ * Ownership  memfs_new hands out; memfs_free ends it with all its files, open ones too.
+ * Errors     as the file calls; writing is refused past MEMFS_MAX_BYTES held.
+ * Threads    the engine's own threads may read and write; opening and closing belong to one.
  */
 #pragma once
 
-#include <pthread.h>
+#include <stddef.h>
 
 #include "base/file.h"
 
-#define MEMFS_FILE_MAX (UINT64_C(256) << 20) /* address space; only what is touched takes memory */
-#define MEMFS_REGIONS  4
+#define MEMFS_MAX_BYTES (8u << 20) /* of one file */
 
-struct memfs_region {
-        char name[256];
-        uint8_t *data; /* NULL: the slot is free */
-        uint64_t size;
-};
+struct memfs;
 
-struct memfs {
-        struct fs fs;
-        pthread_mutex_t lock;
-        /* guarded by lock */
-        uint8_t *data;
-        uint64_t size;
-        struct memfs_region regions[MEMFS_REGIONS];
-};
+struct memfs *memfs_new(void);
+void memfs_free(struct memfs *memfs);
+struct fs *memfs_fs(struct memfs *memfs);
 
-void memfs_init(struct memfs *memfs, const void *data, size_t size);
-void memfs_done(struct memfs *memfs);
-
-/* The file; @path is what it says its name is. */
-struct file *memfs_open(struct memfs *memfs, const char *path, unsigned flags);
+/* Makes a file of @size bytes that begins with @head and ends with @tail. */
+void memfs_add(struct memfs *memfs, const char *path, const void *head, size_t head_size,
+        const void *tail, size_t tail_size, uint64_t size);
+/* A hash of what the file holds and how long it is. */
+uint64_t memfs_hash(struct memfs *memfs, const char *path);
+bool memfs_has(struct memfs *memfs, const char *path);

@@ -366,6 +366,16 @@ Test(vhd_check, force_clears_only_the_entry_that_is_told)
         cr_expect(be32_get(entries[7]) == UINT32_MAX);
 }
 
+/* Making the file longer would turn the entry of a block that is lost into a block of zeros. */
+Test(vhd_check, a_file_that_lost_blocks_is_not_made_longer)
+{
+#define LOST make.size = MAKE_FIRST + 8192 - 700
+        STEP(LOST, VHD_CHECK_USE_HEAD, " !footer-missing !bat-entry-outside",
+                " !footer-missing !bat-entry-outside", " !footer-missing !bat-entry-outside");
+        STEP(LOST, VHD_CHECK_USE_HEAD | VHD_CHECK_FORCE, " !footer-missing !bat-entry-outside",
+                " !footer-missing+ !bat-entry-outside+", "");
+}
+
 /* A copy that ran out of space: the tail is lost, and a part of the last block with it. */
 Test(vhd_check, a_block_that_is_cut_off_is_completed)
 {
