@@ -188,9 +188,8 @@ static int look(struct vhd_image *vhd, uint32_t block, uint32_t in_block, uint32
                 *ret = (struct extent){.kind = EXTENT_ABSENT, .length = length};
                 return 0;
         }
-        bitmap = vhd_bat_bitmap(vhd->bat, block);
-        if (map_flags & MAP_PRESENT)
-                bitmap = VHD_BITMAP_FULL; /* a frozen layer: the place does not change either */
+        /* MAP_PRESENT: a frozen layer, whose place does not change either. */
+        bitmap = map_flags & MAP_PRESENT ? VHD_BITMAP_FULL : vhd_bat_bitmap(vhd->bat, block);
         if (!bitmap)
                 return -EAGAIN;
         if (bitmap == VHD_BITMAP_FULL) {
