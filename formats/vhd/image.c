@@ -550,6 +550,9 @@ static int open_writable(struct vhd_image *vhd, unsigned flags, struct error *er
         if (!vhd->image.places)
                 return fail(err, ENOMEM, "no memory to open '%s'", file->path);
         vhd->image.writable = true;
+        r = vhd_bat_tail_load(vhd, err);
+        if (r < 0)
+                return r;
         r = flags & IMAGE_VOLATILE ? redo_open_volatile(&vhd->redo, err)
                                    : open_redo(vhd, true, err);
         if (r < 0 || !vhd->image.writable)

@@ -26,12 +26,12 @@
 struct vhd_dirty {
         struct vhd_dirty *next, *prev; /* the image's list */
         uint32_t block;
-        uint32_t durable_place; /* what the durable BAT says */
+        uint32_t durable_place;  /* what the durable BAT says */
         uint32_t expected_place; /* whose bitmap the redo file speaks of, since the last (0) */
-        bool now;               /* a write completed since the last step (0) */
-        bool in_round;          /* copied by the round that is running: */
-        uint32_t round_place;   /*   the place that was copied, */
-        uint8_t *round_bits;    /*   and its bitmap; NULL for a freed block */
+        bool now;                /* a write completed since the last step (0) */
+        bool in_round;           /* copied by the round that is running: */
+        uint32_t round_place;    /*   the place that was copied, */
+        uint8_t *round_bits;     /*   and its bitmap; NULL for a freed block */
 };
 
 /* A place that lost its block: used again after commit and grace (E8). */
@@ -52,10 +52,11 @@ struct vhd_image {
         struct vhd_metadata metadata;
         struct vhd_bat *bat;
         unsigned block_shift;
-        uint32_t bitmap_size; /* bytes */
-        uint64_t block_bytes; /* bitmap and data */
-        struct redo *redo;    /* writable, or with something to replay */
-        struct error damage;  /* what is wrong with it, if force opened it */
+        uint32_t bitmap_size;  /* bytes */
+        uint64_t block_bytes;  /* bitmap and data */
+        uint8_t bat_tail[512]; /* writable: the BAT's last sector, for what in it is not ours */
+        struct redo *redo;     /* writable, or with something to replay */
+        struct error damage;   /* what is wrong with it, if force opened it */
 
         pthread_mutex_t lock;
         /* guarded by lock */
@@ -106,6 +107,8 @@ int vhd_make_absent_locked(struct vhd_image *vhd, uint32_t block, struct vhd_fre
  * is about to get another (an allocation; @now: a replay, whose change is complete already). No
  * record is made. A block that is tracked keeps what is known. The caller holds lock. */
 int vhd_track_locked(struct vhd_image *vhd, uint32_t block, uint32_t durable_place, bool now);
+/* Before any of this, once, for writing: what bat_tail is for. */
+int vhd_bat_tail_load(struct vhd_image *vhd, struct error *err);
 /* Everything that was completed before the call is durable when it returns. */
 int vhd_flush(struct vhd_image *vhd);
 /* E5: from now on no metadata is written. */

@@ -99,6 +99,9 @@ static void build_bat_sector(
 {
         uint32_t first = index * (uint32_t)BAT_ENTRIES_PER_SECTOR;
 
+        /* The table's last sector holds bytes that are not entries of ours: they stay as they are. */
+        if (first + BAT_ENTRIES_PER_SECTOR > vhd->metadata.n_blocks)
+                memcpy(ret, vhd->bat_tail, SECTOR_SIZE);
         for (uint32_t i = 0; i < BAT_ENTRIES_PER_SECTOR && first + i < vhd->metadata.n_blocks;
                 i++) {
                 const struct vhd_dirty *dirty = vhd_bat_dirty(vhd->bat, first + i);
@@ -112,15 +115,21 @@ static void build_bat_sector(
         }
 }
 
-/* The table's last sector holds bytes that are not entries of ours: they stay as they are. */
-static int read_bat_tail(struct vhd_image *vhd, uint32_t index, void *ret)
+int vhd_bat_tail_load(struct vhd_image *vhd, struct error *err)
 {
+        uint32_t index = vhd->metadata.n_blocks / (uint32_t)BAT_ENTRIES_PER_SECTOR;
         uint64_t offset = vhd->metadata.header.table_offset + (uint64_t)index * SECTOR_SIZE;
-        uint32_t behind = (index + 1) * (uint32_t)BAT_ENTRIES_PER_SECTOR;
+        int r;
 
-        if (behind <= vhd->metadata.n_blocks)
+        if (vhd->metadata.n_blocks % BAT_ENTRIES_PER_SECTOR == 0)
                 return 0;
-        return file_read_exact(vhd->image.file, ret, SECTOR_SIZE, offset);
+        r = file_read_exact(vhd->image.file, vhd->bat_tail, SECTOR_SIZE, offset);
+        if (r == 0)
+                return 0;
+        error_set_file(err, vhd->image.file->path);
+        error_set_offset(err, offset);
+        return fail_os(err, -r, "cannot read the last sector of the BAT of '%s' at offset %llu",
+                vhd->image.file->path, (unsigned long long)offset);
 }
 
 static void expect_bat_sector(struct vhd_image *vhd, uint32_t block)
@@ -128,8 +137,6 @@ static void expect_bat_sector(struct vhd_image *vhd, uint32_t block)
         uint32_t index = block / (uint32_t)BAT_ENTRIES_PER_SECTOR;
         be32 content[BAT_ENTRIES_PER_SECTOR];
 
-        if (read_bat_tail(vhd, index, content) < 0)
-                return; /* without the expectation a replay is refused: the safe side */
         build_bat_sector(vhd, index, false, content);
         expect_sector(vhd, bat_sector_of(vhd, block), content);
 }
@@ -362,7 +369,7 @@ static void expect_round(struct vhd_image *vhd, const struct round *round)
                         for (uint32_t k = 0; k < bitmap_sectors(vhd); k++)
                                 expect_sector(vhd, (uint64_t)d->round_place + k,
                                         d->round_bits + k * SECTOR_SIZE);
-                if (index == last || read_bat_tail(vhd, index, content) < 0)
+                if (index == last)
                         continue;
                 build_bat_sector(vhd, index, true, content);
                 expect_sector(vhd, bat_sector_of(vhd, d->block), content);
@@ -429,9 +436,6 @@ static int write_bat(struct vhd_image *vhd, const struct round *round)
 
                 if (index == last || d->durable_place == d->round_place)
                         continue;
-                r = read_bat_tail(vhd, index, content);
-                if (r < 0)
-                        return r;
                 pthread_mutex_lock(&vhd->lock);
                 build_bat_sector(vhd, index, true, content);
                 pthread_mutex_unlock(&vhd->lock);
