@@ -43,9 +43,22 @@ class Images(Hostile):
             if os.path.exists(self.path("copy.raw")):
                 self.complain("%s: convert left a file" % what)
                 os.unlink(self.path("copy.raw"))
+        self.writers_refuse(what)
         self.looked_at(what)
         if "check" in self.verbs:
             self.refuses(what, self.image, ["check", self.image], codes=(1, 3))
+
+    def writers_refuse(self, what):
+        """Verbs that would write to it, beside it, or for ever."""
+        child = self.path("child-of-bad.vhd")
+        self.refuses(what, self.image, ["create", child, "--parent", self.image])
+        self.refuses(what, self.image, ["seal", self.image])
+        if "serve" in self.verbs:
+            self.refuses(what, self.image, ["serve", "--socket", self.path("socket"), self.image])
+        for left in (child, self.image + ".vhdd-seal"):
+            if os.path.exists(left):
+                self.complain("%s: something was left: %s" % (what, left))
+                os.unlink(left)
 
     def looked_at(self, what):
         for args in (["info", self.image], ["info", "--raw", self.image], ["tree", self.folder],

@@ -64,6 +64,8 @@ class Paths(Hostile):
                 self.complain("%s: convert left a file" % what)
                 os.unlink(self.path("in", "copy.raw"))
         self.refuses(what, self.child, self.args_of("info", "--chain"))
+        if "serve" in self.verbs:  # which would write, too
+            self.refuses(what, self.child, ["serve", "--socket", self.path("socket"), self.child])
         # Without --chain it tells what the file says, and opens nothing else.
         self.reads(what, self.child, self.args_of("info"))
         self.refuses(what, self.child, ["tree", self.child], codes=(1,))
