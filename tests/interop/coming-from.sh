@@ -78,12 +78,12 @@ with open("disk.raw", "r+b") as disk:
 mkdir "$tmp/origin"
 (cd "$tmp/origin" && make_folder)
 
-# wait_for_server LOG: until it listens, or it has ended.
+# wait_for_server: until it has said where it listens, or has ended.
 wait_for_server()
 {
         local tries
         for ((tries = 0; tries < 1000; tries++)); do
-                if [ -S nbd.sock ] || grep -q '^nbd' "$1"; then return 0; fi
+                if grep -q '^nbd' "$tmp/server.log" 2>/dev/null; then return 0; fi
                 kill -0 "$server" 2>/dev/null || return 1
                 sleep 0.01
         done
@@ -113,14 +113,20 @@ while IFS= read -r line; do
                 bash -c "$line" >"$tmp/log" 2>&1 </dev/null || bad
                 continue
         fi
-        stop_server || { echo "not ok: the server before did not end well: $line" && failed=$((failed + 1)); }
+        if ! stop_server; then
+                echo "not ok: the server before this line did not end well: $line"
+                sed 's/^/    /' "$tmp/server.log"
+                failed=$((failed + 1))
+        fi
         rm -rf "$tmp/work"
         cp -a "$tmp/origin" "$tmp/work"
         cd "$tmp/work"
         if [[ $line == 'vhdctl serve '* ]]; then
-                bash -c "exec $line" >"$tmp/log" 2>&1 </dev/null &
+                # Its own log, and a new one: an old one says that a server listens.
+                rm -f "$tmp/server.log"
+                bash -c "exec $line" >"$tmp/server.log" 2>&1 </dev/null &
                 server=$!
-                wait_for_server "$tmp/log" || bad
+                wait_for_server || { cp "$tmp/server.log" "$tmp/log" && bad; }
         else
                 bash -c "$line" >"$tmp/log" 2>&1 </dev/null || bad
         fi
