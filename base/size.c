@@ -85,9 +85,9 @@ const char *size_to_text(uint64_t size, char buf[SIZE_TEXT_MAX])
 
         for (size_t i = 0; i < sizeof(units) / sizeof(units[0]) && !unit; i++)
                 if (size >= units[i].size) {
-                        /* 2040 GiB says more than 1.9 TiB: the next unit down if only that is exact. */
-                        if (size % (units[i].size / 2) != 0 && size / units[i].size < 10 &&
-                                units[i].size > KIB && size % units[i + 1].size == 0)
+                        /* 2040 GiB, a VHD's limit, says more than 1.9 TiB. */
+                        if (units[i].size == TIB && size < 10 * TIB && size % GIB == 0 &&
+                                size % TIB != 0)
                                 i++;
                         unit = units[i].size;
                         name = units[i].name;

@@ -18,6 +18,6 @@ int size_parse(const char *text, uint64_t *ret, struct error *err);
 
 #define SIZE_TEXT_MAX 32
 
-/* "127 GiB", "1.5 MiB", "512 bytes", "1 byte": exact if it is short, else to one decimal. Answers
- * @buf. */
+/* "127 GiB", "1.5 MiB", "512 bytes", "1 byte", "2040 GiB": whole, or rounded down to one decimal.
+ * Answers @buf. */
 const char *size_to_text(uint64_t size, char buf[SIZE_TEXT_MAX]);

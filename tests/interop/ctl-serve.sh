@@ -113,6 +113,18 @@ mkdir empty
 expect 3 "$vhdctl" serve empty
 said empty
 
+# As Hyper-V lays it out: the parent is reached through "..", and takes one --image-root.
+mkdir -p 'vm/Virtual Hard Disks' vm/Snapshots/5F0E7C0C-6C15-4E0F-9F3C-0C5A1E8E2B6A
+cp base.vhd 'vm/Virtual Hard Disks/disk.vhd'
+(cd vm/Snapshots/* && "$vhdctl" create --quiet disk_GUID.avhd --parent '../../Virtual Hard Disks/disk.vhd')
+expect 0 "$vhdctl" info --json vm/Snapshots/*/disk_GUID.avhd
+json '.parent.locators[0].text | endswith("\\..\\..\\Virtual Hard Disks\\disk.vhd")' true
+expect 3 "$vhdctl" serve vm/Snapshots/*/disk_GUID.avhd
+said --image-root
+serve --image-root vm vm/Snapshots/*/disk_GUID.avhd
+[ "$(served "$uri")" = "$sum" ] || fail "Hyper-V's layout reads otherwise"
+stop_server
+
 # A given socket: one left by a dead server is replaced, anything else is not touched.
 serve --socket given.sock other.vhd
 [ -S given.sock ] || fail "no socket at --socket"
@@ -142,6 +154,7 @@ stop_server
 # SIGTERM and SIGINT, with a client that writes without end: quick, 0, and what was flushed is there.
 for signal in TERM INT; do
         serve other.vhd --threads 2 --cache writeback
+        : >"$tmp/flushed"
         python3 - "$uri" >"$tmp/flushed" 2>/dev/null <<'PYTHON' &
 import sys
 import nbd
@@ -159,6 +172,7 @@ PYTHON
                 [ "$(wc -l <"$tmp/flushed")" -lt 20 ] || break
                 sleep 0.01
         done
+        [ -s "$tmp/flushed" ] || fail "the client has flushed nothing after 10 s"
         began=$(date +%s)
         kill -$signal "$server"
         code=0

@@ -8,7 +8,12 @@ need nbdcopy nbdinfo nbdkit python3
 images
 cd "$images"
 plugin=$VHDD_BUILD/nbd/plugin/nbdkit-vhd-plugin.so
-[ -f "$plugin" ] || skip "no plugin in '$VHDD_BUILD'"
+ways='three ways'
+if [ ! -f "$plugin" ]; then
+        # nbdkit cannot load a plugin that a sanitizer was built into.
+        echo "$name: no plugin in '$VHDD_BUILD', so two ways out only"
+        ways='two ways'
+fi
 
 # name, type, size, sha256 of the content: as the README beside the images lists them.
 table='
@@ -54,6 +59,7 @@ by_serve()
 
 by_plugin()
 {
+        [ -f "$plugin" ] || return 0
         # shellcheck disable=SC2016
         check "the plugin serves $1" nbdkit -U - -r "$plugin" "file=$PWD/$1" \
                 --run "nbdcopy \"\$uri\" '$tmp/plugin.raw'"
@@ -153,4 +159,4 @@ done
 # Looking changed nothing.
 find . -type f -exec sha256sum {} + | sort >"$tmp/after"
 cmp "$tmp/before" "$tmp/after" || fail "an image was changed"
-echo "$name: $n images three ways, and the odd ones"
+echo "$name: $n images $ways, and the odd ones"

@@ -70,7 +70,7 @@ Test(size_parse, refuses_what_does_not_fit)
         }
 }
 
-Test(size_to_text, is_exact_where_it_is_short)
+Test(size_to_text, chooses_the_unit_that_people_say)
 {
         char buf[SIZE_TEXT_MAX];
 
@@ -80,6 +80,8 @@ Test(size_to_text, is_exact_where_it_is_short)
         expect_text(size_to_text(64 * MIB, buf), "64 MiB");
         expect_text(size_to_text(2040 * GIB, buf), "2040 GiB");
         expect_text(size_to_text(3 * TIB, buf), "3 TiB");
+        expect_text(size_to_text(1536 * MIB, buf), "1.5 GiB");
+        expect_text(size_to_text(4100 * KIB, buf), "4.0 MiB");
 }
 
 /* A disk that is not full must not look full, nor a copy finished that is not. */
