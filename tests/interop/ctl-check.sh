@@ -14,9 +14,14 @@ sum=$(content disk.raw)
 
 expect 0 "$vhdctl" check good.vhd
 printed 'no damage'
-expect 0 "$vhdctl" check --deep --chain child.avhd --json
+expect 0 "$vhdctl" check --chain child.avhd --json
 json '[.[] | [.filename | split("/")[-1]][0]]' '["child.avhd","good.vhd"]'
 json '[.[].clean]' '[true,true]'
+# --deep compares with the seals: without a single one there is no answer.
+expect 3 "$vhdctl" check --deep --chain child.avhd --json
+said "no seal"
+json '[.[].clean]' '[true,true]'
+json '[.[].findings[] | select(.id == "no-seal")] | length' 2
 
 # A lost footer: found, not mended by guessing, mended when told, and the bytes are those of before.
 cp good.vhd lost.vhd
@@ -79,6 +84,7 @@ mv away.vhd good.vhd
 # A seal: a parent that somebody wrote to is told of, though its id is the same.
 "$vhdctl" seal --quiet good.vhd
 expect 0 "$vhdctl" check --deep good.vhd
+expect 0 "$vhdctl" check --deep --chain child.avhd
 offset=$("$vhdctl" map --json good.vhd | jq '[.[] | select(.zero | not).offset][3]')
 printf XXXX | dd of=good.vhd bs=1 seek="$offset" conv=notrunc status=none
 expect 1 "$vhdctl" check --deep --chain child.avhd --json

@@ -65,13 +65,14 @@ struct session {
         size_t n_seen;
         json_t *answers; /* NULL: text */
         uint64_t n_images;
+        uint64_t n_sealed; /* that have a seal, and were held against it */
         bool damage_remains, failed;
 };
 
 /* What is found in one image. */
 struct report {
         const char *path; /* for sentences */
-        const struct session *session;
+        struct session *session;
         struct vhd_finding *findings; /* that there are now */
         size_t n_findings;
         json_t *mended; /* findings that are no more; NULL: printed at once */
@@ -242,8 +243,23 @@ static void check_seal(struct report *report, const char *path)
                 file_close(file);
                 return;
         }
-        if (seal_exists(image) && seal_compare(image, check->deep, &watcher, &n, &err) < 0)
-                find(report, "seal-unreadable", VHD_WARNING, &err);
+        if (seal_exists(image)) {
+                report->session->n_sealed++;
+                if (seal_compare(image, check->deep, &watcher, &n, &err) < 0)
+                        find(report, "seal-unreadable", VHD_WARNING, &err);
+        } else if (check->deep) {
+                fail(&err, ENOENT, "it has no seal: its data was compared with nothing");
+                find(report, "no-seal", VHD_INFO, &err);
+        }
+}
+
+/* --deep is asked whether the data is what it was, and nobody ever said what that is. */
+static void fail_no_seal(const struct ctl *ctl, struct error *err)
+{
+        fail(err, ENOENT, "no seal: nobody has sealed '%s', so nobody knows what its data was",
+                ctl->operands[0]);
+        error_set_file(err, ctl->operands[0]);
+        error_set_hint(err, "vhdctl seal, while you know that it is as it should be");
 }
 
 static int repair(struct report *report, const char *path, struct error *err)
@@ -515,6 +531,11 @@ static int run(struct ctl *ctl, struct error *err)
                 printf("There is no VHD in '%s'.\n", ctl->operands[0]);
         if (session.failed)
                 return CTL_FAILED;
+        if (check->deep && !session.n_sealed && session.n_images && !session.damage_remains) {
+                fail_no_seal(ctl, err);
+                ctl_print_error(ctl, err); /* the answer itself stands on stdout */
+                return CTL_FAILED;
+        }
         return session.damage_remains ? CTL_NO : CTL_DONE;
 }
 
