@@ -322,16 +322,17 @@ static int check_deep(struct checker *checker, const struct vhd_metadata *metada
         if (deep.n_batmap_wrong)
                 check_found(checker, VHD_DAMAGE, "batmap-wrong", metadata->batmap_offset, 0, true,
                         "tapdisk's batmap calls %" PRIu64
-                        " blocks full that are not: tapdisk would read other data there",
-                        deep.n_batmap_wrong);
+                        " block%s full that %s not: tapdisk would read other data there",
+                        deep.n_batmap_wrong, deep.n_batmap_wrong == 1 ? "" : "s",
+                        deep.n_batmap_wrong == 1 ? "is" : "are");
         /* tapdisk leaves old bytes there; readers that do not look at bitmaps show them. */
         if (deep.n_stale && metadata->footer.type == VHD_TYPE_DYNAMIC)
                 check_found(checker, VHD_INFO, "data-under-clear-bits", deep.stale_offset,
                         HYPERV_BITMAP_MISMATCH, false,
                         "%" PRIu64
-                        " blocks hold bytes under clear bits of their sector bitmaps: they read as "
+                        " block%s with bytes under clear bits of the sector bitmap: they read as "
                         "zeros, but programs that do not look at bitmaps show them",
-                        deep.n_stale);
+                        deep.n_stale, deep.n_stale == 1 ? "" : "s");
         return r;
 }
 
@@ -351,8 +352,8 @@ int check_blocks(struct checker *checker, const struct vhd_metadata *metadata,
         if (n_unaligned && metadata->header.block_size >= 4096)
                 check_found(checker, VHD_INFO, "blocks-unaligned", ERROR_NO_OFFSET, 0, false,
                         "the data of %" PRIu64
-                        " blocks does not start on 4 KiB: slower where the disk has large sectors",
-                        n_unaligned);
+                        " block%s does not start on 4 KiB: slower where the disk has large sectors",
+                        n_unaligned, n_unaligned == 1 ? "" : "s");
         if (blocks->n_beyond)
                 check_found(checker, VHD_INFO, "bat-entries-beyond",
                         entry_offset(metadata, metadata->n_blocks), 0, false,

@@ -7,6 +7,7 @@
 #include "base/arith.h"
 #include "base/size.h"
 #include "chain/locate.h"
+#include "formats/intent.h"
 #include "formats/vhd/metadata.h"
 #include "vhdd/ctl/fields.h"
 #include "vhdd/ctl/open.h"
@@ -98,14 +99,20 @@ static int find_format(const struct ctl *ctl, struct facts *facts, struct error 
 
 static int gather(const struct ctl *ctl, const char *path, struct facts *facts, struct error *err)
 {
+        struct file *view = NULL;
         int r;
 
         facts->path = path;
         r = file_open(host_fs(), path, FILE_READ, &facts->file, err);
         if (r == 0)
                 r = file_lock_set(facts->file, FILE_LOCK_READ_LOOSE, err);
+        /* E13: a change that was cut off is seen as complete. */
+        if (r == 0)
+                r = intent_recover(facts->file, false, NULL, &view, err);
         if (r < 0)
                 return r;
+        if (view)
+                facts->file = view;
         r = file_stat_get(facts->file, &facts->st);
         if (r < 0)
                 return fail_os(err, -r, "cannot look at '%s'", path);
