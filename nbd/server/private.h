@@ -309,6 +309,8 @@ void flight_wait_none(struct client *client);
 void client_start_work(struct client *client, const struct command *command, uint8_t *payload);
 /* Ends a request with this result; it sends its reply and frees itself. Any thread. */
 void request_answer(struct request *request, int r);
+/* Ends a read whose whole reply, so long, is in request->reply. Any thread. */
+void request_answer_read(struct request *request, size_t length);
 /* Runs a read on this thread, which may block. */
 void request_read(struct request *request);
 

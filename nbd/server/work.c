@@ -48,6 +48,12 @@ void request_answer(struct request *request, int r)
         post(request, request->small, length);
 }
 
+void request_answer_read(struct request *request, size_t length)
+{
+        count(&request->client->bytes_read, request->command.length);
+        post(request, request->reply, length);
+}
+
 void request_read(struct request *request)
 {
         struct client *client = request->client;
@@ -74,8 +80,7 @@ void request_read(struct request *request)
                 request_answer(request, (int)n);
                 return;
         }
-        count(&client->bytes_read, request->command.length);
-        post(request, request->reply, (size_t)n);
+        request_answer_read(request, (size_t)n);
 }
 
 static void request_status(struct request *request)

@@ -12,7 +12,7 @@ struct chain {
         uint64_t size;
         unsigned depth;
         bool writable;
-        struct file *file;
+        struct file *file, *other_file;
         uint8_t *bytes;
 
         pthread_mutex_t lock;
@@ -39,6 +39,9 @@ struct chain *fake_chain_new(uint64_t size, unsigned depth, bool writable)
         chain->bytes = mmap(NULL, n_blocks * FAKE_BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         assert(chain->bytes != MAP_FAILED);
         assert(file_from_fd(fd, "disk", FILE_WRITE, &chain->file, &err) == 0);
+        fd = memfd_create("other", MFD_CLOEXEC);
+        assert(fd >= 0);
+        assert(file_from_fd(fd, "other", FILE_WRITE, &chain->other_file, &err) == 0);
         chain->size = size;
         chain->depth = depth;
         chain->writable = writable;
@@ -56,6 +59,7 @@ struct chain *chain_abandon(struct chain *chain)
         assert(chain->tickets == 0);
         munmap(chain->bytes, round_up_to(chain->size, FAKE_BLOCK));
         file_close(chain->file);
+        file_close(chain->other_file);
         free(chain->kinds);
         free(chain->depths);
         pthread_mutex_destroy(&chain->lock);
@@ -74,6 +78,11 @@ int chain_close(struct chain *chain, struct error *err)
 struct fake_switches *fake_chain_switches(struct chain *chain)
 {
         return &chain->switches;
+}
+
+struct file *fake_chain_other_file(struct chain *chain)
+{
+        return chain->other_file;
 }
 
 uint8_t *fake_chain_bytes(struct chain *chain)
@@ -162,7 +171,7 @@ int chain_read(struct chain *chain, void *data, size_t length, uint64_t offset, 
 
         if (!range_inside(offset, length, chain->size))
                 return -EINVAL;
-        if (flags & CHAIN_NOWAIT && atomic_load(&s->cold_reads))
+        if (flags & CHAIN_NOWAIT && (atomic_load(&s->cold_reads) || atomic_load(&s->cold_pages)))
                 return -EAGAIN;
         if (!(flags & CHAIN_NOWAIT) && atomic_load(&s->hold_reads))
                 hold(&s->hold_reads, &s->reads_held);
@@ -263,9 +272,11 @@ int chain_map(struct chain *chain, uint64_t offset, uint64_t length, unsigned fl
                 .length = MIN_OF(offset + length, b * FAKE_BLOCK) - offset,
                 .kind = (enum extent_kind)chain->kinds[first],
                 .depth = chain->kinds[first] == EXTENT_ABSENT ? chain->depth : chain->depths[first],
-                .file = chain->kinds[first] == EXTENT_DATA ? chain->file : NULL,
                 .file_offset = offset,
         };
+        if (ret->kind == EXTENT_DATA)
+                ret->file =
+                        atomic_load(&chain->switches.other_file) ? chain->other_file : chain->file;
         return 0;
 }
 

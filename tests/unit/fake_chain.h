@@ -17,6 +17,7 @@
 
 struct fake_switches {
         atomic_bool cold_reads;  /* CHAIN_NOWAIT reads and maps answer -EAGAIN */
+        atomic_bool cold_pages;  /* only CHAIN_NOWAIT reads do; the map is at hand */
         atomic_bool cold_writes; /* CHAIN_NOWAIT writes do */
         atomic_int read_error, write_error, flush_error, map_error; /* -errno, or 0 */
         atomic_uint_fast64_t
@@ -24,6 +25,8 @@ struct fake_switches {
         atomic_bool hold_reads, hold_flushes; /* blocking reads, flushes wait until it is false */
         atomic_int reads_held, flushes_held;  /* so many wait now */
         atomic_bool no_fast_zero;
+        /* The map names another file, whose size fake_chain_other_file() lets a test change. */
+        atomic_bool other_file;
 };
 
 struct chain *fake_chain_new(uint64_t size, unsigned depth, bool writable);
@@ -33,6 +36,7 @@ uint8_t *fake_chain_bytes(struct chain *chain);
 /* What a block is; data of zero and absent blocks is cleared. Depth 0 is the leaf. */
 void fake_chain_set(struct chain *chain, uint64_t offset, uint64_t length, enum extent_kind kind,
         unsigned depth);
+struct file *fake_chain_other_file(struct chain *chain);
 unsigned fake_chain_tickets(struct chain *chain); /* given out and not put back */
 uint64_t fake_chain_fua_writes(struct chain *chain);
 uint64_t fake_chain_caches(struct chain *chain);

@@ -605,6 +605,119 @@ Test(nbd_serve_own, a_bound_on_unsynced_bytes_begins_a_flush)
         chain_abandon(chain);
 }
 
+/* Cold pages, with the map at hand: the ring's work, or the pool's. */
+Test(nbd_serve_own, cold_reads_through_io_uring_and_without)
+{
+        for (int without = 0; without < 2; without++) {
+                struct nbd_server_options options = {.no_io_uring = without, .no_sendfile = true};
+                struct nbd_server_counters counters;
+
+                start_with(&options);
+                atomic_store(&switches->cold_pages, true);
+                fill(disk, DISK_SIZE);
+                fake_chain_set(chain, 0, DISK_SIZE, EXTENT_DATA, 0);
+                for (int structured = 0; structured < 2; structured++) {
+                        int fd = go("disk", structured, NULL);
+
+                        check_reads(fd);
+                        close(fd);
+                }
+                nbd_server_counters_get(server, &counters);
+                cr_expect(eq(u64, counters.inline_reads, 0));
+                cr_expect(gt(u64, counters.ring_reads + counters.pool_reads, 0));
+                if (without || !counters.io_uring)
+                        cr_expect(eq(u64, counters.ring_reads, 0));
+                else
+                        cr_expect(eq(u64, counters.pool_reads, 0));
+                mix_disk();
+                for (int structured = 0; structured < 2; structured++) {
+                        int fd = go("disk", structured, NULL);
+
+                        check_reads(fd);
+                        run_model(fd, 100);
+                        close(fd);
+                }
+                stop();
+        }
+}
+
+/* More at once than the ring takes, and an image that was cut short under it. */
+Test(nbd_serve_own, the_ring_s_bound_and_its_failures_go_to_the_pool)
+{
+        struct nbd_server_options options = {.no_sendfile = true};
+        struct nbd_answer answer;
+        int fds[4];
+
+        start_with(&options);
+        atomic_store(&switches->cold_pages, true);
+        fill(disk, DISK_SIZE);
+        for (uint64_t at = 0; at < DISK_SIZE - 512; at += FAKE_BLOCK)
+                fake_chain_set(chain, at, FAKE_BLOCK, EXTENT_DATA, (unsigned)(at / FAKE_BLOCK) % 2);
+        for (int i = 0; i < 4; i++)
+                fds[i] = go("disk", false, NULL);
+        for (int i = 0; i < 4; i++)
+                for (uint64_t k = 0; k < 100; k++)
+                        client_request(fds[i], NBD_CMD_READ, 0, k, k * 8192, 7 * FAKE_BLOCK);
+        for (int i = 0; i < 4; i++) {
+                for (int k = 0; k < 100; k++) {
+                        client_answer_get(fds[i], &answer, buffer, 0, 7 * FAKE_BLOCK);
+                        cr_assert(eq(u32, answer.error, 0));
+                        cr_assert(memcmp(buffer, disk + answer.cookie * 8192, 7 * FAKE_BLOCK) == 0);
+                }
+                close(fds[i]);
+        }
+        /* This file ends before the place that the map tells of. */
+        atomic_store(&switches->other_file, true);
+        fds[0] = go("disk", false, NULL);
+        cr_expect(eq(u32, client_read(fds[0], buffer, 4096, 8192), 0));
+        cr_expect(memcmp(buffer, disk + 8192, 4096) == 0);
+        close(fds[0]);
+        stop();
+}
+
+static atomic_bool stop_cutting;
+
+static void *cut_main(void *arg)
+{
+        struct file *file = arg;
+
+        while (!atomic_load(&stop_cutting)) {
+                cr_assert(eq(int, file_truncate(file, 1u << 20), 0));
+                usleep(30);
+                cr_assert(eq(int, file_truncate(file, 300000), 0));
+        }
+        return NULL;
+}
+
+/* A file that somebody cuts while it is sent: the reply that was begun ends in an error, or the
+ * connection does; never in bytes that are not there, nor in a stream out of step. */
+Test(nbd_serve, a_file_that_is_cut_while_it_is_sent)
+{
+        struct nbd_server_counters counters;
+        pthread_t cutter;
+
+        fake_chain_set(chain, 0, 1u << 20, EXTENT_DATA, 0);
+        atomic_store(&switches->other_file, true);
+        cr_assert(
+                eq(int, pthread_create(&cutter, NULL, cut_main, fake_chain_other_file(chain)), 0));
+        for (int i = 0; i < 300; i++) {
+                struct nbd_answer answer;
+                int fd = go("disk", true, NULL);
+
+                client_request(fd, NBD_CMD_READ, i % 2 ? NBD_CMD_FLAG_DF : 0, 77, 0, 1u << 20);
+                client_answer_get(fd, &answer, buffer, 0, 1u << 20);
+                cr_assert(eq(u64, answer.cookie, 77));
+                if (answer.error)
+                        cr_assert(eq(u32, answer.error, NBD_EIO));
+                cr_assert(eq(u32, client_do(fd, NBD_CMD_FLUSH, 0, 0, 0), 0));
+                close(fd);
+        }
+        atomic_store(&stop_cutting, true);
+        pthread_join(cutter, NULL);
+        nbd_server_counters_get(server, &counters);
+        cr_expect(gt(u64, counters.requests, 300));
+}
+
 /* With a path of its own for each, whether or not the system lets us have it. */
 Test(nbd_serve_own, all_works_without_io_uring_and_sendfile)
 {
