@@ -199,6 +199,6 @@ static void warn_poisoned(const struct flat *flat, int code, char *warning)
 {
         snprintf(warning, ERROR_MESSAGE_MAX,
                 "'%s' is read-only: the kernel could not write all of it to disk (%s), so some of "
-                "the latest writes may be lost; look at its content, then run vhdctl check",
+                "the latest writes may be lost; look at its content, then run vhdctl check --repair",
                 flat->file->path, strerror(code));
 }

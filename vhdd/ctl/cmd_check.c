@@ -9,6 +9,7 @@
 #include "chain/locate.h"
 #include "chain/seal.h"
 #include "chain/tree.h"
+#include "formats/poison.h"
 #include "formats/vhd/check.h"
 #include "formats/vhd/hyperv.h"
 #include "vhdd/ctl/open.h"
@@ -262,6 +263,44 @@ static void fail_no_seal(const struct ctl *ctl, struct error *err)
         error_set_hint(err, "vhdctl seal, while you know that it is as it should be");
 }
 
+/* A raw disk has no structure that could be wrong; but its last server may have failed to sync it. */
+static bool is_raw(const struct report *report, struct file *file)
+{
+        const struct format *format;
+
+        return format_find(file, report->session->ctl->format, &format, NULL) == 0 &&
+                format == &raw_format;
+}
+
+static const struct vhd_finding raw_sync_failed = {
+        .id = "sync-failed",
+        .severity = VHD_DAMAGE,
+        .offset = ERROR_NO_OFFSET,
+        .repairable = true,
+        .sentence = "a sync of the disk failed, and it opens read-only since: some of the latest "
+                    "writes may be lost; --repair lets it be written again",
+};
+
+static int look_through_raw(struct report *report, struct file *file, struct error *err)
+{
+        int code = 0, r = poison_look(file, &code, err);
+
+        if (r == 0 && code != 0)
+                take_finding(report, &raw_sync_failed);
+        return r;
+}
+
+static int repair_raw(struct report *report, struct file *file, struct error *err)
+{
+        int r = report->session->ctl->dry_run ? 0 : poison_lift(file, err);
+
+        if (r < 0)
+                return r;
+        take_mended(report, &raw_sync_failed);
+        report->n_repaired = 1;
+        return 0;
+}
+
 static int repair(struct report *report, const char *path, struct error *err)
 {
         const struct ctl *ctl = report->session->ctl;
@@ -275,6 +314,8 @@ static int repair(struct report *report, const char *path, struct error *err)
                 r = file_lock_set(file, FILE_LOCK_WRITE, err);
         if (r < 0)
                 return r;
+        if (is_raw(report, file))
+                return repair_raw(report, file, err);
         r = vhd_repair(file, flags_of(ctl), take_mended, report, &result, err);
         if (r < 0)
                 return r;
@@ -288,9 +329,13 @@ static int look_through(struct report *report, struct file *file, struct error *
 {
         const struct check_options *check = report->session->ctl->options;
         struct vhd_check_result result;
-        int r = vhd_check(file, flags_of(report->session->ctl) & ~(unsigned)VHD_CHECK_DRY_RUN,
-                take_finding, report, &result, err);
+        int r;
 
+        if (is_raw(report, file))
+                r = look_through_raw(report, file, err);
+        else
+                r = vhd_check(file, flags_of(report->session->ctl) & ~(unsigned)VHD_CHECK_DRY_RUN,
+                        take_finding, report, &result, err);
         if (r == 0 && check->deep)
                 read_all_data(report, file);
         return r;
