@@ -540,6 +540,22 @@ static void improve_hint(struct tree_node *node, struct tree_node **sorted, size
                         uuid_format(node->parent_id, id), child);
 }
 
+/* An image that everybody refuses to open breaks the chains over it. Only what headers tell: blocks are
+ * not looked at here. */
+static void note_damage(struct tree_node *node)
+{
+        uint32_t damage = node->problems & VHD_PROBLEMS_REFUSED;
+        char quoted[QUOTE_TEXT_MAX];
+
+        if (!damage || node->error.code)
+                return;
+        fail(&node->error, EUCLEAN, "'%s' %s", node->path,
+                vhd_problem_to_string((enum vhd_problem)(damage & -damage)));
+        error_set_file(&node->error, node->path);
+        error_set_hint(
+                &node->error, "vhdctl check %s", shell_quote(node->path, quoted, sizeof(quoted)));
+}
+
 static int link_nodes(struct tree *tree, const struct locate_roots *roots)
 {
         _cleanup_free_ struct tree_node **buckets = NULL;
@@ -565,6 +581,8 @@ static int link_nodes(struct tree *tree, const struct locate_roots *roots)
         find_copies(sorted, n);
         for (size_t i = 0; i < tree->n_nodes; i++)
                 improve_hint(tree->nodes[i], sorted, n);
+        for (size_t i = 0; i < tree->n_nodes; i++)
+                note_damage(tree->nodes[i]);
         hang_up(tree);
         for (size_t i = 0; i < tree->n_nodes; i++)
                 tree->nodes[i]->broken_at = find_broken(tree->nodes[i]);

@@ -128,6 +128,31 @@ Test(tree_scan, says_why_a_link_is_broken_and_what_mends_it)
         cr_expect_eq(above->broken_at, gone);
 }
 
+/* A parent that every verb refuses breaks the chains over it, though its id can still be read. */
+Test(tree_scan, calls_a_damaged_image_broken)
+{
+        _cleanup_(tree_freep) struct tree *tree = NULL;
+        const struct tree_node *base, *child;
+        WITH_FOLDER(folder);
+
+        sample_write(folder_path(folder, "base.vhd"), &(struct sample){.id = 1, .fill = 7});
+        write_link(folder, "c.vhd", 2, 1, ".\\base.vhd");
+        {
+                struct stat st;
+
+                cr_assert_eq(stat(folder_path(folder, "base.vhd"), &st), 0);
+                cr_assert_eq(truncate(folder_path(folder, "base.vhd"), st.st_size - 512), 0);
+        }
+        scan_with(folder->path, NULL, &tree);
+        base = node_of(tree, folder_path(folder, "base.vhd"));
+        child = node_of(tree, folder_path(folder, "c.vhd"));
+        cr_expect_eq(base->error.code, EUCLEAN, "%s", base->error.message);
+        cr_expect_not_null(strstr(base->error.hint, "vhdctl check "), "%s", base->error.hint);
+        cr_expect_eq(child->parent, base);
+        cr_expect_eq(child->error.code, 0);
+        cr_expect_eq(child->broken_at, base);
+}
+
 Test(tree_scan, names_the_root_that_a_parent_outside_needs)
 {
         _cleanup_(tree_freep) struct tree *tree = NULL;

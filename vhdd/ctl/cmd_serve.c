@@ -155,7 +155,8 @@ static int add_folder(struct service *service, const char *folder, struct error 
                         continue;
                 if (!node->readable)
                         ctl_warn(ctl, "'%s' is left out: %s", node->path, node->error.message);
-                else if (tree_is_tip(node) && node->broken_at)
+                else if (tree_is_tip(node) && node->broken_at &&
+                        !(ctl->force && node->broken_at->error.code == EUCLEAN))
                         ctl_warn(ctl, "'%s' is left out: %s", node->path,
                                 node->broken_at->error.message);
                 else if (tree_is_tip(node))
