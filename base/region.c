@@ -57,6 +57,15 @@ static bool is_trusted(int fd, const char *beside)
         return stat(beside, &image) == 0 && image.st_uid == st.st_uid;
 }
 
+/* Is there a region that an opener would take? A stranger's file in the way is none. */
+static bool counts(const char *path, const char *beside)
+{
+        _cleanup_fd_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+        struct stat st;
+
+        return fd >= 0 && is_trusted(fd, beside) && fstat(fd, &st) == 0 && st.st_size > 0;
+}
+
 static int map_region(
         int fd, const char *path, uint64_t size, struct region **ret, struct error *err)
 {
@@ -136,8 +145,8 @@ int host_region_open(struct fs *fs, const char *name, const char *beside, uint64
                 return open_existing(&places, beside, ret, err ? err : &local);
         for (int i = 0; i < places.n; i++) {
                 r = make_at(places.path[i], size, ret, err);
-                if (r == 0)
-                        return 0;
+                if (r == 0 || (r == -EEXIST && counts(places.path[i], beside)))
+                        return r;
         }
         error_set_file(err, beside);
         return r;
