@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 
-from hostilelib import Hostile
+from hostilelib import BUILD, Hostile
 from vhdmake import Vhd
 
 READERS = ("hash", "map", "convert")
@@ -25,6 +25,33 @@ class Paths(Hostile):
         self.secret = Vhd(ident=1, blocks={0: 0x53}).write(self.path("out", "secret.vhd"))
         self.child = self.path("in", "child.vhd")
         self.strace = self.find_strace()
+        self.plugin = self.find_plugin()
+
+    def find_plugin(self):
+        plugin = os.path.join(BUILD, "nbd", "plugin", "nbdkit-vhd-plugin.so")
+        if os.path.exists(plugin) and shutil.which("nbdkit") and shutil.which("nbdinfo") \
+                and not self.sanitized:
+            return os.path.abspath(plugin)
+        print("parent_paths: no nbdkit, or a plugin that it cannot load: the plugin is not tried")
+        return None
+
+    def plugin_refuses(self, what, forbidden):
+        """The same rules hold in another process, which opens chains by itself."""
+        if not self.plugin:
+            return
+        log = self.path("trace")
+        trace = [self.strace, "-f", "-y", "-s", "4096", "-e", "trace=%file", "-o", log] \
+            if self.strace and forbidden else []
+        done = subprocess.run([*trace, "nbdkit", "-U", "-", self.plugin, self.child, "--run",
+                               'nbdinfo --size "$uri"'], capture_output=True, text=True, timeout=20,
+                              check=False)
+        self.tried += 1
+        if done.returncode == 0 or "nbdkit: " not in done.stderr:
+            self.complain("%s: the plugin: exit %d: %s" % (what, done.returncode, done.stderr))
+        for line in open(log, encoding="utf-8", errors="replace") if trace else ():
+            if "execve(" not in line and any(word in line for word in forbidden):
+                self.complain("%s: the plugin reaches outside: %s" % (what, line.strip()))
+                break
 
     def find_strace(self):
         strace = shutil.which("strace")
@@ -70,6 +97,7 @@ class Paths(Hostile):
         self.reads(what, self.child, self.args_of("info"))
         self.refuses(what, self.child, ["tree", self.child], codes=(1,))
         self.stays_inside(what, forbidden)
+        self.plugin_refuses(what, forbidden)
 
     def found(self, what, vhd, *options):
         vhd.write(self.child)
