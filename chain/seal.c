@@ -16,6 +16,9 @@
 #include "base/arith.h"
 #include "base/uuid.h"
 #include "chain/paths.h"
+#include "formats/intent.h"
+#include "formats/redo.h"
+#include "formats/vhd/image.h"
 #include "formats/vhd/metadata.h"
 
 #define SEAL_VERSION       1
@@ -387,6 +390,40 @@ static int publish(struct fs *fs, const char *path, const char *head, const char
         return r;
 }
 
+/* What a dead process or a cut-off change left is seen through the image and is not in the file yet: the
+ * next opener for writing would put it there, and the seal would be wrong. */
+static int check_settled(struct image *image, struct error *err)
+{
+        _cleanup_free_ struct vhd_metadata *metadata = malloc(sizeof(*metadata));
+        enum redo_found found = REDO_NONE;
+        struct redo_ident ident;
+        struct redo *redo = NULL;
+        int r;
+
+        if (image->format != &vhd_format || image->type == IMAGE_FIXED)
+                return 0;
+        if (!metadata)
+                return fail(err, ENOMEM, "no memory for a seal");
+        r = vhd_metadata_read(image->file, VHD_READ_FORCE, metadata, err);
+        if (r == 0) {
+                ident = vhd_redo_ident(metadata);
+                r = redo_open(image->file, &ident, false, &redo, &found, err);
+                redo_close(redo, false);
+        }
+        if (r == 0)
+                r = intent_look(image->file, err);
+        if (r < 0)
+                return r;
+        if (found == REDO_NONE && r != 1) /* a torn intent was never begun */
+                return 0;
+        fail(err, EBUSY,
+                "'%s' cannot be sealed: a writer of it died, and what it left is not in the file yet",
+                image->file->path);
+        error_set_file(err, image->file->path);
+        error_set_hint(err, "vhdctl serve it once for writing, or see what vhdctl check says");
+        return -EBUSY;
+}
+
 int seal_make(struct image *image, bool replace, const struct seal_watcher *watcher,
         struct seal_facts *ret, struct error *err)
 {
@@ -403,7 +440,9 @@ int seal_make(struct image *image, bool replace, const struct seal_watcher *watc
                 error_set_hint(err, "vhdctl check --deep compares; --force seals it anew");
                 return -EEXIST;
         }
-        r = gather_facts(image, &facts, err);
+        r = check_settled(image, err);
+        if (r == 0)
+                r = gather_facts(image, &facts, err);
         if (r == 0)
                 r = sum_all(image, watcher, &sums, err);
         if (r < 0)

@@ -9,7 +9,7 @@
  * Units      bytes.
  * Ownership  the caller's images. Nothing is kept.
  * Errors     0 or -errno with one sentence. -ENOENT: there is no seal. -EUCLEAN: the seal itself is
- *            damaged. -EEXIST: there is one already.
+ *            damaged. -EEXIST: there is one already. -EBUSY: a writer died, and its work is not done.
  * Threads    one at a time for an image.
  */
 #pragma once

@@ -244,3 +244,43 @@ Test(seal_compare, does_not_believe_a_damaged_seal)
                 cr_expect_lt(seal_compare(image, true, NULL, &n, &err), 0, "%s", heads[i]);
         }
 }
+
+static struct image *open_writable(struct folder *folder, const char *name)
+{
+        struct file *file = NULL;
+        struct image *image = NULL;
+        struct error err = ERROR_INIT;
+
+        cr_assert_eq(
+                file_open(host_fs(), folder_path(folder, "%s", name), FILE_WRITE, &file, &err), 0);
+        cr_assert_eq(image_open(file, NULL, IMAGE_WRITABLE, &image, &err), 0, "%s", err.message);
+        return image;
+}
+
+/* What the dead process answered comes into the file later; a seal of the file as it is would call
+ * that a change. */
+Test(seal_make, refuses_an_image_whose_writer_died)
+{
+        _cleanup_(image_abandonp) struct image *image = NULL;
+        struct error err = ERROR_INIT;
+        uint8_t data[512] = {1};
+        uint64_t at;
+        bool zero, changed;
+        WITH_FOLDER(folder);
+
+        sample_write(folder_path(folder, "a.vhd"), &(struct sample){.id = 1});
+        image = open_writable(folder, "a.vhd");
+        cr_assert_eq(image->format->prepare(image, 0, sizeof(data), 0, &at, &zero), 0);
+        cr_assert_eq(file_write(image->file, data, sizeof(data), at, 0), 0);
+        cr_assert_eq(image->format->complete(image, 0, sizeof(data), &changed), 0);
+        image = image_abandon(image);
+
+        image = open_image(folder, "a.vhd", NULL);
+        cr_expect_eq(seal_make(image, false, NULL, NULL, &err), -EBUSY, "%s", err.message);
+        cr_expect_not(seal_exists(image));
+        image = image_abandon(image);
+
+        image = open_writable(folder, "a.vhd");
+        cr_assert_eq(image_close(TAKE_PTR(image), &err), 0, "%s", err.message);
+        seal_it(folder, "a.vhd", NULL);
+}
