@@ -685,6 +685,7 @@ static void *cut_main(void *arg)
                 cr_assert(eq(int, file_truncate(file, 1u << 20), 0));
                 usleep(30);
                 cr_assert(eq(int, file_truncate(file, 300000), 0));
+                usleep(30);
         }
         return NULL;
 }
