@@ -7,6 +7,7 @@
  * Hostile clients talk here. An option's header is read, and then exactly its length, so nothing that
  * follows is touched; one that is longer than NBD_OPTION_MAX ends the connection unread. All of it
  * has one deadline, for sending too. Nothing of a client's words is ever sent back. */
+#include <assert.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -22,6 +23,7 @@ struct greeting {
         struct agreement agreement;
         const struct export *contexts_export; /* what SET_META_CONTEXT named */
         bool done;                            /* it has an export */
+        uint8_t reply[sizeof(struct nbd_wire_option_reply) + sizeof(be32) + 2 * NBD_STRING_MAX];
 };
 
 /* What is left of an option's data. */
@@ -105,7 +107,7 @@ static int send_all(struct greeting *g, const void *data, size_t length, struct 
         return 0;
 }
 
-/* One reply to an option: up to two parts of data behind the header. */
+/* One reply to an option: up to two parts of data behind the header, all in one send. */
 static int reply2(struct greeting *g, uint32_t option, uint32_t type, const void *a,
         size_t a_length, const void *b, size_t b_length, struct error *err)
 {
@@ -115,13 +117,16 @@ static int reply2(struct greeting *g, uint32_t option, uint32_t type, const void
                 .type = be32_make(type),
                 .length = be32_make((uint32_t)(a_length + b_length)),
         };
-        int r = send_all(g, &header, sizeof(header), err);
+        uint8_t *p = g->reply;
 
-        if (r == 0)
-                r = send_all(g, a, a_length, err);
-        if (r == 0)
-                r = send_all(g, b, b_length, err);
-        return r;
+        /* The longest is an export's name and description. */
+        assert(sizeof(header) + a_length + b_length <= sizeof(g->reply));
+        p = mempcpy(p, &header, sizeof(header));
+        if (a_length > 0)
+                p = mempcpy(p, a, a_length);
+        if (b_length > 0)
+                p = mempcpy(p, b, b_length);
+        return send_all(g, g->reply, (size_t)(p - g->reply), err);
 }
 
 static int reply(struct greeting *g, uint32_t option, uint32_t type, struct error *err)

@@ -12,7 +12,8 @@
  *   volume.c   flushes, grouped, and the bound on unsynced bytes
  *   flight.c   the bounds on requests and bytes in flight
  *
- * Locks      server.lock, then flight.lock; volume.lock and tx.lock are taken with none held.
+ * Locks      server.lock, then flight.lock; server.lock, then log_lock; volume.lock and tx.lock are
+ *            taken with none held.
  */
 #pragma once
 
@@ -182,6 +183,12 @@ struct nbd_server {
         unsigned n_greeting, n_served;
         uint64_t next_id;
         struct nbd_server_counters counters; /* of clients that are gone, and the server's own */
+
+        pthread_mutex_t log_lock;
+        /* guarded by log_lock */
+        uint64_t log_second; /* which one it is, by the clock that counts from boot */
+        unsigned log_lines;  /* said in it */
+        unsigned log_unsaid; /* and not said */
 
         /* counters of the paths */
         atomic_uint_fast64_t inline_reads, pool_reads, ring_reads, sendfile_reads;

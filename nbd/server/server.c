@@ -23,7 +23,8 @@
 /* How long free waits in nbd_server_stop. */
 #define FREE_TIMEOUT_MS 1000
 /* After a failure to accept (no descriptors left), the next try. */
-#define ACCEPT_PAUSE_MS 100
+#define ACCEPT_PAUSE_MS    100
+#define LOG_LINES_A_SECOND 100
 
 uint64_t now_ms(void)
 {
@@ -33,14 +34,40 @@ uint64_t now_ms(void)
         return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
+/* May this line be said? A client that fails without end must not fill a disk with the tale. *ret_unsaid:
+ * how many lines of the last second were not. */
+static bool may_say(struct nbd_server *server, unsigned *ret_unsaid)
+{
+        uint64_t second = now_ms() / 1000;
+        MUTEX_GUARD(&server->log_lock);
+
+        *ret_unsaid = 0;
+        if (server->log_second != second) {
+                *ret_unsaid = server->log_unsaid;
+                server->log_second = second;
+                server->log_lines = server->log_unsaid = 0;
+        }
+        if (server->log_lines < LOG_LINES_A_SECOND) {
+                server->log_lines++;
+                return true;
+        }
+        server->log_unsaid++;
+        return false;
+}
+
 __attribute__((format(printf, 4, 0))) static void log_v(struct nbd_server *server,
         const struct client *client, enum nbd_log_level level, const char *format, va_list args)
 {
         char sentence[ERROR_MESSAGE_MAX];
+        unsigned unsaid;
         int n = 0;
 
-        if (!server->options.log)
+        if (!server->options.log || !may_say(server, &unsaid))
                 return;
+        if (unsaid > 0) {
+                snprintf(sentence, sizeof(sentence), "%u more messages were not shown", unsaid);
+                server->options.log(server->options.opaque, level, sentence);
+        }
         if (client)
                 n = snprintf(sentence, sizeof(sentence),
                         "client %llu (%s): ", (unsigned long long)client->id, client->peer);
@@ -138,6 +165,7 @@ int nbd_server_new(
         for (size_t i = 0; i < NBD_SERVER_MAX_LISTENERS; i++)
                 server->listeners[i].fd = -1;
         pthread_mutex_init(&server->lock, NULL);
+        pthread_mutex_init(&server->log_lock, NULL);
         pthread_cond_init(&server->fewer, NULL);
         flight_init(
                 &server->flight, server->options.max_bytes, server->options.max_bytes_per_client);
@@ -764,6 +792,7 @@ struct nbd_server *nbd_server_free(struct nbd_server *server)
         flight_done(&server->flight);
         pthread_cond_destroy(&server->fewer);
         pthread_mutex_destroy(&server->lock);
+        pthread_mutex_destroy(&server->log_lock);
         free(server);
         return NULL;
 }

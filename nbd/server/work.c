@@ -121,11 +121,10 @@ static bool clear_step(struct request *request, int *ret_r)
 {
         struct command *command = &request->command;
         struct chain *chain = request->client->agreement.export->volume->chain;
-        uint64_t length = MIN_OF(command->length - request->done, WORK_STEP);
         uint64_t offset = command->offset + request->done;
+        uint64_t length = MIN_OF(command->length - request->done, WORK_STEP - offset % WORK_STEP);
         unsigned flags = 0;
 
-        /* Durable: with the last step all of it, because a round takes along what came before. */
         if (command->flags & NBD_CMD_FLAG_FUA)
                 flags |= CHAIN_FUA;
         if (command->flags & NBD_CMD_FLAG_NO_HOLE)

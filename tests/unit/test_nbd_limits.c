@@ -4,6 +4,7 @@
  * leaves a socket behind; two servers on one path. */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -332,6 +333,58 @@ Test(nbd_limits, tcp_listens_on_loopback_addresses_only)
         cr_expect(strncmp(uri, "nbd://127.0.0.1:", 16) == 0);
         cr_expect(strcmp(uri + strlen(uri) - 5, "/disk") == 0);
         free(uri);
+        end();
+}
+
+/* E15: on TCP to this host the receiver would see a page change after it was sent. */
+Test(nbd_limits, tcp_to_this_host_is_never_sent_from_the_page_cache)
+{
+        struct sockaddr_in address = {.sin_family = AF_INET};
+        struct nbd_server_counters counters;
+        struct error err = ERROR_INIT;
+        char *uri;
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+        make(NULL);
+        cr_assert(eq(int, nbd_server_listen_tcp(server, "127.0.0.1", 0, &err), 0));
+        cr_assert(eq(int, nbd_server_start(server, &err), 0));
+        memset(fake_chain_bytes(chain), 0x5a, 1u << 20);
+        fake_chain_set(chain, 0, 1u << 20, EXTENT_DATA, 0);
+        uri = nbd_server_uri(server, 0, "disk");
+        address.sin_port = htons((uint16_t)atoi(strrchr(uri, ':') + 1));
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        free(uri);
+        cr_assert(eq(int, connect(fd, (struct sockaddr *)&address, sizeof(address)), 0));
+        client_go(fd, "disk", true, NULL, NULL);
+        cr_assert(eq(u32, client_read(fd, buffer, 1u << 20, 0), 0));
+        cr_assert(memcmp(buffer, fake_chain_bytes(chain), 1u << 20) == 0);
+        nbd_server_counters_get(server, &counters);
+        cr_expect(eq(u64, counters.sendfile_reads, 0));
+        cr_expect(eq(u64, counters.inline_reads, 1));
+        close(fd);
+        end();
+}
+
+static atomic_int lines;
+
+static void count_lines(void *opaque, enum nbd_log_level level, const char *sentence)
+{
+        atomic_fetch_add(&lines, 1);
+}
+
+Test(nbd_limits, a_client_that_fails_without_end_does_not_fill_the_log)
+{
+        struct nbd_server_options options = {.log = count_lines};
+        int fd;
+
+        start_with(&options);
+        fd = go();
+        for (int i = 0; i < 3000; i++)
+                cr_assert(eq(u32, client_do(fd, NBD_CMD_READ, 0, DISK_SIZE, 512), NBD_EINVAL));
+        close(fd);
+        nbd_server_stop(server, 1000, NULL);
+        cr_expect(lt(int, lines, 1500));
+        cr_expect(gt(int, lines, 10));
         end();
 }
 
