@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Text in UTF-16 and paths in every dialect. What is accepted comes back the same from the other
  * encoding; what a path resolves to is normal, and stays normal when it is made relative. */
+#include <assert.h>
 #include <string.h>
 
 #include "base/utf16.h"
@@ -15,16 +16,16 @@ static void check_utf16(const uint8_t *data, size_t size, enum utf16_order order
 
         if (length < 0)
                 return;
-        HOLDS((size_t)length < sizeof(utf8) && utf8[length] == '\0');
-        HOLDS(utf8_is_valid(utf8, (size_t)length));
-        HOLDS(utf16_from_utf8(utf8, (size_t)length, order, again, sizeof(again)) == (ssize_t)size);
-        HOLDS(memcmp(again, data, size) == 0);
+        assert((size_t)length < sizeof(utf8) && utf8[length] == '\0');
+        assert(utf8_is_valid(utf8, (size_t)length));
+        assert(utf16_from_utf8(utf8, (size_t)length, order, again, sizeof(again)) == (ssize_t)size);
+        assert(memcmp(again, data, size) == 0);
 }
 
 static void check_normal(const char *path)
 {
-        HOLDS(path[0] == '/');
-        HOLDS(!strstr(path, "//") && !strstr(path, "/../") && !strstr(path, "/./"));
+        assert(path[0] == '/');
+        assert(!strstr(path, "//") && !strstr(path, "/../") && !strstr(path, "/./"));
 }
 
 static void check_path(const char *text)
@@ -33,19 +34,19 @@ static void check_path(const char *text)
         const char *bare = path_bare_name(text), *rest;
 
         if (bare) {
-                HOLDS(bare[0] != '\0' && strcmp(bare, ".") != 0 && strcmp(bare, "..") != 0);
-                HOLDS(!strchr(bare, '/') && !strchr(bare, '\\'));
+                assert(bare[0] != '\0' && strcmp(bare, ".") != 0 && strcmp(bare, "..") != 0);
+                assert(!strchr(bare, '/') && !strchr(bare, '\\'));
         }
         if (path_resolve("/srv/vm/web", text, path, sizeof(path)) < 0)
                 return;
         check_normal(path);
         if (path_is_beneath(path, "/srv/vm", &rest))
-                HOLDS(rest[0] != '\0' && rest[0] != '/');
+                assert(rest[0] != '\0' && rest[0] != '/');
         if (path_relative("/srv/vm/other", path, relative, sizeof(relative)) == 0) {
-                HOLDS(path_resolve("/srv/vm/other", relative, back, sizeof(back)) == 0);
-                HOLDS(strcmp(back, path) == 0);
+                assert(path_resolve("/srv/vm/other", relative, back, sizeof(back)) == 0);
+                assert(strcmp(back, path) == 0);
         }
-        HOLDS(path_same_name_folded(text, text));
+        assert(path_same_name_folded(text, text));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -25,10 +25,18 @@ struct node {
         bool gone;
 };
 
+/* Memory that outlives its mapping, until it is removed. */
+struct slot {
+        char name[512];
+        uint8_t *data; /* NULL: free */
+        uint64_t size;
+};
+
 struct memfs {
         struct fs fs; /* first: the two are cast into each other */
         struct node nodes[MAX_NODES];
         unsigned n_nodes;
+        struct slot slots[MEMFS_MAX_REGIONS];
         pthread_mutex_t lock;
 };
 
@@ -283,25 +291,58 @@ static int mem_sync_directory(struct fs *fs, const char *path)
         return 0;
 }
 
+static struct slot *find_slot(struct memfs *memfs, const char *name)
+{
+        for (unsigned i = 0; i < MEMFS_MAX_REGIONS; i++)
+                if (memfs->slots[i].data && strcmp(memfs->slots[i].name, name) == 0)
+                        return &memfs->slots[i];
+        return NULL;
+}
+
+static struct slot *make_slot(struct memfs *memfs, const char *name, uint64_t size)
+{
+        unsigned i = 0;
+
+        while (i < MEMFS_MAX_REGIONS && memfs->slots[i].data)
+                i++;
+        assert(i < MEMFS_MAX_REGIONS);
+        assert(strlen(name) < sizeof(memfs->slots[i].name));
+        strcpy(memfs->slots[i].name, name);
+        memfs->slots[i].size = size;
+        memfs->slots[i].data = calloc(1, size);
+        assert(memfs->slots[i].data);
+        return &memfs->slots[i];
+}
+
 static int mem_region_open(struct fs *fs, const char *name, const char *beside, uint64_t size,
         bool create, struct region **ret, struct error *err)
 {
+        struct memfs *memfs = (struct memfs *)fs;
+        struct slot *slot = find_slot(memfs, name);
         struct region *region;
 
-        if (!create)
+        if (!slot && !create)
                 return -ENOENT;
+        if (slot && create)
+                return -EEXIST;
+        if (!slot)
+                slot = make_slot(memfs, name, size);
         region = calloc(1, sizeof(*region));
         assert(region);
         *region = (struct region){
-                .fs = fs, .data = calloc(1, size), .size = size, .path = strdup(name)};
-        assert(region->data);
+                .fs = fs, .data = slot->data, .size = slot->size, .path = strdup(name)};
         *ret = region;
         return 0;
 }
 
 static void mem_region_close(struct region *region, bool remove)
 {
-        free(region->data);
+        struct slot *slot = find_slot((struct memfs *)region->fs, region->path);
+
+        if (remove && slot) {
+                free(slot->data);
+                slot->data = NULL;
+        }
         free(region->path);
         free(region);
 }
@@ -341,6 +382,8 @@ void memfs_free(struct memfs *memfs)
 {
         for (unsigned i = 0; i < memfs->n_nodes; i++)
                 free(memfs->nodes[i].pages);
+        for (unsigned i = 0; i < MEMFS_MAX_REGIONS; i++)
+                free(memfs->slots[i].data);
         pthread_mutex_destroy(&memfs->lock);
         free(memfs);
 }
@@ -376,4 +419,11 @@ uint64_t memfs_hash(struct memfs *memfs, const char *path)
 bool memfs_has(struct memfs *memfs, const char *path)
 {
         return find(memfs, path) != NULL;
+}
+
+uint8_t *memfs_region(struct memfs *memfs, unsigned index, uint64_t *ret_size)
+{
+        assert(index < MEMFS_MAX_REGIONS);
+        *ret_size = memfs->slots[index].size;
+        return memfs->slots[index].data;
 }

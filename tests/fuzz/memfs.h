@@ -14,7 +14,8 @@
 
 #include "base/file.h"
 
-#define MEMFS_MAX_BYTES (8u << 20) /* of one file */
+#define MEMFS_MAX_BYTES   (8u << 20) /* of one file */
+#define MEMFS_MAX_REGIONS 4
 
 struct memfs;
 
@@ -28,3 +29,6 @@ void memfs_add(struct memfs *memfs, const char *path, const void *head, size_t h
 /* A hash of what the file holds and how long it is. */
 uint64_t memfs_hash(struct memfs *memfs, const char *path);
 bool memfs_has(struct memfs *memfs, const char *path);
+
+/* What a dead process left: the bytes of the @index-th region, NULL if there is none. */
+uint8_t *memfs_region(struct memfs *memfs, unsigned index, uint64_t *ret_size);
