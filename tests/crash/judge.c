@@ -9,6 +9,7 @@
 #include "base/arith.h"
 #include "base/bytes.h"
 #include "chain/chain.h"
+#include "formats/vhd/check.h"
 #include "formats/vhd/raw.h"
 
 #define DEEP_SAMPLES 3u /* crashes inside a recovery that are looked at, for each change it makes */
@@ -166,6 +167,39 @@ static int check_leaf(struct judge *judge, const struct sim_world *world, char s
         if (memcmp(bytes, bytes + size - 512, 512) != 0)
                 return wrong(sentence, "the leaf's two footers differ");
         return check_bat(bytes, size, sentence);
+}
+
+static void note_finding(void *opaque, const struct vhd_finding *finding)
+{
+        char *sentence = opaque;
+
+        if (finding->severity != VHD_INFO && !strstr(finding->id, "redo"))
+                wrong(sentence, "check: %s: %.400s", vhd_severity_to_string(finding->severity),
+                        finding->sentence);
+}
+
+/* What `vhdctl check --deep` says: nothing worse than that there is a redo file. @poisoned: nor that
+ * a sync failed. */
+static int check_as_a_user(
+        struct judge *judge, const struct sim_world *world, bool poisoned, char sentence[512])
+{
+        _cleanup_(sim_fs_freep) struct sim_fs *fs = sim_fs_new(sim_world_clone(world));
+        _cleanup_(file_closep) struct file *file = NULL;
+        struct vhd_check_result result;
+        struct error err = ERROR_INIT;
+        char found[512] = "";
+        int r;
+
+        if (judge->scene->leaf_type == LEAF_RAW)
+                return 0;
+        r = file_open(&fs->fs, scene_leaf_path(judge->scene), FILE_READ, &file, &err);
+        if (r == 0)
+                r = vhd_check(file, VHD_CHECK_DEEP, note_finding, found, &result, &err);
+        if (r < 0)
+                return wrong(sentence, "it cannot be checked: %s", err.message);
+        if (found[0] && !poisoned)
+                return wrong(sentence, "%.500s", found);
+        return 0;
 }
 
 static int check_files(struct judge *judge, const struct sim_world *world, char sentence[512])
@@ -348,6 +382,7 @@ int judge_world(struct judge *judge, const struct sim_world *world, bool after_c
 
         memset(ret, 0, sizeof(*ret));
         if (check_files(judge, world, ret->sentence) < 0 ||
+                check_as_a_user(judge, world, poisoned, ret->sentence) < 0 ||
                 judge_read(judge, world, ret->values, ret->sentence) < 0)
                 return -1;
         if (deep) {
@@ -363,6 +398,7 @@ int judge_world(struct judge *judge, const struct sim_world *world, bool after_c
         if (sim_world_n_regions(closed) != 0)
                 return wrong(ret->sentence, "a clean close leaves a redo file");
         if (check_files(judge, closed, ret->sentence) < 0 ||
+                check_as_a_user(judge, closed, false, ret->sentence) < 0 ||
                 judge_flushed(judge, closed, ret->values, ret->sentence) < 0)
                 return -1;
         if (judge_read(judge, closed, got, ret->sentence) < 0 ||
