@@ -2,10 +2,11 @@
 /* enumerate - runs seeded sequences of operations on the real engine over a simulated disk, and at
  * each step opens what a power cut and what a process's death would leave there.
  *
- *   enumerate [--seeds FIRST[-LAST]] [--states N] [--jobs N] [--long] [--budget N] [--seconds N]
- *             [--mutant NAME] [--ops MASK] [--trace] [--all-mutants]
+ *   enumerate [--seeds FIRST[-LAST] | --inside] [--states N] [--jobs N] [--long] [--budget N]
+ *             [--seconds N] [--mutant NAME] [--ops MASK] [--trace] [--all-mutants]
  *
  *   --seeds        which ones (default 1-400; with --long as many as --states needs)
+ *   --inside       instead: a write, a flush and more inside each step of a flush
  *   --states       how many distinct states there have to be at the end, or it fails
  *   --budget       how many of them one seed opens at most
  *   --seconds      stop after that long (a mutant that was not seen by then was not seen)
@@ -524,6 +525,8 @@ static void work(struct run *run)
 {
         struct worker workers[SCENE_MAX_THREADS];
 
+        if (run->scene.policy == SCHEDULE_INSIDE)
+                schedule_set_policy(SCHEDULE_INSIDE, run->scene.seed, run->scene.inside_step);
         for (uint32_t i = 0; i < run->scene.n_threads; i++) {
                 workers[i] = (struct worker){.run = run, .thread = i};
                 if (pthread_create(&workers[i].id, NULL, worker_main, &workers[i]) != 0)
@@ -531,6 +534,8 @@ static void work(struct run *run)
         }
         for (uint32_t i = 0; i < run->scene.n_threads; i++)
                 pthread_join(workers[i].id, NULL);
+        if (run->scene.policy == SCHEDULE_INSIDE)
+                schedule_set_policy(SCHEDULE_STAY, run->scene.seed, 0);
 }
 
 static void close_life(struct run *run, bool clean)
@@ -618,7 +623,8 @@ static struct sim_world *live(struct run *run, struct sim_world *world)
         run->unnoted = false;
         running = run;
         schedule_on_point = on_point;
-        schedule_set_policy(run->scene.policy, run->scene.seed * 4 + run->life, 600);
+        if (run->scene.policy != SCHEDULE_INSIDE)
+                schedule_set_policy(run->scene.policy, run->scene.seed * 4 + run->life, 600);
         mutants_on = true;
         run->watching = true;
         opened = open_life(run, world);
@@ -977,6 +983,8 @@ int main(int argc, char **argv)
                         options.trace = true;
                 else if (strcmp(argv[i], "--all-mutants") == 0)
                         options.all_mutants = true;
+                else if (strcmp(argv[i], "--inside") == 0)
+                        options.first_seed = SCENE_INSIDE, options.last_seed = SCENE_INSIDE_LAST;
                 else if (strcmp(argv[i], "--long") == 0)
                         options.is_long = true;
                 else if (i + 1 < argc && parse_value(argv[i], argv[i + 1]))
@@ -985,12 +993,12 @@ int main(int argc, char **argv)
                         return usage();
         }
         if (getenv("VHDD_LONG") && !options.mutant && !options.all_mutants &&
-                options.last_seed > options.first_seed)
+                options.last_seed > options.first_seed && options.last_seed < SCENE_INSIDE)
                 options.is_long = true;
         if (options.is_long) {
                 options.states = MAX_OF(options.states, UINT64_C(5000000));
                 options.budget = MAX_OF(options.budget, UINT64_C(2000));
-                options.last_seed = UINT32_MAX;
+                options.last_seed = SCENE_INSIDE - 1;
         }
         if (options.all_mutants)
                 return hunt_all();

@@ -31,7 +31,11 @@ static void choose_images(struct scene *scene, struct random *random)
                 scene->size -= (uint32_t)random_between(random, 1, 3) * SIM_SECTOR;
         if (scene->n_layers == 1 && random_chance(random, 15))
                 scene->leaf_type = random_chance(random, 50) ? LEAF_FIXED : LEAF_RAW;
-        for (uint32_t i = 0; i < scene->n_layers; i++)
+}
+
+static void name_images(struct scene *scene)
+{
+        for (uint32_t i = 0; i < SCENE_MAX_LAYERS; i++)
                 snprintf(scene->paths[i], sizeof(scene->paths[i]), "/d/layer%u.%s", i,
                         scene->leaf_type == LEAF_RAW ? "raw" : "vhd");
 }
@@ -169,13 +173,69 @@ static void choose_troubles(struct scene *scene, struct random *random)
         }
 }
 
+#define BLOCK 4096u
+
+/* What the flush is of: more bits of a block that is there, a new block, a freed one. Block 0 has data
+ * in the leaf, block 1 in the parent, block 2 in both, block 3 nowhere. */
+static const struct op outer_ops[SCENE_N_OUTER] = {
+        {.kind = OP_WRITE, .offset = 2 * SIM_SECTOR, .length = 2 * SIM_SECTOR},
+        {.kind = OP_WRITE, .offset = BLOCK + SIM_SECTOR, .length = SIM_SECTOR},
+        {.kind = OP_TRIM, .offset = 3 * BLOCK, .length = BLOCK},
+};
+
+/* What comes in between. */
+static const struct op inner_ops[SCENE_N_INNER] = {
+        {.kind = OP_WRITE, .offset = 4 * SIM_SECTOR, .length = SIM_SECTOR},
+        {.kind = OP_WRITE, .offset = 2 * SIM_SECTOR, .length = 2 * SIM_SECTOR},
+        {.kind = OP_WRITE, .offset = 2 * SIM_SECTOR, .length = SIM_SECTOR, .fua = true},
+        {.kind = OP_WRITE, .offset = BLOCK + SIM_SECTOR, .length = SIM_SECTOR, .fua = true},
+        {.kind = OP_WRITE, .offset = BLOCK + 3 * SIM_SECTOR, .length = 2 * SIM_SECTOR},
+        {.kind = OP_WRITE, .offset = 3 * BLOCK, .length = 2 * SIM_SECTOR},
+        {.kind = OP_TRIM, .offset = 3 * BLOCK, .length = BLOCK},
+        {.kind = OP_ZERO, .offset = 0, .length = 2 * BLOCK},
+        {.kind = OP_ZERO, .offset = 3 * BLOCK, .length = BLOCK, .fua = true},
+        {.kind = OP_WRITE, .offset = BLOCK + MODEL_CELL, .length = 2 * MODEL_CELL},
+};
+
+static void scene_init_inside(struct scene *scene, uint64_t number)
+{
+        uint64_t variant = number / SCENE_INSIDE_STEPS;
+        struct op outer = outer_ops[variant / SCENE_N_INNER % SCENE_N_OUTER];
+        struct op inner = inner_ops[variant % SCENE_N_INNER], last = inner;
+        struct op flush = {.kind = OP_FLUSH};
+
+        scene->policy = SCHEDULE_INSIDE;
+        scene->inside_step = 1 + (unsigned)(number % SCENE_INSIDE_STEPS);
+        scene->n_threads = 3;
+        scene->n_lives = 1;
+        scene->n_layers = 2;
+        scene->block_size = BLOCK;
+        scene->size = 4 * BLOCK;
+        scene->split_writes = true;
+        model_add(&scene->model, &outer);
+        model_add(&scene->model, &flush);
+        inner.thread = 1;
+        model_add(&scene->model, &inner);
+        flush.thread = 2;
+        model_add(&scene->model, &flush);
+        last.thread = 2; /* once more, when the flush is over */
+        model_add(&scene->model, &last);
+}
+
 void scene_init(struct scene *scene, uint64_t seed)
 {
         struct random random = {.state = random_mix(seed + 1)};
 
         memset(scene, 0, sizeof(*scene));
         scene->seed = seed;
+        if (seed >= SCENE_INSIDE) {
+                model_init(&scene->model, seed, 4 * BLOCK / MODEL_CELL);
+                name_images(scene);
+                scene_init_inside(scene, seed - SCENE_INSIDE);
+                return;
+        }
         choose_images(scene, &random);
+        name_images(scene);
         scene->flavour = (enum scene_flavour)random_below(&random, 3);
         scene->n_threads = (uint32_t)random_between(
                 &random, scene->flavour == FLAVOUR_BUSY ? 2 : 1, SCENE_MAX_THREADS);
@@ -230,11 +290,27 @@ static int create_raw(struct scene *scene, struct sim_fs *fs, struct error *err)
 }
 
 /* Layers have data of their own, in whole blocks and in single sectors. */
+static void choose_content(
+        struct scene *scene, uint32_t layer, uint32_t i, struct random *random, struct op *ret)
+{
+        static const struct op inside[2][2] = {
+                {{.offset = BLOCK, .length = BLOCK}, {.offset = 2 * BLOCK, .length = BLOCK}},
+                {{.offset = 0, .length = 2 * SIM_SECTOR},
+                        {.offset = 2 * BLOCK, .length = 4 * SIM_SECTOR}},
+        };
+
+        if (scene->policy == SCHEDULE_INSIDE)
+                *ret = inside[layer][i];
+        else
+                choose_range(scene, random, ret);
+}
+
 static int fill_layer(struct scene *scene, struct sim_fs *fs, uint32_t layer, struct random *random,
         struct error *err)
 {
         struct chain_options options = {.fs = &fs->fs, .writable = true};
-        uint32_t n_ranges = (uint32_t)random_below(random, 6);
+        uint32_t n_ranges =
+                scene->policy == SCHEDULE_INSIDE ? 2 : (uint32_t)random_below(random, 6);
         struct chain *chain = NULL;
         int r;
 
@@ -246,7 +322,7 @@ static int fill_layer(struct scene *scene, struct sim_fs *fs, uint32_t layer, st
         for (uint32_t i = 0; i < n_ranges && r == 0; i++) {
                 struct op op = {0};
 
-                choose_range(scene, random, &op);
+                choose_content(scene, layer, i, random, &op);
                 for (uint32_t at = op.offset; at < op.offset + op.length && r == 0;
                         at += MODEL_CELL) {
                         uint8_t bytes[MODEL_CELL];
@@ -275,7 +351,9 @@ int scene_make_world(struct scene *scene, struct sim_world **ret, struct error *
                 r = scene->leaf_type == LEAF_RAW ? create_raw(scene, fs, err)
                                                  : create_vhd(scene, fs, i, err);
                 /* An empty leaf is as common as one that was used. */
-                if (r == 0 && (i + 1 < scene->n_layers || random_chance(&random, 50)))
+                if (r == 0 &&
+                        (i + 1 < scene->n_layers || scene->policy == SCHEDULE_INSIDE ||
+                                random_chance(&random, 50)))
                         r = fill_layer(scene, fs, i, &random, err);
         }
         if (r < 0)

@@ -19,6 +19,14 @@
 #define SCENE_MAX_THREADS 3u
 #define SCENE_MAX_LIVES   3u
 
+/* Seeds from here on stand for one thread's write and flush, with another thread's operation and a
+ * third one's flush inside each of its steps in turn. */
+#define SCENE_INSIDE       1000000u
+#define SCENE_INSIDE_STEPS 100u
+#define SCENE_N_OUTER      3u
+#define SCENE_N_INNER      10u
+#define SCENE_INSIDE_LAST  (SCENE_INSIDE + SCENE_INSIDE_STEPS * SCENE_N_OUTER * SCENE_N_INNER - 1)
+
 enum scene_leaf { LEAF_DYNAMIC, LEAF_FIXED, LEAF_RAW };
 
 /* How a life ends and the next one begins. */
@@ -38,6 +46,7 @@ struct scene {
         enum scene_end ends[SCENE_MAX_LIVES];
         bool abandon; /* the last life ends without closing */
         enum schedule_policy policy;
+        unsigned inside_step; /* of SCHEDULE_INSIDE */
         bool split_writes, nowait_again, no_punch, has_fault;
         uint32_t region_limit;
         uint64_t space;

@@ -42,12 +42,12 @@ struct task {
 
 static struct {
         bool on;
-        unsigned n, current;
+        unsigned n, current, subject; /* the subject of SCHEDULE_INSIDE; 0: not there yet */
         struct task tasks[MAX_TASKS];
         struct random random;
         enum schedule_policy policy;
         unsigned switch_percent;
-        uint64_t points, changes[MAX_CHANGES], waits, lowest;
+        uint64_t points, changes[MAX_CHANGES], waits, lowest, next_priority;
 } sched;
 
 void (*schedule_on_deadlock)(void);
@@ -102,6 +102,8 @@ static void take_turn(struct task *task)
 
 static uint64_t new_priority(void)
 {
+        if (sched.policy == SCHEDULE_INSIDE)
+                return sched.next_priority--;
         return (UINT64_C(1) << 32) + random_below(&sched.random, UINT64_C(1) << 32);
 }
 
@@ -114,6 +116,11 @@ static unsigned any_runnable(unsigned not )
                 if (sched.tasks[i].state == TASK_RUNNABLE && i != not )
                         found[n++] = i;
         return n == 0 ? MAX_TASKS : found[random_below(&sched.random, n)];
+}
+
+static bool by_priority(void)
+{
+        return sched.policy == SCHEDULE_PRIORITY || sched.policy == SCHEDULE_INSIDE;
 }
 
 static unsigned highest_runnable(void)
@@ -177,8 +184,7 @@ static void give_turn_away(void)
         unsigned next;
 
         for (;;) {
-                next = sched.policy == SCHEDULE_PRIORITY ? highest_runnable()
-                                                         : any_runnable(MAX_TASKS);
+                next = by_priority() ? highest_runnable() : any_runnable(MAX_TASKS);
                 if (next != MAX_TASKS)
                         break;
                 if (!let_time_pass())
@@ -251,8 +257,12 @@ void schedule_set_policy(enum schedule_policy policy, uint64_t seed, unsigned n_
         sched.points = 0;
         sched.lowest = UINT64_C(1) << 31;
         sched.switch_percent = chances[random_below(&sched.random, 4)];
+        sched.next_priority = UINT64_C(1) << 33;
+        sched.subject = 0;
         for (unsigned i = 0; i < MAX_CHANGES; i++)
-                sched.changes[i] = 1 + random_below(&sched.random, n_points + 1);
+                sched.changes[i] = policy == SCHEDULE_INSIDE
+                        ? n_points
+                        : 1 + random_below(&sched.random, n_points + 1);
         for (unsigned i = 0; i < sched.n; i++)
                 sched.tasks[i].priority = new_priority();
 }
@@ -271,6 +281,14 @@ void schedule_point(void)
         case SCHEDULE_RANDOM:
                 if (random_chance(&sched.random, sched.switch_percent))
                         next = any_runnable(sched.current);
+                break;
+        case SCHEDULE_INSIDE:
+                /* Only the subject's own steps count. */
+                if (sched.current != sched.subject)
+                        sched.points--;
+                else if (sched.points == sched.changes[0])
+                        sched.tasks[sched.subject].priority = sched.lowest--;
+                next = highest_runnable();
                 break;
         case SCHEDULE_PRIORITY:
                 for (unsigned i = 0; i < MAX_CHANGES; i++)
@@ -350,6 +368,8 @@ int __wrap_pthread_create(
         if (r != 0)
                 return r;
         task->state = TASK_RUNNABLE;
+        if (sched.subject == 0)
+                sched.subject = (unsigned)(task - sched.tasks);
         *ret = task->thread;
         schedule_point();
         return 0;

@@ -21,6 +21,8 @@ enum schedule_policy {
         SCHEDULE_RANDOM, /* at each point, with a chance that the seed decides, go to any other */
         SCHEDULE_PRIORITY, /* highest priority runs; at a few points the running one becomes the
                             * lowest: another's whole call then runs inside this one's step */
+        SCHEDULE_INSIDE, /* the first thread runs to its point number @n_points; there the others
+                          * run, one after the other, as far as they can; then it goes on */
 };
 
 /* The calling thread becomes the first of a new schedule and has the turn. Nothing is wrapped
@@ -29,7 +31,8 @@ void schedule_begin(void);
 void schedule_end(void); /* every other thread has ended by now */
 bool schedule_is_on(void);
 
-/* How the threads take turns from here on. @n_points: about how many points are to come. */
+/* How the threads take turns from here on. @n_points: about how many points are to come, or see
+ * SCHEDULE_INSIDE. */
 void schedule_set_policy(enum schedule_policy policy, uint64_t seed, unsigned n_points);
 
 /* Another thread may run here. */
