@@ -55,7 +55,7 @@ json '."block-size"' 524288
 expect 0 "$vhdctl" info child.avhd --json
 json .parent.uuid "$("$vhdctl" info --json f.vhd | jq .uuid)"
 json '.parent.locators[0].text' '".\\f.vhd"'
-json '.parent.filename' '"f.vhd"'
+json '.parent.filename' "\"$tmp/f.vhd\""
 expect 0 "$vhdctl" info --chain --json child.avhd
 json '.chain | length' 2
 json '[.chain[].depth]' '[0,1]'

@@ -51,7 +51,7 @@ printed 'tail.cookie'
 # Opens nothing but the file: the parent can be gone, or be something that must not be touched.
 mv base.vhd away.vhd
 expect 0 "$vhdctl" info child.avhd --json
-json '.parent.filename' '"base.vhd"'
+json '.parent.filename' "\"$tmp/base.vhd\""
 expect 3 "$vhdctl" info --chain child.avhd
 said base.vhd
 if command -v strace >/dev/null; then

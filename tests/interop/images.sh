@@ -50,7 +50,7 @@ by_convert()
 
 by_serve()
 {
-        serve --read-only "$1"
+        serve --read-only "$1" "${@:3}"
         nbdcopy "$uri" "$tmp/served.raw"
         stop_server
         [ "$(content "$tmp/served.raw")" = "$2" ] || fail "$1 served reads otherwise"
@@ -108,6 +108,12 @@ PYTHON
 serve --read-only $large
 all_zeros "$uri"
 stop_server
+if [ -f "$plugin" ]; then
+        # shellcheck disable=SC2016
+        expect 0 nbdkit -U - -r "$plugin" "file=$PWD/$large" --run 'nbdinfo --map --json "$uri"'
+        json 'map(.length) | add' 136365211648
+        json '[.[].type] | unique' '[3]'
+fi
 expect 0 "$vhdctl" convert $large "$tmp/large.vhd"
 [ "$(du -k "$tmp/large.vhd" | cut -f1)" -lt 1024 ] || fail "$large converted takes space"
 expect 0 "$vhdctl" compare --strict $large "$tmp/large.vhd"
@@ -135,6 +141,8 @@ for image in image image-differential; do
         [ "$(content "$tmp/x.raw")" = c6db12a7db548e193c29420c1b4533e4708b20c5033db5cc29ef075d48316d25 ] ||
                 fail "$file reads otherwise"
         rm "$tmp/x.raw"
+        expect 3 "$vhdctl" serve --read-only "$file"
+        by_serve "$file" c6db12a7db548e193c29420c1b4533e4708b20c5033db5cc29ef075d48316d25 --force
         expect 0 "$vhdctl" info --json "$file"
         json '."virtual-size"' 104448
         json '.problems | length > 0' true

@@ -135,6 +135,15 @@ static uint64_t virtual_size(const struct facts *facts)
         return facts->is_vhd ? facts->metadata.footer.current_size : facts->st.size;
 }
 
+/* Where the parent lies by the first hint that means something here; else what the header calls it. */
+static const char *parent_filename(const struct facts *facts)
+{
+        for (size_t i = 0; i < facts->n_candidates; i++)
+                if (facts->candidates[i].path[0])
+                        return facts->candidates[i].path;
+        return facts->metadata.header.parent_name;
+}
+
 static json_t *parent_to_json(const struct facts *facts)
 {
         const struct vhd_header *header = &facts->metadata.header;
@@ -150,7 +159,7 @@ static json_t *parent_to_json(const struct facts *facts)
                         candidate->path[0] ? json_text(candidate->path) : json_null());
                 json_array_append_new(locators, object);
         }
-        json_object_set_new(parent, "filename", json_text(header->parent_name));
+        json_object_set_new(parent, "filename", json_text(parent_filename(facts)));
         json_object_set_new(parent, "uuid", json_uuid(header->parent_id));
         json_object_set_new(
                 parent, "modified", json_time(vhd_time_to_unix(header->parent_timestamp)));

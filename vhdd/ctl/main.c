@@ -128,6 +128,28 @@ static void free_reading(struct reading *reading)
         free(reading->operands);
 }
 
+/* Wrong usage found while reading the command line: says so as getopt would, and ends. */
+static void reject(const struct argp_state *state, const struct ctl *ctl, const char *format, ...)
+        __attribute__((format(printf, 3, 4), noreturn));
+
+static void reject(const struct argp_state *state, const struct ctl *ctl, const char *format, ...)
+{
+        struct error err = ERROR_INIT;
+        va_list ap;
+
+        err.code = EINVAL;
+        va_start(ap, format);
+        vsnprintf(err.message, sizeof(err.message), format, ap);
+        va_end(ap);
+        for (int i = 1; i < state->argc && strcmp(state->argv[i], "--") != 0; i++)
+                if (ctl->json || strcmp(state->argv[i], "--json") == 0) {
+                        json_print(error_to_json(&err));
+                        break;
+                }
+        argp_error(state, "%s", err.message);
+        exit(CTL_USAGE);
+}
+
 static int progress_from_text(const char *text)
 {
         static const char *const names[] = {"auto", "bar", "json", "none"};
@@ -152,8 +174,8 @@ static error_t parse_common(int key, char *arg, struct argp_state *state)
         case KEY_PROGRESS:
                 progress = progress_from_text(arg);
                 if (progress < 0)
-                        argp_error(
-                                state, "--progress takes auto, bar, json or none, not '%s'", arg);
+                        reject(state, ctl, "--progress takes auto, bar, json or none, not '%s'",
+                                arg);
                 ctl->progress = (enum ctl_progress)progress;
                 return 0;
         default: return ARGP_ERR_UNKNOWN;
@@ -170,7 +192,7 @@ static error_t parse_chain(int key, char *arg, struct argp_state *state)
         case KEY_PARENT: append(&reading->parents, &ctl->n_parents, arg); return 0;
         case KEY_FORMAT:
                 if (strcmp(arg, "vhd") != 0 && strcmp(arg, "raw") != 0)
-                        argp_error(state, "--format takes vhd or raw, not '%s'", arg);
+                        reject(state, ctl, "--format takes vhd or raw, not '%s'", arg);
                 ctl->format = arg;
                 return 0;
         default: return ARGP_ERR_UNKNOWN;
@@ -186,10 +208,10 @@ static void check_operands(struct argp_state *state, const struct ctl *ctl)
         size_t n = ctl->n_operands;
 
         if (n < command->n_operands_min)
-                argp_error(state, n == 0 ? "which %s?" : "one more operand is needed: %s",
+                reject(state, ctl, n == 0 ? "which %s?" : "one more operand is needed: %s",
                         command->operands);
         if (n > command->n_operands_max)
-                argp_error(state, "'%s' is one operand too many", ctl->operands[n - 1]);
+                reject(state, ctl, "'%s' is one operand too many", ctl->operands[n - 1]);
 }
 
 static error_t parse_verb(int key, char *arg, struct argp_state *state)
@@ -216,7 +238,7 @@ static error_t parse_verb(int key, char *arg, struct argp_state *state)
                 return ARGP_ERR_UNKNOWN;
         r = ctl->command->take_option(ctl->options, key, arg, &err);
         if (r < 0)
-                argp_error(state, "%s%s%s", err.message, err.hint[0] ? "; " : "", err.hint);
+                reject(state, ctl, "%s%s%s", err.message, err.hint[0] ? "; " : "", err.hint);
         return 0;
 }
 
