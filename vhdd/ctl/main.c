@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
+#include "base/quote.h"
 #include "vhdd/ctl/ctl.h"
 #include "vhdd/ctl/output.h"
 
@@ -315,6 +316,24 @@ static int close_stdout(int status)
         return status;
 }
 
+/* A hint that is only the option that was missing becomes the whole command, ready to be pasted. */
+static void complete_hint(struct error *err, int argc, char **argv)
+{
+        static const char option[] = "--image-root ";
+        char missing[ERROR_MESSAGE_MAX], quoted[QUOTE_TEXT_MAX];
+        size_t used;
+
+        if (strncmp(err->hint, option, sizeof(option) - 1) != 0)
+                return;
+        memcpy(missing, err->hint, sizeof(missing));
+        used = (size_t)snprintf(err->hint, sizeof(err->hint), "%s %s", argv[0], missing);
+        for (int i = 1; i < argc && used < sizeof(err->hint); i++)
+                used += (size_t)snprintf(err->hint + used, sizeof(err->hint) - used, " %s",
+                        shell_quote(argv[i], quoted, sizeof(quoted)));
+        if (used >= sizeof(err->hint)) /* too long to be pasted: the option alone */
+                memcpy(err->hint, missing, sizeof(missing));
+}
+
 static int run_command(const struct command *command, int argc, char **argv)
 {
         struct reading reading = {.ctl = {.command = command}};
@@ -353,6 +372,7 @@ static int run_command(const struct command *command, int argc, char **argv)
         if (r < 0) {
                 if (reading.ctl.n_operands == 1)
                         error_set_file(&err, reading.ctl.operands[0]);
+                complete_hint(&err, argc, argv);
                 ctl_print_error(&reading.ctl, &err);
                 if (reading.ctl.json)
                         json_print(error_to_json(&err));
