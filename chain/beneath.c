@@ -140,8 +140,8 @@ static int find_folded(int fd, const char *name, char ret[NAME_MAX + 1])
         bool found = false;
         int list = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
-        if (list < 0)
-                return -errno;
+        if (list < 0) /* who may not list it finds exact names only */
+                return errno == EACCES ? -ENOENT : -errno;
         directory = fdopendir(list);
         if (!directory) {
                 close(list);

@@ -21,6 +21,7 @@
 #include "chain/chain.h"
 #include "chain/parent_texts.h"
 #include "chain/paths.h"
+#include "chain/seal.h"
 #include "formats/format.h"
 #include "formats/intent.h"
 #include "formats/vhd/hyperv.h"
@@ -454,6 +455,24 @@ static int check_result(struct relinking *relinking, struct error *err)
         return r;
 }
 
+/* The header is part of what a seal vouches for. */
+static void warn_of_seal(const struct relinking *relinking)
+{
+        _cleanup_(file_closep) struct file *seal = NULL;
+        char path[PATH_TEXT_MAX], sentence[ERROR_MESSAGE_MAX];
+
+        if (real_path(relinking, relinking->child_path, path, sizeof(path)) < 0 ||
+                strlen(path) + sizeof(SEAL_ENDING) > sizeof(path))
+                return;
+        strcat(path, SEAL_ENDING);
+        if (file_open(relinking->fs, path, FILE_READ | FILE_NOFOLLOW, &seal, NULL) < 0)
+                return;
+        snprintf(sentence, sizeof(sentence),
+                "the seal of '%s' does not fit it any more; vhdctl seal --force makes a new one",
+                relinking->child_path);
+        warn(relinking, sentence);
+}
+
 int relink(const char *child, const char *parent, const struct relink_params *params,
         struct relink_report *ret, struct error *err)
 {
@@ -482,6 +501,8 @@ int relink(const char *child, const char *parent, const struct relink_params *pa
                         r = write_through_intent(relinking, err);
                 if (r == 0)
                         r = check_result(relinking, err);
+                if (r == 0)
+                        warn_of_seal(relinking);
         }
         if (r < 0) {
                 error_set_file(err, child);

@@ -84,4 +84,7 @@ said "is not what its seal says"
 expect 0 "$vhdctl" seal --force sealed.vhd
 expect 0 "$vhdctl" hash child.avhd
 [ -z "$errors" ] || fail "a parent that was sealed anew is complained of"
+"$vhdctl" seal --quiet child.avhd
+expect 0 "$vhdctl" relink child.avhd --parent sealed.vhd
+said "does not fit it any more"
 echo "ctl-tree: drawn, mended, $took ms for a thousand files, sealed"
