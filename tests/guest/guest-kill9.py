@@ -234,6 +234,8 @@ def main():
     for program in ("qemu-system-x86_64", "e2fsck", "mke2fs"):
         if not shutil.which(program):
             skip(f"{program} is not installed")
+    # A time limit's SIGTERM ends server and guest, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     build = os.environ.get("VHDD_BUILD") or sys.exit("VHDD_BUILD is not set")
     guest = find_guest(build)
     chance = random.Random(args.seed)
