@@ -97,8 +97,9 @@ cp bat.vhd folder/bad.vhd
 echo text >folder/notes.txt
 expect 1 "$vhdctl" check folder --json
 json '[.[] | [(.filename | split("/")[-1]), .clean]]' '[["bad.vhd",false],["ok.vhd",true]]'
-expect 3 "$vhdctl" check disk.raw
-said disk.raw
+expect 3 "$vhdctl" check folder/notes.txt
+said notes.txt
+expect 0 "$vhdctl" check disk.raw # raw by its name: nothing in it could be wrong
 expect 3 "$vhdctl" check absent.vhd lost.vhd --json
 json 'length' 2
 expect 2 "$vhdctl" check --use head lost.vhd
