@@ -41,7 +41,8 @@
 #define ALL_OPS        UINT64_MAX
 #define MAX_MOMENTS    4000u
 #define FULL_STATES    256u /* eight independent choices: all their combinations are looked at */
-#define SAMPLES        24u
+#define SAMPLES        24u /* of an instant that has more, */
+#define LONG_SAMPLES   96u /* and with --long */
 #define MAX_JOBS       16u
 #define REGION_BYTES   (4096u + 16384u)
 #define SHRINK_SECONDS 20.0
