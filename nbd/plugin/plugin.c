@@ -483,4 +483,6 @@ static struct nbdkit_plugin plugin = {
         .errno_is_preserved = 0,
 };
 
+/* What nbdkit looks up; its header defines it without saying so first. */
+struct nbdkit_plugin *plugin_init(void);
 NBDKIT_REGISTER_PLUGIN(plugin)
