@@ -48,6 +48,11 @@ expect 0 "$vhdctl" info --raw fixed.vhd
 printed 'tail.cookie'
 ! grep -q 'head.cookie' <<<"$out" || fail "the head of a fixed disk is its guest's"
 
+# A footer of 511 bytes, as Virtual PC wrote it once, has one byte less.
+head -c -1 fixed.vhd >old.vhd
+expect 0 "$vhdctl" info --raw old.vhd --json
+json '[.raw[] | select(.structure == "tail").size] | add' 511
+
 # Opens nothing but the file: the parent can be gone, or be something that must not be touched.
 mv base.vhd away.vhd
 expect 0 "$vhdctl" info child.avhd --json

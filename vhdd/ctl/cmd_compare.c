@@ -36,7 +36,7 @@ static int take_option(void *opaque, int key, const char *arg, struct error *err
         return 0;
 }
 
-/* A side of a chunk: what is known of it without reading. */
+/* One of the two disks. */
 struct side {
         struct source *source;
         uint64_t size;

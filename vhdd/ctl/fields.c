@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "base/arith.h"
 #include "formats/vhd/raw.h"
 
 enum kind {
@@ -156,32 +157,34 @@ static void describe(const struct field *field, const uint8_t *p, char *text, si
         }
 }
 
+/* @size: of the structure in the file: an old footer lacks its last byte. */
 static void show(const struct view *view, const char *structure, const struct field *fields,
         const void *data, uint64_t offset, size_t size)
 {
         char text[160], name[80];
 
         for (const struct field *field = fields; field->name; field++) {
-                if (field->offset + field->size > size)
-                        continue; /* the last byte of an old footer */
-                text[0] = '\0';
-                describe(field, (const uint8_t *)data + field->offset, text, sizeof(text));
-                if (view->list) {
-                        json_t *object = json_object();
+                struct field there = *field;
+                json_t *object;
 
-                        json_object_set_new(object, "structure", json_text(structure));
-                        json_object_set_new(object, "field", json_text(field->name));
-                        json_object_set_new(object, "offset", json_size(offset + field->offset));
-                        json_object_set_new(object, "size", json_size(field->size));
-                        json_object_set_new(object, "value", json_text(text));
-                        json_array_append_new(view->list, object);
+                there.size = MIN_OF(field->size, size - field->offset);
+                text[0] = '\0';
+                describe(&there, (const uint8_t *)data + field->offset, text, sizeof(text));
+                if (!view->list) {
+                        snprintf(name, sizeof(name), "%s.%s", structure, field->name);
+                        table_cell(view->table, "%" PRIu64, offset + field->offset);
+                        table_cell(view->table, "%zu", there.size);
+                        table_cell(view->table, "%s", name);
+                        table_cell(view->table, "%s", text);
                         continue;
                 }
-                snprintf(name, sizeof(name), "%s.%s", structure, field->name);
-                table_cell(view->table, "%" PRIu64, offset + field->offset);
-                table_cell(view->table, "%zu", field->size);
-                table_cell(view->table, "%s", name);
-                table_cell(view->table, "%s", text);
+                object = json_object();
+                json_object_set_new(object, "structure", json_text(structure));
+                json_object_set_new(object, "field", json_text(field->name));
+                json_object_set_new(object, "offset", json_size(offset + field->offset));
+                json_object_set_new(object, "size", json_size(there.size));
+                json_object_set_new(object, "value", json_text(text));
+                json_array_append_new(view->list, object);
         }
 }
 
@@ -205,8 +208,7 @@ static void show_footer(
         const struct view *view, const char *name, const struct vhd_footer_copy *copy)
 {
         if (copy->has_cookie)
-                show(view, name, footer_fields, &copy->footer.raw, copy->offset,
-                        copy->size < sizeof(copy->footer.raw) ? VHD_FOOTER_SIZE : copy->size);
+                show(view, name, footer_fields, &copy->footer.raw, copy->offset, copy->size);
 }
 
 int fields_show(struct file *file, const struct vhd_metadata *metadata, struct table *table,

@@ -19,7 +19,7 @@ void ctl_chain_options(const struct ctl *ctl, struct chain_options *ret);
 /* Opens an image with its chain, for reading. */
 int ctl_chain_open(const struct ctl *ctl, const char *path, struct chain **ret, struct error *err);
 
-/* Reports that wait for a clean close are the caller's own; for one that only read they are not. */
+/* Closes a chain that was only read, or whose writes are given up: nobody asks how its flush went. */
 void ctl_chain_close(struct chain *chain);
 DEFINE_CLEANUP(struct chain *, ctl_chain_close)
 
