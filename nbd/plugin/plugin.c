@@ -25,8 +25,9 @@
 #include "base/arith.h"
 #include "base/cleanup.h"
 #include "chain/chain.h"
+#include "chain/tree.h"
 
-/* --image-root and --parent, several of each. */
+/* image-root= and parent=, several of each; and the warnings. */
 struct paths {
         char **paths;
         size_t n;
@@ -37,6 +38,9 @@ static struct {
         struct paths image_roots, parents;
         bool direct;
 } config;
+
+/* Warnings that were said. Before the first connection, then guarded by slot.lock. */
+static struct paths said;
 
 /* The chain of all connections. */
 static struct {
@@ -62,23 +66,27 @@ static void free_paths(struct paths *paths)
         *paths = (struct paths){0};
 }
 
-/* nbdkit goes to "/" when it goes to the background, and the chain is opened after that too. */
-static int add_path(struct paths *paths, const char *value)
+/* Takes @string over. */
+static int add_string(struct paths *paths, char *string)
 {
-        char *path = nbdkit_absolute_path(value);
-        char **more;
+        char **more = reallocarray(paths->paths, paths->n + 1, sizeof(*more));
 
-        if (!path)
-                return -1;
-        more = reallocarray(paths->paths, paths->n + 1, sizeof(*more));
         if (!more) {
-                nbdkit_error("no memory for '%s'", value);
-                free(path);
+                nbdkit_error("no memory for '%s'", string);
+                free(string);
                 return -1;
         }
         paths->paths = more;
-        more[paths->n++] = path;
+        more[paths->n++] = string;
         return 0;
+}
+
+/* nbdkit goes to "/" when it goes to the background, and the chain is opened after that. */
+static int add_path(struct paths *paths, const char *value)
+{
+        char *path = nbdkit_absolute_path(value);
+
+        return path ? add_string(paths, path) : -1;
 }
 
 static int set_once(char **setting, const char *key, char *value)
@@ -145,6 +153,7 @@ static void vhd_unload(void)
         free(config.format);
         free_paths(&config.image_roots);
         free_paths(&config.parents);
+        free_paths(&said);
 }
 
 static void vhd_dump_plugin(void)
@@ -157,10 +166,19 @@ static void vhd_dump_plugin(void)
 
 /* ---- the chain ---- */
 
+/* Each once: the images are opened twice. nbdkit sends its errors to syslog when it is in the
+ * background, and has no warnings. */
 static void say_warning(void *opaque, const char *sentence)
 {
-        nbdkit_debug("%s", sentence);
-        fprintf(stderr, "nbdkit: vhd: warning: %s\n", sentence);
+        char *copy;
+
+        for (size_t i = 0; i < said.n; i++)
+                if (strcmp(said.paths[i], sentence) == 0)
+                        return;
+        copy = strdup(sentence);
+        if (copy)
+                add_string(&said, copy);
+        nbdkit_error("warning: %s", sentence);
 }
 
 static void say_error(const struct error *err)
@@ -173,7 +191,7 @@ static void say_error(const struct error *err)
 }
 
 /* 0, or -errno after the sentence was said. */
-static int open_chain(bool writable, bool quiet, struct chain **ret)
+static int open_chain(bool writable, struct chain **ret)
 {
         struct chain_options options = {
                 .writable = writable,
@@ -183,7 +201,7 @@ static int open_chain(bool writable, bool quiet, struct chain **ret)
                 .n_image_roots = config.image_roots.n,
                 .parents = (const char *const *)config.parents.paths,
                 .n_parents = config.parents.n,
-                .warn = quiet ? NULL : say_warning,
+                .warn = say_warning,
         };
         struct error err = ERROR_INIT;
         int r = chain_open(config.file, &options, ret, &err);
@@ -197,7 +215,7 @@ static int vhd_get_ready(void)
 {
         struct chain *chain;
 
-        if (open_chain(false, false, &chain) < 0)
+        if (open_chain(false, &chain) < 0)
                 return -1;
         chain_abandon(chain);
         return 0;
@@ -216,13 +234,34 @@ static int close_readonly_locked(void)
         return 0;
 }
 
+/* An image that others stand on would change under them. */
+static int refuse_parent(void)
+{
+        const struct locate_roots roots = {
+                .roots = (const char *const *)config.image_roots.paths,
+                .n_roots = config.image_roots.n,
+        };
+        struct error err = ERROR_INIT;
+
+        /* What cannot be read cannot have been anybody's parent, or is refused by who opens it. */
+        if (tree_refuse_if_parent(config.file, &roots, &err) != -EBUSY)
+                return 0;
+        nbdkit_set_error(EBUSY);
+        nbdkit_error("%s   (nbdkit -r reads it; --filter=cow takes writes and throws them away)",
+                err.message);
+        return -EBUSY;
+}
+
 static int open_locked(bool readonly)
 {
-        int r = open_chain(!readonly, true, &slot.chain);
+        int r = readonly ? 0 : refuse_parent();
 
+        if (r < 0)
+                return r;
+        r = open_chain(!readonly, &slot.chain);
         /* A file that nobody lets us write to is served as it is. */
         if (!readonly && (r == -EACCES || r == -EPERM || r == -EROFS))
-                r = open_chain(false, true, &slot.chain);
+                r = open_chain(false, &slot.chain);
         slot.readonly = readonly;
         return r;
 }

@@ -44,7 +44,7 @@ for line in name=vhd thread_model=parallel magic_config_key=file 'vhd_formats=vh
         has_extents=1 has_zero=1 has_trim=1 has_flush=1 has_cache=1 has_can_fua=1; do
         grep -qx "$line" <<<"$out" || fail "--dump-plugin does not say $line"
 done
-must "$plugin" base.vhd -- 'nbdinfo --json "$uri"'
+must "$plugin" elsewhere/lone.vhd -- 'nbdinfo --json "$uri"'
 json '.exports[0]."export-size"' 33554432
 for can in can_cache can_df can_fast_zero can_flush can_fua can_multi_conn can_trim can_zero; do
         json ".exports[0].$can" true
@@ -104,9 +104,17 @@ if kit -r "$plugin" base.vhd -- 'qemu-io -f raw -c "write 0 1M" "$uri"'; then
 fi
 [ "$before" = "$(stat -c '%y %s' base.vhd; sha256sum base.vhd)" ] || fail "-r changed the image"
 
+# --- an image that another stands on takes no writes, and the sentence says what does
+if kit "$plugin" base.vhd -- 'nbdinfo --size "$uri"'; then
+        fail "a parent is served for writing"
+fi
+said child.vhd
+said --filter=cow
+
 # --- two of them on one image: the second is told who has it
-cp base.vhd mine.vhd
-must "$plugin" mine.vhd -- "nbdinfo --size \"\$uri\" && ! nbdkit -U - '$plugin' mine.vhd --run 'nbdinfo --size \"\$uri\"' 2>second"
+mkdir mine
+cp base.vhd mine/mine.vhd
+must "$plugin" mine/mine.vhd -- "nbdinfo --size \"\$uri\" && ! nbdkit -U - '$plugin' mine/mine.vhd --run 'nbdinfo --size \"\$uri\"' 2>second"
 grep -q 'in use' second || fail "no word about who has the image: $(cat second)"
 
 # --- writes of every kind, seen again after a clean end
@@ -141,7 +149,7 @@ must --filter=partition "$plugin" parted.vhd partition=1 -- 'nbdinfo --size "$ur
 must -r "$plugin" parted.vhd -- 'qemu-io -r -f raw -c "read -P 7 1M 64k" "$uri"'
 must --filter=stats "$plugin" parted.vhd statsfile="$tmp/stats" -- 'nbdcopy "$uri" null:'
 grep -q '^read:' stats || fail "the stats filter saw no reads"
-must --filter=blocksize "$plugin" base.vhd minblock=4096 maxdata=65536 -- 'nbdcopy "$uri" copy6.raw'
+must --filter=blocksize "$plugin" elsewhere/lone.vhd minblock=4096 maxdata=65536 -- 'nbdcopy "$uri" copy6.raw'
 cmp plain.raw copy6.raw
 
 # --- many connections at once share one chain
