@@ -138,7 +138,7 @@ enum footer_plan check_footer_plan(
         bool head_ok =
                 head->result == 0 && !is_fixed(head) && !(tail->has_cookie && is_fixed(tail));
 
-        if (is_poisoned(tail) || (is_poisoned(head) && !(tail->result == 0 && is_fixed(tail))))
+        if (is_poisoned(tail) || (is_poisoned(head) && !(tail->has_cookie && is_fixed(tail))))
                 return FOOTERS_KEEP;
         if (tail->result == 0 && (is_fixed(tail) || check_footers_agree(head, tail)))
                 return FOOTERS_FROM_TAIL; /* nothing to decide; small things may be mended */
@@ -421,11 +421,44 @@ static int check_content(struct checker *checker, const struct vhd_metadata *met
         return r < 0 ? r : check_blocks(checker, metadata, blocks, err);
 }
 
+/* Footers that lead somewhere: which of them may be mended hangs on the blocks, too. */
+static int check_readable(struct checker *checker, const struct vhd_footer_copy *head,
+        const struct vhd_footer_copy *tail, enum footer_plan plan,
+        const struct vhd_metadata *metadata, struct error *err)
+{
+        struct vhd_blocks blocks = {0};
+        int r = 0;
+
+        if (metadata->footer.type != VHD_TYPE_FIXED)
+                r = check_blocks_scan(checker->file, metadata, &blocks, err);
+        if (r < 0)
+                return r;
+        checker->blocks_are_lost = !check_blocks_allow_repair(metadata, &blocks, checker->flags);
+        if (checker->blocks_are_lost)
+                plan = FOOTERS_KEEP;
+        checker->may_mend = plan != FOOTERS_KEEP;
+        check_tail(checker, head, tail, plan);
+        check_head(checker, head, tail, plan);
+        r = check_content(checker, metadata, &blocks, err);
+        check_blocks_done(&blocks);
+        return r;
+}
+
+/* What the footers lead to makes no sense: nothing can be mended. */
+static void check_unreadable(struct checker *checker, const struct vhd_footer_copy *head,
+        const struct vhd_footer_copy *tail, const struct error *why)
+{
+        checker->may_mend = false;
+        check_tail(checker, head, tail, FOOTERS_KEEP);
+        check_head(checker, head, tail, FOOTERS_KEEP);
+        if (!is_about_footers(why) || checker->result.n_damages == 0)
+                found_error(checker, unreadable_id(why), why, false, NULL);
+}
+
 static int check_image(struct checker *checker, struct error *err)
 {
         struct vhd_footer_copy head, tail;
-        struct vhd_metadata metadata = {0};
-        struct vhd_blocks blocks = {0};
+        struct vhd_metadata metadata;
         struct error why = ERROR_INIT;
         enum footer_plan plan;
         bool use_head;
@@ -438,29 +471,15 @@ static int check_image(struct checker *checker, struct error *err)
         use_head = plan == FOOTERS_FROM_HEAD || plan == FOOTERS_BELIEVE_HEAD;
         r = vhd_metadata_read(checker->file, VHD_READ_FORCE | (use_head ? VHD_READ_USE_HEAD : 0),
                 &metadata, &why);
-        if (r < 0 && r != -EUCLEAN && r != -ENOTSUP) {
-                if (err)
-                        *err = why;
-                return r;
-        }
-        if (r < 0)
-                plan = FOOTERS_KEEP; /* what the footers lead to is nothing to mend */
-        else if (metadata.footer.type != VHD_TYPE_FIXED)
-                r = check_blocks_scan(checker->file, &metadata, &blocks, err);
-        if (r < 0 && why.code == 0)
-                return r;
-        checker->blocks_are_lost = !check_blocks_allow_repair(&metadata, &blocks, checker->flags);
-        if (checker->blocks_are_lost)
-                plan = FOOTERS_KEEP;
-        checker->may_mend = plan != FOOTERS_KEEP;
-        check_tail(checker, &head, &tail, plan);
-        check_head(checker, &head, &tail, plan);
         if (r == 0)
-                r = check_content(checker, &metadata, &blocks, err);
-        else if (!is_about_footers(&why) || checker->result.n_damages == 0)
-                found_error(checker, unreadable_id(&why), &why, false, NULL);
-        check_blocks_done(&blocks);
-        return r < 0 && why.code == 0 ? r : 0;
+                return check_readable(checker, &head, &tail, plan, &metadata, err);
+        if (r == -EUCLEAN || r == -ENOTSUP) {
+                check_unreadable(checker, &head, &tail, &why);
+                return 0;
+        }
+        if (err)
+                *err = why;
+        return r;
 }
 
 int vhd_check(struct file *file, unsigned flags, vhd_report report, void *opaque,

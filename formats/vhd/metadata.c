@@ -182,51 +182,55 @@ static int fail_no_tail(struct file *file, const struct vhd_footer_copy *head,
         return r;
 }
 
-/* Which footer is believed. In the order of trust: a valid tail; with force a valid copy at the
- * head; with force a tail, then a head, with a wrong checksum. */
-static int choose_footer(struct file *file, unsigned flags, const struct vhd_footer_copy *head,
+/* A resize that was cut off: what the structures say now is worth nothing. A fixed disk's head cannot
+ * tell. */
+static const struct vhd_footer_copy *find_poison(
+        const struct vhd_footer_copy *head, const struct vhd_footer_copy *tail)
+{
+        bool fixed = tail->has_cookie && be32_get(tail->footer.raw.type) == VHD_TYPE_FIXED;
+
+        if (is_poisoned(tail))
+                return tail;
+        return is_poisoned(head) && !fixed ? head : NULL;
+}
+
+/* The caller says that the head is right. */
+static int believe_head(struct file *file, unsigned flags, const struct vhd_footer_copy *head,
+        struct vhd_metadata *m, struct error *err)
+{
+        int r = head->result;
+
+        if (r == 0 || (flags & VHD_READ_FORCE && head->has_cookie))
+                r = vhd_footer_decode(&head->footer.raw, flags, &m->footer, &m->problems, err);
+        if (r == 0 && m->footer.type != VHD_TYPE_FIXED)
+                return 0;
+        r = fail(err, EUCLEAN, "the head holds no valid copy of the footer");
+        error_set_file(err, file->path);
+        error_set_offset(err, 0);
+        return r;
+}
+
+/* Neither is as it should be, and yet the image is to be read: a valid copy at the head, else a tail,
+ * else a head, in spite of the checksum. */
+static int believe_by_force(struct file *file, const struct vhd_footer_copy *head,
         const struct vhd_footer_copy *tail, struct vhd_metadata *m, struct error *err)
 {
         const struct vhd_footer_copy *forced = tail->has_cookie ? tail : head;
-        bool head_ok = head_may_be_believed(head, tail);
-        int r;
+        int r = -ENOMEDIUM;
 
-        if (is_poisoned(tail) || (is_poisoned(head) && tail->footer.type != VHD_TYPE_FIXED)) {
-                const struct vhd_footer_copy *poisoned = is_poisoned(tail) ? tail : head;
-
-                if (err)
-                        *err = poisoned->error;
-                error_set_file(err, file->path);
-                return poisoned->result;
-        }
-        if (flags & VHD_READ_USE_HEAD) {
-                r = head->result;
-                if (r == 0 || (flags & VHD_READ_FORCE && head->has_cookie))
-                        r = vhd_footer_decode(
-                                &head->footer.raw, flags, &m->footer, &m->problems, err);
-                if (r < 0 || m->footer.type == VHD_TYPE_FIXED) {
-                        r = fail(err, EUCLEAN, "the head holds no valid copy of the footer");
-                        error_set_file(err, file->path);
-                        error_set_offset(err, 0);
-                        return r;
-                }
-        } else if (tail->result == 0) {
-                m->footer = tail->footer;
-                m->problems |= tail->problems;
-        } else if (!(flags & VHD_READ_FORCE)) {
-                return fail_no_tail(file, head, tail, err);
-        } else if (head_ok) {
-                m->footer = head->footer;
-                m->problems |= head->problems;
-        } else if (forced->has_cookie) {
+        if (head_may_be_believed(head, tail))
+                forced = head;
+        if (forced->has_cookie)
                 r = vhd_footer_decode(
                         &forced->footer.raw, VHD_READ_FORCE, &m->footer, &m->problems, err);
-                if (r < 0 || (forced == head && m->footer.type == VHD_TYPE_FIXED))
-                        return fail_no_tail(file, head, tail, err);
-        } else {
+        if (r < 0 || (forced == head && m->footer.type == VHD_TYPE_FIXED))
                 return fail_no_tail(file, head, tail, err);
-        }
+        return 0;
+}
 
+static void note_footer_problems(const struct vhd_footer_copy *head,
+        const struct vhd_footer_copy *tail, struct vhd_metadata *m)
+{
         if (tail->result < 0)
                 m->problems |= VHD_PROBLEM_NO_TAIL;
         if (tail->has_tapdisk_mark)
@@ -234,12 +238,39 @@ static int choose_footer(struct file *file, unsigned flags, const struct vhd_foo
         if (tail->result == 0 && tail->size == VHD_OLD_FOOTER_SIZE)
                 m->problems |= VHD_PROBLEM_OLD_FOOTER;
         if (m->footer.type == VHD_TYPE_FIXED)
-                return 0;
+                return;
         if (head->result < 0)
                 m->problems |= VHD_PROBLEM_NO_HEAD;
         else if (tail->result == 0 && memcmp(&head->footer.raw, &tail->footer.raw, tail->size) != 0)
                 m->problems |= VHD_PROBLEM_FOOTERS_DIFFER;
-        return 0;
+}
+
+/* Which footer is believed. */
+static int choose_footer(struct file *file, unsigned flags, const struct vhd_footer_copy *head,
+        const struct vhd_footer_copy *tail, struct vhd_metadata *m, struct error *err)
+{
+        const struct vhd_footer_copy *poisoned = find_poison(head, tail);
+        int r = 0;
+
+        if (poisoned) {
+                if (err)
+                        *err = poisoned->error;
+                error_set_file(err, file->path);
+                return poisoned->result;
+        }
+        if (flags & VHD_READ_USE_HEAD) {
+                r = believe_head(file, flags, head, m, err);
+        } else if (tail->result == 0) {
+                m->footer = tail->footer;
+                m->problems |= tail->problems;
+        } else if (flags & VHD_READ_FORCE) {
+                r = believe_by_force(file, head, tail, m, err);
+        } else {
+                r = fail_no_tail(file, head, tail, err);
+        }
+        if (r == 0)
+                note_footer_problems(head, tail, m);
+        return r;
 }
 
 /* Without anything like a footer at the end, the last bytes may be a block's: a footer goes behind
