@@ -58,6 +58,11 @@ Test(vhd_metadata, head_of_a_fixed_disk_is_its_guests)
         cr_assert(read_make(&make, VHD_READ_FORCE, &m, NULL) == 0);
         cr_expect(m.footer.type == VHD_TYPE_FIXED);
 
+        /* Nor does a guest's "v_poison" count. */
+        memcpy(make.bytes, "v_poison", 8);
+        EXPECT_REFUSED(&make, EUCLEAN, "footer checksum", VHD_PROBLEM_FOOTER_CHECKSUM);
+        memcpy(make.bytes, "conectix", 8);
+
         /* With no tail at all nobody believes the head unasked. */
         memset(make.bytes + 65536, 0, 512);
         EXPECT_REFUSED(&make, EUCLEAN, "the head claims a differencing disk", VHD_PROBLEM_NO_TAIL);
