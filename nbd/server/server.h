@@ -104,8 +104,8 @@ int nbd_server_listen_tcp(
 int nbd_server_listen_fd(struct nbd_server *server, int fd, struct error *err);
 
 size_t nbd_server_n_listeners(const struct nbd_server *server);
-/* The NBD URI of an export at the @index-th listener, for people to copy: allocated, free() it. NULL
- * with -ENOMEM only. */
+/* The NBD URI of an export at the @index-th listener, for people to copy: allocated, free() it. NULL:
+ * no memory. Until stop. */
 char *nbd_server_uri(const struct nbd_server *server, size_t index, const char *export_name);
 
 /* Clients are answered from here on. On failure nothing runs. */
