@@ -57,6 +57,8 @@ class Paths(Hostile):
         strace = shutil.which("strace")
         if strace and subprocess.run([strace, "-f", "-o", "/dev/null", "true"],
                                      capture_output=True, check=False).returncode == 0:
+            # The sanitizer's look for leaks cannot run in a process that is traced.
+            os.environ["ASAN_OPTIONS"] = os.environ.get("ASAN_OPTIONS", "") + ":detect_leaks=0"
             return strace
         print("parent_paths: no strace here, or it may not trace: what is opened is not looked at")
         return None

@@ -89,6 +89,8 @@ static size_t stream_size;
 static void say(const void *data, size_t size)
 {
         size = size < STREAM_MAX - stream_size ? size : STREAM_MAX - stream_size;
+        if (size == 0)
+                return; /* and data may be NULL */
         memcpy(stream + stream_size, data, size);
         stream_size += size;
 }
