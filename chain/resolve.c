@@ -22,13 +22,15 @@
 
 static _Atomic uint64_t map_bytes;
 
-/* The layer of each sector of one block: layer + 1, or NOBODY. */
+/* The layer of each sector of one block (layer + 1, or NOBODY), and where the block begins in the
+ * file of each layer that has sectors of it: a block's data lies in one piece (formats/format.h). */
 struct resolved {
         struct grace_call call;
         uint64_t block;
         uint32_t n_sectors;
         uint32_t index; /* in the resolver's list */
         _Atomic bool used;
+        uint64_t *starts; /* by layer, behind owners; of frozen layers only */
         _Atomic uint16_t owners[];
 };
 
@@ -94,9 +96,26 @@ int resolver_new(struct image *const *layers, unsigned n_layers, uint64_t size,
         return 0;
 }
 
-static size_t resolved_size(const struct resolved *map)
+static size_t owners_size(uint32_t n_sectors)
 {
-        return sizeof(*map) + map->n_sectors * sizeof(map->owners[0]);
+        return round_up_to(n_sectors * sizeof(uint16_t), sizeof(uint64_t));
+}
+
+static size_t resolved_size(const struct resolver *r, uint32_t n_sectors)
+{
+        return sizeof(struct resolved) + owners_size(n_sectors) + r->n_layers * sizeof(uint64_t);
+}
+
+static struct resolved *resolved_new(const struct resolver *r, uint64_t block, uint32_t n_sectors)
+{
+        struct resolved *map = calloc(1, resolved_size(r, n_sectors));
+
+        if (!map)
+                return NULL;
+        map->block = block;
+        map->n_sectors = n_sectors;
+        map->starts = (uint64_t *)((char *)map->owners + owners_size(n_sectors));
+        return map;
 }
 
 static void free_map(struct grace_call *call)
@@ -109,7 +128,7 @@ struct resolver *resolver_free(struct resolver *r)
         if (!r)
                 return NULL;
         for (uint32_t i = 0; i < r->n_list; i++) {
-                atomic_fetch_sub(&map_bytes, resolved_size(r->list[i]));
+                atomic_fetch_sub(&map_bytes, resolved_size(r, r->list[i]->n_sectors));
                 free(r->list[i]);
         }
         for (uint64_t i = 0; r->pages && i * PAGE_BLOCKS < r->n_blocks; i++)
@@ -242,7 +261,7 @@ static void map_remove(struct resolver *r, struct resolved *map)
         atomic_store(&page->maps[map->block % PAGE_BLOCKS], NULL);
         r->list[map->index] = last;
         last->index = map->index;
-        atomic_fetch_sub(&map_bytes, resolved_size(map));
+        atomic_fetch_sub(&map_bytes, resolved_size(r, map->n_sectors));
         map->call.run = free_map;
         grace_defer(grace_readers(), &map->call);
 }
@@ -289,7 +308,7 @@ static int map_add(struct resolver *r, struct resolved *map)
         }
         map->index = r->n_list;
         r->list[r->n_list++] = map;
-        atomic_fetch_add(&map_bytes, resolved_size(map));
+        atomic_fetch_add(&map_bytes, resolved_size(r, map->n_sectors));
         atomic_store_explicit(&page->maps[map->block % PAGE_BLOCKS], map, memory_order_release);
         evict_maps(r, map->block);
         return 0;
@@ -316,6 +335,8 @@ static int fill_map(struct resolver *r, struct resolved *map)
                 for (uint64_t s = at / SECTOR_SIZE; s < div_round_up(at + extent.length, SECTOR_SIZE);
                         s++)
                         atomic_store_explicit(&map->owners[s], owner, memory_order_relaxed);
+                if (owner != NOBODY)
+                        map->starts[owner - 1] = extent.file_offset - at;
                 at += extent.length;
         }
         return 0;
@@ -332,11 +353,9 @@ static void build_map(struct resolver *r, uint64_t block)
         MUTEX_GUARD(stripe_of(r, block));
         if (map_of(r, block) || size % SECTOR_SIZE)
                 return;
-        map = calloc(1, sizeof(*map) + size / SECTOR_SIZE * sizeof(map->owners[0]));
+        map = resolved_new(r, block, (uint32_t)(size / SECTOR_SIZE));
         if (!map)
                 return;
-        map->block = block;
-        map->n_sectors = (uint32_t)(size / SECTOR_SIZE);
         /* Failures are no harm: the next read finds its way without a map. */
         if (fill_map(r, map) < 0 || map_add(r, map) < 0)
                 free(map);
@@ -366,6 +385,21 @@ static int note_walk(struct resolver *r, uint64_t block, unsigned map_flags)
         return 0;
 }
 
+/* A frozen layer keeps what it has, where it has it; the leaf has to be asked each time. */
+static int from_leaf(struct resolver *r, uint64_t offset, uint64_t length, unsigned map_flags,
+        struct chain_extent *ret)
+{
+        struct image *leaf = r->layers[r->n_layers - 1];
+        struct extent extent;
+        int result = leaf->format->map(leaf, offset, length, map_flags, &extent);
+
+        if (result < 0)
+                return result;
+        ret->length = extent.length;
+        ret->file_offset = extent.file_offset;
+        return extent.kind == EXTENT_DATA; /* else freed meanwhile */
+}
+
 /* 1: answered from the map. 0: there is none, or it does not help. */
 static int from_map(struct resolver *r, uint64_t offset, uint64_t length, unsigned map_flags,
         struct chain_extent *ret)
@@ -376,7 +410,6 @@ static int from_map(struct resolver *r, uint64_t offset, uint64_t length, unsign
         struct resolved *map = map_of(r, block);
         uint64_t end;
         uint16_t owner;
-        int result;
 
         if (!map || last >= map->n_sectors)
                 return 0;
@@ -393,25 +426,14 @@ static int from_map(struct resolver *r, uint64_t offset, uint64_t length, unsign
                         .length = length, .kind = EXTENT_ABSENT, .depth = r->n_layers};
                 return 1;
         }
-        struct image *image = r->layers[owner - 1];
-        struct extent extent;
-
-        /* A frozen layer keeps what it has: its bitmap need not be asked, nor be in memory. */
-        if (!image->writable)
-                map_flags |= MAP_PRESENT;
-        result = image->format->map(image, offset, length, map_flags, &extent);
-        if (result < 0)
-                return result;
-        if (extent.kind == EXTENT_ABSENT)
-                return 0; /* freed meanwhile */
         *ret = (struct chain_extent){
-                .length = extent.length,
-                .kind = extent.kind,
+                .length = length,
+                .kind = EXTENT_DATA,
                 .depth = r->n_layers - owner,
-                .file = image->file,
-                .file_offset = extent.file_offset,
+                .file = r->layers[owner - 1]->file,
+                .file_offset = map->starts[owner - 1] + (offset - (block << r->shift)),
         };
-        return 1;
+        return r->layers[owner - 1]->writable ? from_leaf(r, offset, length, map_flags, ret) : 1;
 }
 
 /* --- public */

@@ -26,7 +26,7 @@ struct image;
 enum extent_kind {
         EXTENT_ABSENT, /* this image says nothing: ask the parent (zeros if there is none) */
         EXTENT_ZERO,   /* reads as zeros, whatever a parent says */
-        EXTENT_DATA,   /* at file_offset of the image's file */
+        EXTENT_DATA,   /* at file_offset of the image's file; a block's data lies in one piece */
 };
 
 struct extent {
@@ -37,7 +37,6 @@ struct extent {
 
 enum map_flags {
         MAP_NOWAIT = 1u << 0, /* -EAGAIN rather than I/O */
-        MAP_PRESENT = 1u << 2, /* the caller knows that the range is present, and it stays so */
         MAP_HOLES = 1u << 1,  /* look for holes in the file too: what is none of it is EXTENT_ZERO */
 };
 

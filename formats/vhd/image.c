@@ -173,7 +173,7 @@ int vhd_bitmap_load_words_locked(struct vhd_image *vhd, uint32_t block, uint32_t
 /* One look at entry and bitmap. -EAGAIN with *place set: the bitmap is not loaded. 1: they did not
  * belong together, look again. */
 static int look(struct vhd_image *vhd, uint32_t block, uint32_t in_block, uint32_t length,
-        unsigned map_flags, struct extent *ret, uint32_t *place)
+        struct extent *ret, uint32_t *place)
 {
         uint32_t first = in_block / (uint32_t)SECTOR_SIZE;
         uint32_t last = (in_block + length - 1) / (uint32_t)SECTOR_SIZE;
@@ -188,8 +188,7 @@ static int look(struct vhd_image *vhd, uint32_t block, uint32_t in_block, uint32
                 *ret = (struct extent){.kind = EXTENT_ABSENT, .length = length};
                 return 0;
         }
-        /* MAP_PRESENT: a frozen layer, whose place does not change either. */
-        bitmap = map_flags & MAP_PRESENT ? VHD_BITMAP_FULL : vhd_bat_bitmap(vhd->bat, block);
+        bitmap = vhd_bat_bitmap(vhd->bat, block);
         if (!bitmap)
                 return -EAGAIN;
         if (bitmap == VHD_BITMAP_FULL) {
@@ -218,14 +217,11 @@ static int vhd_map(
         uint32_t here = (uint32_t)MIN_OF(length, (uint64_t)(image->block_size - in_block));
 
         for (;;) {
-                /* With MAP_PRESENT no bitmap is looked at, so none can go away under us. */
-                bool guarded = !(flags & MAP_PRESENT);
-                uint64_t ticket = guarded ? grace_enter(grace_readers()) : 0;
+                uint64_t ticket = grace_enter(grace_readers());
                 uint32_t place;
-                int r = look(vhd, block, in_block, here, flags, ret, &place);
+                int r = look(vhd, block, in_block, here, ret, &place);
 
-                if (guarded)
-                        grace_leave(grace_readers(), ticket);
+                grace_leave(grace_readers(), ticket);
                 if (r == 1)
                         continue;
                 if (r != -EAGAIN)
