@@ -8,18 +8,13 @@
  * no whole request is left, the arena goes out in one send. */
 #include <assert.h>
 #include <poll.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #include "base/arith.h"
 #include "nbd/server/private.h"
 
 #define ARENA_SIZE (ARENA_BATCH + INLINE_MAX + (INLINE_MAX / HOLE_MIN + 2) * 64)
-/* A client whose next request came within this time is waited for awake, this long. */
-#define QUICK_NS 200000u
-#define AWAKE_NS 50000u
 /* While tickets wait for their bytes to leave, the client's thread looks again after so long. */
 #define TICKET_POLL_MAX_MS 50
 
@@ -68,38 +63,6 @@ static void end_with(struct client *client, const char *why)
         client->ended = true;
 }
 
-static uint64_t now_ns(void)
-{
-        struct timespec now;
-
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
-/* A client that sends one request at a time sends the next within microseconds; to be woken up for it
- * takes tens of them where the processor went idle meanwhile. So one that was that quick the last time
- * is waited for awake, for a short while, and giving way to whoever else wants to run. */
-static ssize_t receive_soon(struct client *client)
-{
-        uint8_t *to = client->rx + client->rx_end;
-        size_t room = RX_SIZE - client->rx_end;
-        uint64_t began = now_ns(), waited;
-        ssize_t n = -1;
-
-        errno = EAGAIN;
-        while (client->is_quick && n < 0 && errno == EAGAIN) {
-                n = recv(client->fd, to, room, MSG_DONTWAIT);
-                if (n >= 0 || errno != EAGAIN || now_ns() - began >= AWAKE_NS)
-                        break;
-                sched_yield();
-        }
-        if (n < 0 && errno == EAGAIN)
-                n = recv(client->fd, to, room, 0);
-        waited = now_ns() - began;
-        client->is_quick = waited < QUICK_NS;
-        return n;
-}
-
 /* More bytes behind those in rx. While tickets are out, looks after them now and then. */
 static bool receive_more(struct client *client)
 {
@@ -113,9 +76,8 @@ static bool receive_more(struct client *client)
         }
         for (;;) {
                 bool may_wait = client->n_tickets == 0;
-                ssize_t n = may_wait ? receive_soon(client)
-                                     : recv(client->fd, client->rx + client->rx_end,
-                                               RX_SIZE - client->rx_end, MSG_DONTWAIT);
+                ssize_t n = recv(client->fd, client->rx + client->rx_end, RX_SIZE - client->rx_end,
+                        may_wait ? 0 : MSG_DONTWAIT);
 
                 count(&client->receives, 1);
                 if (n > 0) {

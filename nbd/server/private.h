@@ -136,7 +136,6 @@ struct client {
         /* owner: the client's thread */
         uint8_t *rx;             /* RX_SIZE */
         size_t rx_start, rx_end; /* what is received and not taken yet */
-        bool is_quick;           /* the last wait for a request was a short one */
         uint8_t *arena;          /* replies to come, arena_used of arena_size bytes */
         size_t arena_used, arena_size;
         uint8_t *payload; /* for writes too long for rx; payload_size bytes or NULL */
