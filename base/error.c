@@ -17,16 +17,22 @@ void error_clear(struct error *err)
                 *err = ERROR_INIT;
 }
 
+__attribute__((format(printf, 3, 0))) static void begin(
+        struct error *err, int code, const char *format, va_list ap)
+{
+        error_clear(err);
+        err->code = code;
+        vsnprintf(err->message, sizeof(err->message), format, ap);
+}
+
 int fail(struct error *err, int code, const char *format, ...)
 {
         va_list ap;
 
         if (!err)
                 return -code;
-        error_clear(err);
-        err->code = code;
         va_start(ap, format);
-        vsnprintf(err->message, sizeof(err->message), format, ap);
+        begin(err, code, format, ap);
         va_end(ap);
         return -code;
 }
@@ -39,10 +45,8 @@ int fail_os(struct error *err, int code, const char *format, ...)
 
         if (!err)
                 return -code;
-        error_clear(err);
-        err->code = code;
         va_start(ap, format);
-        vsnprintf(err->message, sizeof(err->message), format, ap);
+        begin(err, code, format, ap);
         va_end(ap);
         used = strlen(err->message);
         snprintf(err->message + used, sizeof(err->message) - used, ": %s",
