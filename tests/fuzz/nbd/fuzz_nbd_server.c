@@ -146,6 +146,17 @@ static void say_request(struct fuzz_bytes *in)
 
 /* ---- the conversation ---- */
 
+/* The engine's alarm clock interrupts, and poll is not begun again by itself. */
+static void wait_for(struct pollfd *pfd)
+{
+        int r;
+
+        do
+                r = poll(pfd, 1, 15000);
+        while (r < 0 && errno == EINTR);
+        HOLDS(r > 0);
+}
+
 /* Says all of it, hears everything, and stays until the server hangs up. */
 static void converse(int fd)
 {
@@ -153,12 +164,14 @@ static void converse(int fd)
         size_t said = 0;
         bool open = true;
 
+        if (stream_size == 0)
+                shutdown(fd, SHUT_WR);
         while (open) {
                 struct pollfd pfd = {
                         .fd = fd, .events = POLLIN | (said < stream_size ? POLLOUT : 0)};
                 ssize_t n;
 
-                HOLDS(poll(&pfd, 1, 15000) > 0);
+                wait_for(&pfd);
                 if (said < stream_size && pfd.revents & POLLOUT) {
                         n = send(
                                 fd, stream + said, stream_size - said, MSG_DONTWAIT | MSG_NOSIGNAL);
