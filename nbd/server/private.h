@@ -24,6 +24,7 @@
 
 #include "base/pool.h"
 #include "nbd/proto/nbd.h"
+#include "nbd/server/handoff.h"
 #include "nbd/server/server.h"
 #include "nbd/server/tx.h"
 
@@ -50,6 +51,8 @@ enum meta_context {
         CONTEXT_QEMU_DEPTH, /* qemu:allocation-depth */
         N_CONTEXTS,
 };
+/* Information that a client may ask for; the rest comes unasked or not at all. */
+#define INFO_BITS (1u << NBD_INFO_NAME | 1u << NBD_INFO_DESCRIPTION)
 /* The id that stands for a context on the wire. */
 #define CONTEXT_ID(context) ((uint32_t)(context) + 1)
 

@@ -16,6 +16,7 @@
 #include <time.h>
 
 #include "base/arith.h"
+#include "base/utf16.h"
 #include "nbd/server/private.h"
 
 /* A client that greets is left alone for so long, even when others want its place. */
@@ -174,30 +175,6 @@ int nbd_server_new(
         return 0;
 }
 
-/* Well-formed, shortest form, no surrogates. */
-static bool is_utf8(const char *text)
-{
-        const uint8_t *p = (const uint8_t *)text;
-
-        while (*p) {
-                unsigned n = *p < 0x80 ? 0 : *p >> 5 == 6 ? 1 : *p >> 4 == 14 ? 2 : 3;
-                uint32_t value = n == 0 ? *p : *p & (0x3fu >> n);
-                static const uint32_t least[] = {0, 0x80, 0x800, 0x10000};
-
-                if (n == 3 && *p >> 3 != 30)
-                        return false;
-                for (unsigned i = 1; i <= n; i++) {
-                        if (p[i] >> 6 != 2)
-                                return false;
-                        value = value << 6 | (p[i] & 0x3f);
-                }
-                if (value < least[n] || value > 0x10ffff || (value >= 0xd800 && value < 0xe000))
-                        return false;
-                p += n + 1;
-        }
-        return true;
-}
-
 const struct export *server_find_export(
         struct nbd_server *server, const char *name, size_t name_length)
 {
@@ -241,11 +218,12 @@ static int check_export(
 {
         size_t length = strlen(options->name);
 
-        if (length > NBD_EXPORT_NAME_MAX || !is_utf8(options->name))
+        if (length > NBD_EXPORT_NAME_MAX || !utf8_is_valid(options->name, length))
                 return fail(err, EINVAL, "an export's name is UTF-8 of at most %u bytes",
                         NBD_EXPORT_NAME_MAX);
         if (options->description &&
-                (strlen(options->description) > NBD_STRING_MAX || !is_utf8(options->description)))
+                (strlen(options->description) > NBD_STRING_MAX ||
+                        !utf8_is_valid(options->description, strlen(options->description))))
                 return fail(err, EINVAL, "an export's description is UTF-8 of at most %u bytes",
                         NBD_STRING_MAX);
         if (server_find_export(server, options->name, length))
