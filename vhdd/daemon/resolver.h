@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* resolver.h - reads the headers of a chain in a process that is thrown away.
+ *
+ * What an image says about its parents is a stranger's word: a sandboxed process reads it, and the
+ * broker opens for it only what lies beneath the roots (chain/beneath.h), read-only.
+ *
+ * Units      bytes; nanoseconds since 1970 for birth.
+ * Ownership  the layers are the caller's: resolved_layers_free().
+ * Errors     0 or -errno with one sentence, as chain_open() gives them.
+ * Threads    any; each call has a process of its own.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "vhdd/daemon/broker.h"
+
+struct resolved_layer {
+        char *path; /* absolute */
+        uint64_t device, inode;
+        int64_t birth_ns;
+        uint8_t uuid[16]; /* of a VHD; zeros of raw */
+        char type[16];    /* "fixed", "dynamic", "differencing", "raw" */
+        char format[8];   /* "vhd", "raw" */
+        uint64_t size;    /* that the guest sees */
+};
+
+/* Leaf first. @format as chain_options. The leaf's own directory is a root, too. */
+int resolve_chain(struct broker *broker, const char *path, const char *format, char *const *roots,
+        size_t n_roots, struct resolved_layer **ret, size_t *ret_n, struct error *err);
+void resolved_layers_free(struct resolved_layer *layers, size_t n); /* NULL, 0 is fine */
