@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vhdd/daemon/catalog_internal.h"
+
+static const struct column columns[] = {
+        COLUMN(vm_row, id, COLUMN_WORD),
+        COLUMN(vm_row, name, COLUMN_TEXT),
+        COLUMN(vm_row, created_us, COLUMN_INT64),
+        COLUMN(vm_row, settings, COLUMN_TEXT),
+        COLUMN(vm_row, directory, COLUMN_TEXT),
+        COLUMN(vm_row, snapshot_dir, COLUMN_TEXT),
+        COLUMN(vm_row, current, COLUMN_WORD),
+        COLUMN(vm_row, is_on_by_agent, COLUMN_BOOL),
+        COLUMN(vm_row, undo, COLUMN_TEXT),
+};
+static const struct table table = TABLE("vm", "vm", vm_row, columns, 1);
+
+void vm_row_done(struct vm_row *row)
+{
+        row_done(&table, row);
+}
+
+struct vm_row *vm_rows_free(struct vm_row *rows, size_t n)
+{
+        return rows_free(&table, rows, n);
+}
+
+int catalog_vm_list(struct catalog *catalog, struct vm_row **ret, size_t *ret_n, struct error *err)
+{
+        return rows_select(catalog, &table, "ORDER BY name", NULL, 0, (void **)ret, ret_n, err);
+}
+
+int catalog_vm_find(
+        struct catalog *catalog, const char *name_or_id, struct vm_row *ret, struct error *err)
+{
+        return rows_find(catalog, &table,
+                "WHERE name = ?1 OR id = lower(?1) ORDER BY id = lower(?1) DESC LIMIT 1",
+                VALUES(TEXT_VALUE(name_or_id)), name_or_id, ret, err);
+}
+
+int catalog_vm_insert(struct catalog *catalog, const struct vm_row *row, struct error *err)
+{
+        return rows_insert(catalog, &table, row, NULL, err);
+}
+
+int catalog_vm_update(struct catalog *catalog, const struct vm_row *row, struct error *err)
+{
+        return rows_update(catalog, &table, row, err);
+}
+
+int catalog_vm_delete(struct catalog *catalog, const char *id, struct error *err)
+{
+        return rows_delete(catalog, &table, TEXT_VALUE(id), err);
+}
