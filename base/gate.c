@@ -12,7 +12,8 @@
 
 #include "base/arith.h"
 
-#define N_STRIPES 256u /* a power of two */
+#define BLOCK_SHIFT  56u /* 256 stripes: what is left of 64 bits of key */
+#define THREAD_SHIFT 60u /* 16 */
 #define CLOSED    UINT32_C(0x80000000)
 
 struct stripe {
@@ -20,17 +21,38 @@ struct stripe {
 } __attribute__((aligned(64)));
 
 struct gates {
-        struct stripe stripes[N_STRIPES];
+        /* immutable after new */
+        unsigned shift;
+
+        struct stripe stripes[];
 };
+
+static unsigned n_stripes(const struct gates *gates)
+{
+        return 1u << (64 - gates->shift);
+}
+
+static struct gates *make(unsigned shift)
+{
+        size_t size = sizeof(struct gates) + ((size_t)1 << (64 - shift)) * sizeof(struct stripe);
+        struct gates *gates = aligned_alloc(64, size);
+
+        if (!gates)
+                return NULL;
+        gates->shift = shift;
+        for (unsigned i = 0; i < n_stripes(gates); i++)
+                atomic_init(&gates->stripes[i].word, 0);
+        return gates;
+}
 
 struct gates *gates_new(void)
 {
-        struct gates *gates = aligned_alloc(64, sizeof(*gates));
+        return make(BLOCK_SHIFT);
+}
 
-        if (gates)
-                for (unsigned i = 0; i < N_STRIPES; i++)
-                        atomic_init(&gates->stripes[i].word, 0);
-        return gates;
+struct gates *gates_new_small(void)
+{
+        return make(THREAD_SHIFT);
 }
 
 struct gates *gates_free(struct gates *gates)
@@ -41,7 +63,7 @@ struct gates *gates_free(struct gates *gates)
 
 static _Atomic uint32_t *word_of(struct gates *gates, uint64_t key)
 {
-        return &gates->stripes[(key * UINT64_C(0x9e3779b97f4a7c15)) >> 56].word;
+        return &gates->stripes[(key * UINT64_C(0x9e3779b97f4a7c15)) >> gates->shift].word;
 }
 
 static void word_wait(_Atomic uint32_t *word, uint32_t seen)
@@ -93,6 +115,14 @@ bool gate_try_close(struct gates *gates, uint64_t key)
         return atomic_compare_exchange_strong(word, &nobody, CLOSED);
 }
 
+static void wait_until_empty(_Atomic uint32_t *word)
+{
+        uint32_t seen;
+
+        while ((seen = atomic_load(word)) != CLOSED)
+                word_wait(word, seen);
+}
+
 void gate_close(struct gates *gates, uint64_t key)
 {
         _Atomic uint32_t *word = word_of(gates, key);
@@ -106,8 +136,7 @@ void gate_close(struct gates *gates, uint64_t key)
                         break;
                 }
         }
-        for (seen = atomic_load(word); seen != CLOSED; seen = atomic_load(word))
-                word_wait(word, seen);
+        wait_until_empty(word);
 }
 
 void gate_open(struct gates *gates, uint64_t key)
@@ -116,4 +145,34 @@ void gate_open(struct gates *gates, uint64_t key)
 
         atomic_fetch_and(word, ~CLOSED);
         word_wake(word);
+}
+
+uint64_t gate_own_key(void)
+{
+        static _Atomic uint64_t next;
+        static _Thread_local uint64_t own;
+
+        if (own == 0)
+                own = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed) + 1;
+        return own;
+}
+
+void gates_shut(struct gates *gates)
+{
+        for (unsigned i = 0; i < n_stripes(gates); i++)
+                atomic_fetch_or(&gates->stripes[i].word, CLOSED);
+}
+
+void gates_drain(struct gates *gates)
+{
+        for (unsigned i = 0; i < n_stripes(gates); i++)
+                wait_until_empty(&gates->stripes[i].word);
+}
+
+void gates_reopen(struct gates *gates)
+{
+        for (unsigned i = 0; i < n_stripes(gates); i++) {
+                atomic_fetch_and(&gates->stripes[i].word, ~CLOSED);
+                word_wake(&gates->stripes[i].word);
+        }
 }

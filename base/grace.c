@@ -56,12 +56,7 @@ struct grace *grace_free(struct grace *grace)
 {
         if (!grace)
                 return NULL;
-        while (grace->first) {
-                struct grace_call *call = grace->first;
-
-                grace->first = call->next;
-                call->run(call);
-        }
+        grace_drain(grace);
         pthread_mutex_destroy(&grace->lock);
         free(grace);
         return NULL;
@@ -163,4 +158,22 @@ void grace_defer(struct grace *grace, struct grace_call *call)
         atomic_fetch_add(&grace->n_waiting, 1);
         pthread_mutex_unlock(&grace->lock);
         grace_poll(grace);
+}
+
+void grace_drain(struct grace *grace)
+{
+        struct grace_call *all;
+
+        pthread_mutex_lock(&grace->lock);
+        all = grace->first;
+        grace->first = NULL;
+        grace->last = &grace->first;
+        atomic_store(&grace->n_waiting, 0);
+        pthread_mutex_unlock(&grace->lock);
+        while (all) {
+                struct grace_call *call = all;
+
+                all = call->next;
+                call->run(call);
+        }
 }
