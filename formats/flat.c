@@ -16,7 +16,7 @@
 #include "base/mutant.h"
 
 static void sync_after_death(struct flat *flat);
-static int poison_of_reader(struct file *file);
+static int poison_of_reader(struct file *file, bool *ret_unclean);
 static void warn_poisoned(const struct flat *flat, int code, char *warning);
 
 int flat_open(struct flat *flat, struct file *file, uint64_t size, bool writable,
@@ -35,7 +35,7 @@ int flat_open(struct flat *flat, struct file *file, uint64_t size, bool writable
                         sync_after_death(flat);
                 code = poison_get(flat->poison);
         } else {
-                code = poison_of_reader(file);
+                code = poison_of_reader(file, &flat->unclean);
         }
         if (code != 0) {
                 warn_poisoned(flat, code, warning);
@@ -61,6 +61,21 @@ int flat_close(struct flat *flat, bool clean, struct error *err)
         pthread_cond_destroy(&flat->round_ended);
         pthread_mutex_destroy(&flat->lock);
         return r;
+}
+
+int flat_settle(struct flat *flat, struct error *err)
+{
+        int r = flat_flush(flat);
+
+        if (r < 0)
+                return fail_os(err, -r, "cannot flush '%s'", flat->file->path);
+        MUTEX_GUARD(&flat->lock);
+        while (flat->running)
+                pthread_cond_wait(&flat->round_ended, &flat->lock);
+        if (flat->first_failed != 0) /* a flush beside ours */
+                return fail_os(err, EIO, "cannot flush '%s'", flat->file->path);
+        flat->poison = poison_release(flat->poison, true);
+        return 0;
 }
 
 int flat_map(
@@ -149,12 +164,11 @@ int flat_flush(struct flat *flat)
 {
         uint64_t mine;
 
-        if (!flat->poison)
-                return 0; /* nothing of ours can be unsynced */
-
         MUTEX_GUARD(&flat->lock);
         mine = flat->started + 1;
         while (flat->ended < mine) {
+                if (!flat->poison)
+                        return 0; /* nothing of ours can be unsynced */
                 if (flat->first_failed != 0 && !MUTANT("retry-sync"))
                         return -EIO; /* I3 */
                 if (poison_get(flat->poison) != 0 && !MUTANT("retry-sync"))
@@ -187,12 +201,13 @@ static void sync_after_death(struct flat *flat)
 }
 
 /* A mark that we may not read (another user's) is no reason to keep a reader from the data. */
-static int poison_of_reader(struct file *file)
+static int poison_of_reader(struct file *file, bool *ret_unclean)
 {
         struct error ignored = ERROR_INIT;
         int code = 0;
 
-        return poison_look(file, &code, &ignored) < 0 ? 0 : code;
+        *ret_unclean = false;
+        return poison_look(file, &code, ret_unclean, &ignored) < 0 ? 0 : code;
 }
 
 static void warn_poisoned(const struct flat *flat, int code, char *warning)

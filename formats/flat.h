@@ -26,7 +26,10 @@ struct flat {
         /* immutable after open */
         struct file *file;
         uint64_t size;
-        struct poison *poison; /* NULL: read-only */
+        bool unclean; /* read-only, and there is the mark of a writer */
+
+        /* NULL: read-only. Ended by flat_settle with the lock held, when nobody writes any more. */
+        struct poison *poison;
 
         /* guarded by lock */
         pthread_mutex_t lock;
@@ -48,6 +51,7 @@ int flat_open(struct flat *flat, struct file *file, uint64_t size, bool writable
 int flat_close(struct flat *flat, bool clean, struct error *err);
 
 /* As the members of struct format of the same names. */
+int flat_settle(struct flat *flat, struct error *err);
 int flat_map(
         struct flat *flat, uint64_t offset, uint64_t length, unsigned flags, struct extent *ret);
 int flat_prepare(struct flat *flat, uint64_t offset, uint64_t length, uint64_t *ret_file_offset,

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "base/grace.h"
 #include "base/quote.h"
 #include "formats/intent.h"
 #include "formats/vhd/metadata.h"
@@ -216,6 +217,26 @@ int image_open(
                 error_set_hint(err, "say --format raw if it is a raw disk");
         if (!(flags & IMAGE_NO_LOCK))
                 file_lock_set(file, FILE_LOCK_NONE, NULL);
+        return r;
+}
+
+void image_lend_places(struct image *image, struct grace *places)
+{
+        if (!image->places)
+                return;
+        grace_free(image->places);
+        image->places = places;
+        image->places_are_lent = true;
+}
+
+int image_settle(struct image *image, struct error *err)
+{
+        int r = image->format->settle(image, err);
+
+        if (r == 0)
+                r = file_lock_set(image->file, FILE_LOCK_READ, err);
+        if (r < 0)
+                error_set_file(err, image->file->path);
         return r;
 }
 

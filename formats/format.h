@@ -85,6 +85,13 @@ struct format {
         /* Required. A sync failed outside of a round (file_write_durable; before the first write):
          * E5 as if a round's had. It is noted before this returns. Nothing on a read-only image. */
         void (*poison)(struct image *image, int code);
+        /* Required. The image takes no change from here on (its writers have left for good), and
+         * readers and flushes go on: everything becomes durable, and the file is left as close()
+         * would leave it, but for what readers may be looking at. Then the image is one that was
+         * opened for reading: not writable, nothing of it left to recover, flushes answer 0.
+         *   -EIO    a sync failed (E5): it stays writable in name, and every flush fails
+         *   others  (-ENOSPC) it stays as it was, and may be settled or closed later */
+        int (*settle)(struct image *image, struct error *err);
 };
 
 /* The head of every image; a driver's own struct begins with it. */
@@ -97,10 +104,14 @@ struct image {
         uint32_t block_size;    /* 0: flat */
         uint8_t id[16];         /* VHD unique id; zeros for raw */
         uint8_t parent_id[16];  /* differencing only */
-        bool writable;
+        bool writable; /* until it is settled */
+        /* A process that wrote the image died or still has it: what it left to recover is in our
+         * memory, and not in the file. */
+        bool unclean;
         /* Whoever uses a file offset that map() answered is inside (E8); NULL if nothing is ever
-         * freed in this image. Its driver's. */
+         * freed in this image. Its driver's, or lent by the chain (image_lend_places). */
         struct grace *places;
+        bool places_are_lent;
         /* A sentence for the user about an image that opens, but not as asked (read-only because
          * of ...), or "". */
         char warning[ERROR_MESSAGE_MAX];
@@ -117,6 +128,11 @@ extern const struct format raw_format;
  * taken over on success only; on failure it is the caller's, without a lock. */
 int image_open(struct file *file, const char *name, unsigned flags, struct image **ret,
                struct error *err);
+/* A grace that several images share: @places is the caller's and outlives the image. Before the first
+ * request; nothing if the image never frees. */
+void image_lend_places(struct image *image, struct grace *places);
+/* format->settle, and then the lock of a reader. */
+int image_settle(struct image *image, struct error *err);
 int image_close(struct image *image, struct error *err); /* clean */
 struct image *image_abandon(struct image *image);        /* not clean; NULL is fine; returns NULL */
 DEFINE_CLEANUP(struct image *, image_abandon)

@@ -95,10 +95,11 @@ struct poison *poison_release(struct poison *poison, bool clean)
         return NULL;
 }
 
-int poison_look(struct file *file, int *ret_code, struct error *err)
+int poison_look(struct file *file, int *ret_code, bool *ret_held, struct error *err)
 {
         struct region *region = NULL;
         struct poison_bond bond = {0};
+        bool held = false;
         int code = 0;
         int r;
 
@@ -111,13 +112,16 @@ int poison_look(struct file *file, int *ret_code, struct error *err)
         if (r == 0) {
                 const struct poison_page *page = region->data;
 
-                if (page_is_bound(page, &bond))
+                held = page_is_bound(page, &bond);
+                if (held)
                         code = (int)page_code(page);
                 region_close(region, false);
         }
         if (err)
                 error_clear(err);
         *ret_code = code;
+        if (ret_held)
+                *ret_held = held;
         return 0;
 }
 

@@ -39,8 +39,9 @@ int poison_get(const struct poison *poison);
 /* @clean, and no poison in it: the mark goes. Else it stays for the next opener. NULL is fine. */
 struct poison *poison_release(struct poison *poison, bool clean);
 
-/* For readers: the errno that a writer noted, 0 if there is none. Makes and changes nothing. */
-int poison_look(struct file *file, int *ret_code, struct error *err);
+/* For readers: the errno that a writer noted, 0 if there is none; *ret_held (may be NULL): there is
+ * a writer's mark. Makes and changes nothing. */
+int poison_look(struct file *file, int *ret_code, bool *ret_held, struct error *err);
 
 /* Somebody has read the image and found it as it should be: the mark goes. The caller holds the
  * write lock. No mark is fine. */

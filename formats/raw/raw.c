@@ -57,6 +57,7 @@ static int raw_open(struct file *file, unsigned flags, struct image **ret, struc
         raw->image.type = IMAGE_RAW;
         raw->image.size = st.size;
         raw->image.writable = writable;
+        raw->image.unclean = raw->flat.unclean;
         *ret = &TAKE_PTR(raw)->image;
         return 0;
 }
@@ -111,6 +112,16 @@ static void raw_poison(struct image *image, int code)
         flat_poison(&raw_of(image)->flat, code);
 }
 
+/* A device stays claimed until it is closed. */
+static int raw_settle(struct image *image, struct error *err)
+{
+        int r = flat_settle(&raw_of(image)->flat, err);
+
+        if (r == 0)
+                image->writable = false;
+        return r;
+}
+
 const struct format raw_format = {
         .name = "raw",
         .open = raw_open,
@@ -121,4 +132,5 @@ const struct format raw_format = {
         .is_durable = raw_is_durable,
         .flush = raw_flush,
         .poison = raw_poison,
+        .settle = raw_settle,
 };

@@ -336,7 +336,7 @@ int check_what_is_left(struct file *file, const struct vhd_metadata *metadata, e
 
         *ret = LEFT_NOTHING;
         if (metadata->footer.type == VHD_TYPE_FIXED) {
-                r = poison_look(file, &code, err);
+                r = poison_look(file, &code, NULL, err);
                 *ret = code ? LEFT_POISON : LEFT_NOTHING;
                 return r;
         }

@@ -49,6 +49,15 @@ static void fixed_poison(struct image *image, int code)
         flat_poison(&fixed_of(image)->flat, code);
 }
 
+static int fixed_settle(struct image *image, struct error *err)
+{
+        int r = flat_settle(&fixed_of(image)->flat, err);
+
+        if (r == 0)
+                image->writable = false;
+        return r;
+}
+
 static int fixed_close(struct image *image, bool clean, struct error *err)
 {
         struct file *file = image->file;
@@ -70,6 +79,7 @@ static const struct format fixed_format = {
         .is_durable = fixed_is_durable,
         .flush = fixed_flush,
         .poison = fixed_poison,
+        .settle = fixed_settle,
 };
 
 /* A footer of 511 bytes becomes one of 512: the same bytes and a zero behind. */
@@ -109,6 +119,7 @@ int vhd_open_fixed(struct file *file, const struct vhd_metadata *metadata, unsig
                 fixed->image.warning, err);
         if (r < 0)
                 return r;
+        fixed->image.unclean = fixed->flat.unclean;
         *ret = &TAKE_PTR(fixed)->image;
         return 0;
 }

@@ -410,6 +410,11 @@ static int image_flush(struct image *image)
         return vhd_flush(vhd_of(image));
 }
 
+static int image_settle_in_place(struct image *image, struct error *err)
+{
+        return vhd_settle(vhd_of(image), err);
+}
+
 /* --- opening and closing */
 
 static void vhd_free(struct vhd_image *vhd)
@@ -417,7 +422,10 @@ static void vhd_free(struct vhd_image *vhd)
         while (vhd->n_loaded)
                 vhd_bitmap_drop_locked(vhd, vhd->loaded[0]->block, NULL);
         vhd_dirty_free_all(vhd);
-        vhd->image.places = grace_free(vhd->image.places);
+        if (vhd->image.places_are_lent)
+                grace_drain(vhd->image.places); /* some of what is put off there is ours */
+        else
+                grace_free(vhd->image.places);
         vhd_space_free_all(vhd);
         vhd_bat_free(vhd->bat);
         free(vhd->loaded);
@@ -483,6 +491,7 @@ static int open_redo(struct vhd_image *vhd, bool writable, struct error *err)
                 return r;
         if (found == REDO_NONE)
                 return 0;
+        vhd->image.unclean = !writable;
         if (found == REDO_POISONED)
                 fail(&why, EIO,
                         "a sync of it failed, so nobody knows what the disk holds: look at it with "
@@ -677,7 +686,7 @@ static int close_clean(struct vhd_image *vhd, struct error *err)
                 error_set_file(err, file->path);
                 return fail_os(err, -r, "cannot flush '%s'", file->path);
         }
-        return vhd->touched ? vhd_lower_footer(vhd, err) : 0;
+        return vhd->touched ? vhd_lower_footer(vhd, false, err) : 0;
 }
 
 static int vhd_close(struct image *image, bool clean, struct error *err)
@@ -709,4 +718,5 @@ const struct format vhd_format = {
         .is_durable = vhd_is_durable,
         .flush = image_flush,
         .poison = image_poison,
+        .settle = image_settle_in_place,
 };

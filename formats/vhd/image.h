@@ -84,6 +84,7 @@ struct vhd_image {
         pthread_cond_t flush_done;
         /* guarded by flush_lock */
         bool round_running;
+        bool settled; /* no round has anything to do any more */
         uint64_t rounds_begun, rounds_done;
         struct vhd_flush_waiter *waiters;
 
@@ -111,6 +112,8 @@ int vhd_track_locked(struct vhd_image *vhd, uint32_t block, uint32_t durable_pla
 int vhd_bat_tail_load(struct vhd_image *vhd, struct error *err);
 /* Everything that was completed before the call is durable when it returns. */
 int vhd_flush(struct vhd_image *vhd);
+/* The image of which nobody changes anything any more becomes one that is only read. */
+int vhd_settle(struct vhd_image *vhd, struct error *err);
 /* E5: from now on no metadata is written. */
 void vhd_poison(struct vhd_image *vhd);
 /* Room in the redo file for @n more changes of blocks that are not dirty yet? Holds lock. */
@@ -125,8 +128,9 @@ int vhd_allocate(struct vhd_image *vhd, uint32_t block, bool *ret_zero);
 void vhd_freed_committed_locked(struct vhd_image *vhd, uint64_t n);
 /* Begins it, without the lock: a call that is due at once takes the lock itself. */
 void vhd_freed_begin_grace(struct vhd_image *vhd);
-/* The end footer at its lowest place, and the file's end behind it. */
-int vhd_lower_footer(struct vhd_image *vhd, struct error *err);
+/* The end footer at its lowest place, and the file's end behind it. @readers: others may still read
+ * in places that were freed, so it stays behind every place that was ever given out. */
+int vhd_lower_footer(struct vhd_image *vhd, bool readers, struct error *err);
 void vhd_space_free_all(struct vhd_image *vhd);
 void vhd_keeper_stop(struct vhd_image *vhd);
 void vhd_keeper_kick_locked(struct vhd_image *vhd, bool extend, bool flush);

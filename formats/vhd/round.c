@@ -523,6 +523,8 @@ static int run_round(struct vhd_image *vhd)
 
         if (atomic_load(&vhd->poisoned))
                 return -EIO;
+        if (vhd->settled)
+                return 0;
         r = begin_round(vhd, &round);
         blocks = round.blocks;
         if (r < 0)
@@ -593,4 +595,47 @@ int vhd_flush(struct vhd_image *vhd)
                 pthread_cond_broadcast(&vhd->flush_done);
         }
         return self.result;
+}
+
+/* In the turn of a round, so that no flush meets the image half way. */
+static int settle_in_turn(struct vhd_image *vhd, struct error *err)
+{
+        int r;
+
+        if (atomic_load(&vhd->poisoned))
+                return fail(err, EIO, "a sync of '%s' failed", vhd->image.file->path);
+        r = vhd->touched ? vhd_lower_footer(vhd, true, err) : 0;
+        if (r < 0 && file_sync_error(vhd->image.file)) {
+                vhd_poison(vhd);
+                r = -EIO;
+        }
+        if (r < 0)
+                return r;
+        vhd->redo = redo_close(vhd->redo, true);
+        vhd->image.writable = false;
+        return 0;
+}
+
+int vhd_settle(struct vhd_image *vhd, struct error *err)
+{
+        int r = 0;
+
+        if (!vhd->image.writable)
+                return 0;
+        vhd_keeper_stop(vhd);
+        r = vhd_flush(vhd);
+        if (r < 0)
+                return fail_os(err, -r, "cannot flush '%s'", vhd->image.file->path);
+
+        MUTEX_GUARD(&vhd->flush_lock);
+        while (vhd->round_running)
+                pthread_cond_wait(&vhd->flush_done, &vhd->flush_lock);
+        vhd->round_running = true;
+        pthread_mutex_unlock(&vhd->flush_lock);
+        r = settle_in_turn(vhd, err);
+        pthread_mutex_lock(&vhd->flush_lock);
+        vhd->round_running = false;
+        vhd->settled = r == 0;
+        pthread_cond_broadcast(&vhd->flush_done);
+        return r;
 }

@@ -307,13 +307,18 @@ void vhd_freed_begin_grace(struct vhd_image *vhd)
 
 /* E6, clean close: the footer at the lower place, sync, truncate. At each cut in between the file
  * ends in a valid footer. */
-int vhd_lower_footer(struct vhd_image *vhd, struct error *err)
+int vhd_lower_footer(struct vhd_image *vhd, bool readers, struct error *err)
 {
-        uint64_t end = vhd_bat_end(vhd->bat, vhd->metadata.metadata_end, vhd->block_bytes);
-        uint64_t low = round_up_to(end, SECTOR_SIZE);
         struct file *file = vhd->image.file;
+        uint64_t end, low;
         int r;
 
+        pthread_mutex_lock(&vhd->lock);
+        end = vhd_bat_end(vhd->bat, vhd->metadata.metadata_end, vhd->block_bytes);
+        if (readers)
+                end = MAX_OF(end, vhd->next_free); /* E8: no grace to wait for */
+        pthread_mutex_unlock(&vhd->lock);
+        low = round_up_to(end, SECTOR_SIZE);
         if (low + VHD_FOOTER_SIZE > vhd->footer_offset)
                 return 0;
         r = write_footer(vhd, low);

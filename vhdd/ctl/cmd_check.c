@@ -283,7 +283,7 @@ static const struct vhd_finding raw_sync_failed = {
 
 static int look_through_raw(struct report *report, struct file *file, struct error *err)
 {
-        int code = 0, r = poison_look(file, &code, err);
+        int code = 0, r = poison_look(file, &code, NULL, err);
 
         if (r == 0 && code != 0)
                 take_finding(report, &raw_sync_failed);
