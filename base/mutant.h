@@ -39,6 +39,17 @@
         X("reuse-before-commit", "E8: a freed place is used again before its round is over")       \
         X("trim-clears-bit", "E9: trim clears bits, and old data of the parent comes back")
 
+/* Those that only a snapshot meets. */
+#define MUTANT_LIST_SNAPSHOT(X)                                                                    \
+        X("hold-no-wait", "E10: leaves are switched under changes that are on their way")          \
+        X("switch-one-by-one", "E10: a disk takes changes again before all are switched")          \
+        X("no-switch-record", "E10: that the leaves were switched is recorded nowhere")            \
+        X("switch-record-late", "E10: it is recorded after changes are let in again")              \
+        X("flush-before-commit", "E10: a flush is answered between switch and commit")             \
+        X("fua-before-commit", "E10: a FUA change that needs no round is answered then")           \
+        X("frozen-not-flushed", "E10: the commit does not wait for a round of the frozen images")  \
+        X("parent-not-settled", "E10: a parent's redo file is only read, and never completed")
+
 #ifdef VHDD_CRASH_MUTANTS
 /* Is this the step to take out? Defined by tests/crash. */
 bool mutant_is(const char *name);

@@ -11,6 +11,7 @@
 #include "base/uuid.h"
 #include "chain/internal.h"
 #include "chain/locate.h"
+#include "chain/push.h"
 #include "chain/scratch.h"
 #include "chain/seal.h"
 #include "formats/raw/device.h"
@@ -24,7 +25,7 @@ struct opening {
         struct fs *fs;
         struct chain *chain; /* layers leaf first until all are open */
         struct error *err;
-        unsigned capacity;
+        bool read_only; /* a parent is not what it should be */
 };
 
 static void warn(const struct opening *o, const char *sentence)
@@ -33,22 +34,12 @@ static void warn(const struct opening *o, const char *sentence)
                 o->options->warn(o->options->opaque, sentence);
 }
 
-static int add_layer(struct opening *o, struct image *image)
+static void add_layer(struct opening *o, struct image *image)
 {
         struct chain *chain = o->chain;
 
-        if (chain->n_layers == o->capacity) {
-                unsigned capacity = o->capacity ? 2 * o->capacity : 8;
-                struct image **layers = reallocarray(chain->layers, capacity, sizeof(*layers));
-
-                if (!layers)
-                        return fail(o->err, ENOMEM, "no memory for a chain of %u images", capacity);
-                chain->layers = layers;
-                o->capacity = capacity;
-        }
         chain->layers[chain->n_layers++] = image;
         warn(o, image->warning);
-        return 0;
 }
 
 static unsigned image_flags_of(const struct opening *o, bool is_leaf)
@@ -73,21 +64,78 @@ static void check_seal(const struct opening *o, struct image *image)
 }
 
 /* Takes @file over in any case. */
+static int open_image(const struct opening *o, struct file *file, const char *format,
+        unsigned flags, struct image **ret)
+{
+        int r = image_open(file, format, flags, ret, o->err);
+
+        if (r < 0)
+                file_close(file);
+        return r;
+}
+
+/* The same file once more, now that it was changed; not another that got its name meanwhile. */
+static int open_again(
+        const struct opening *o, const char *path, const struct file_stat *st, struct file **ret)
+{
+        _cleanup_(file_closep) struct file *file = NULL;
+        struct file_stat now;
+        int r = file_open(o->fs, path, FILE_READ | FILE_NOFOLLOW, &file, o->err);
+
+        if (r < 0)
+                return r;
+        r = file_stat_get(file, &now);
+        if (r < 0)
+                return fail_os(o->err, -r, "cannot look at '%s'", path);
+        if (now.device != st->device || now.inode != st->inode)
+                return fail(o->err, ESTALE, "'%s' was replaced while it was opened", path);
+        *ret = TAKE_PTR(file);
+        return 0;
+}
+
+/* P5: a parent whose last writer died was the leaf when a snapshot was switched, or a disk of its own.
+ * What was answered for it comes into its file first: a flush of this chain promises that, too. Where
+ * nobody may write it any more (E5) the chain is for reading. */
+static int settle_parent(struct opening *o, const char *format, struct image **image)
+{
+        _cleanup_free_ char *path = strdup((*image)->file->path);
+        unsigned flags = image_flags_of(o, false);
+        struct file *file = NULL;
+        struct file_stat st;
+        int r = file_stat_get((*image)->file, &st);
+
+        *image = image_abandon(*image);
+        if (!path)
+                return fail(o->err, ENOMEM, "no memory to open a parent");
+        if (r < 0)
+                return fail_os(o->err, -r, "cannot look at '%s'", path);
+        r = chain_settle_image(o->fs, path, format, o->err);
+        if (r == -EROFS) {
+                error_clear(o->err);
+                o->read_only = true;
+        } else if (r < 0) {
+                return fail_prefix(o->err, r, "its last server died, and what it left in '%s' cannot "
+                        "be completed", path);
+        }
+        r = open_again(o, path, &st, &file);
+        return r < 0 ? r : open_image(o, file, format, flags, image);
+}
+
+/* Takes @file over in any case. */
 static int open_layer(struct opening *o, struct file *file, const char *format, bool is_leaf)
 {
+        bool for_writing = image_flags_of(o, true) & IMAGE_WRITABLE;
         struct image *image;
-        int r = image_open(file, format, image_flags_of(o, is_leaf), &image, o->err);
+        int r = open_image(o, file, format, image_flags_of(o, is_leaf), &image);
 
-        if (r < 0) {
-                file_close(file);
-                return r;
-        }
-        r = add_layer(o, image);
+        if (r == 0 && !is_leaf && for_writing && image->unclean && !MUTANT("parent-not-settled"))
+                r = settle_parent(o, format, &image);
         if (r < 0)
-                image_abandon(image);
-        else if (!is_leaf)
+                return r;
+        add_layer(o, image);
+        if (!is_leaf)
                 check_seal(o, image);
-        return r;
+        return 0;
 }
 
 /* The same file or the same id twice: the chain comes back to itself. */
@@ -176,8 +224,7 @@ static void turn_round(struct chain *chain)
                 chain->layers[i] = chain->layers[k];
                 chain->layers[k] = other;
         }
-        chain->leaf = chain->layers[chain->n_layers - 1];
-        chain->size = chain->leaf->size;
+        chain->size = chain_leaf(chain)->size;
 }
 
 /* E4: what a dead process wrote into any image of the chain looks durable and may not be. */
@@ -208,16 +255,35 @@ static int open_scratch(struct opening *o)
 
         if (r < 0)
                 return r;
-        r = add_layer(o, image);
-        if (r < 0)
-                image_abandon(image);
+        add_layer(o, image);
         o->chain->scratch = true;
         /* It was found last and is the leaf: to the front of a leaf-first list. */
-        for (unsigned i = o->chain->n_layers - 1; r == 0 && i > 0; i--) {
+        for (unsigned i = o->chain->n_layers - 1; i > 0; i--) {
                 o->chain->layers[i] = o->chain->layers[i - 1];
                 o->chain->layers[i - 1] = image;
         }
-        return r;
+        return 0;
+}
+
+/* What requests pass through, on the chain as it was found. */
+static int prepare_requests(struct opening *o)
+{
+        struct chain *chain = o->chain;
+        struct image *leaf = chain_leaf(chain);
+
+        chain->writable = leaf->writable && !o->read_only;
+        chain->n_settled = chain->n_layers - 1;
+        chain->gates = gates_new();
+        chain->hold = gates_new_small();
+        if (!chain->gates || !chain->hold)
+                return -ENOMEM;
+        if (!chain->writable)
+                return 0;
+        chain->places = grace_new();
+        if (!chain->places)
+                return -ENOMEM;
+        image_lend_places(leaf, chain->places);
+        return 0;
 }
 
 static int open_all(struct opening *o, const char *path)
@@ -242,11 +308,11 @@ static int open_all(struct opening *o, const char *path)
         if (r < 0)
                 return r;
         turn_round(o->chain);
-        o->chain->gates = gates_new();
-        if (!o->chain->gates)
-                return fail(o->err, ENOMEM, "no memory to open '%s'", path);
-        return resolver_new(o->chain->layers, o->chain->n_layers, o->chain->size,
-                &o->chain->resolver, o->err);
+        r = prepare_requests(o);
+        if (r < 0)
+                return fail(o->err, -r, "no memory to open '%s'", path);
+        return resolver_new(o->chain->layers, &o->chain->n_layers, o->chain->writable,
+                o->chain->size, &o->chain->resolver, o->err);
 }
 
 int chain_open(const char *path, const struct chain_options *options, struct chain **ret,
@@ -261,12 +327,20 @@ int chain_open(const char *path, const struct chain_options *options, struct cha
         };
         int r;
 
-        if (!chain)
+        if (chain)
+                chain->layers = calloc(CHAIN_MAX_DEPTH + 1, sizeof(struct image *));
+        if (!chain || !chain->layers) {
+                free(TAKE_PTR(chain));
                 return fail(err, ENOMEM, "no memory to open '%s'", path);
+        }
+        chain->fs = o.fs;
+        chain->direct = options->direct;
+        pthread_mutex_init(&chain->commit_lock, NULL);
+        pthread_cond_init(&chain->commit_ended, NULL);
         r = open_all(&o, path);
         if (r < 0)
                 return r;
-        chain->downgraded = options->writable && !options->force && !chain->leaf->writable;
+        chain->downgraded = options->writable && !options->force && !chain->writable;
         *ret = TAKE_PTR(chain);
         return 0;
 }
@@ -275,7 +349,11 @@ static void chain_free(struct chain *chain)
 {
         chain->resolver = resolver_free(chain->resolver);
         chain->gates = gates_free(chain->gates);
-        free(chain->layers);
+        chain->hold = gates_free(chain->hold);
+        chain->places = grace_free(chain->places);
+        pthread_mutex_destroy(&chain->commit_lock);
+        pthread_cond_destroy(&chain->commit_ended);
+        free((void *)chain->layers);
         free(chain);
 }
 
@@ -317,12 +395,12 @@ uint64_t chain_size(const struct chain *chain)
 
 bool chain_is_writable(const struct chain *chain)
 {
-        return chain->leaf->writable;
+        return chain->writable;
 }
 
 unsigned chain_depth(const struct chain *chain)
 {
-        return chain->n_layers;
+        return chain_n_layers(chain);
 }
 
 const struct image *chain_layer(const struct chain *chain, unsigned layer)

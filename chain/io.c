@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Requests: reads resolve and copy; writes, zeros and trims go to the leaf, block by block, each
- * through its block's gate (rule E7).
+ * through its block's gate (rule E7). Around each piece is the gate that a snapshot shuts (E10): which
+ * image is the leaf, and so what a piece is, is asked inside it.
  *
- *   a write:  gate -> prepare (a place) -> data -> complete (record, bits) -> resolver -> gate
+ *   a write:  hold -> gate -> prepare (a place) -> data -> complete (record, bits) -> resolver
+ *             -> gate -> hold
  */
 #include <fcntl.h>
 #include <stdlib.h>
@@ -28,13 +30,13 @@ static unsigned map_flags_of(unsigned flags)
 
 uint64_t chain_ticket_get(struct chain *chain)
 {
-        return chain->leaf->places ? grace_enter(chain->leaf->places) : 0;
+        return chain->places ? grace_enter(chain->places) : 0;
 }
 
 void chain_ticket_put(struct chain *chain, uint64_t ticket)
 {
-        if (chain->leaf->places)
-                grace_leave(chain->leaf->places, ticket);
+        if (chain->places)
+                grace_leave(chain->places, ticket);
 }
 
 /* --- mapping */
@@ -149,22 +151,24 @@ int chain_cache(struct chain *chain, uint64_t length, uint64_t offset)
 
 /* --- what a change needs to know */
 
-/* One change of one block of the leaf. */
+/* One change of one block of the leaf, which stays the leaf meanwhile. */
 struct change {
         struct chain *chain;
+        unsigned n_layers;
+        struct image *leaf;
         uint64_t offset, length; /* within one block */
         unsigned flags;
         bool needs_round; /* FUA: something that describes it is not durable */
 };
 
-static uint64_t step_of(const struct chain *chain)
+static uint64_t step_of(const struct image *leaf)
 {
-        return chain->leaf->block_size ? chain->leaf->block_size : FLAT_STEP;
+        return leaf->block_size ? leaf->block_size : FLAT_STEP;
 }
 
 static uint64_t gate_key(const struct change *c)
 {
-        return c->offset / step_of(c->chain);
+        return c->offset / step_of(c->leaf);
 }
 
 static int enter(const struct change *c)
@@ -202,11 +206,11 @@ static int is_zero_below(const struct change *c)
 
         if (chain->leaf_only)
                 return 0;
-        if (chain->n_layers == 1)
+        if (c->n_layers == 1)
                 return 1;
         while (length > 0) {
                 struct chain_extent extent;
-                int r = resolve_below(chain->resolver, chain->n_layers - 2, offset, length,
+                int r = resolve_below(chain->resolver, c->n_layers - 2, offset, length,
                         map_flags_of(c->flags), &extent);
 
                 if (r < 0)
@@ -221,7 +225,7 @@ static int is_zero_below(const struct change *c)
 
 static bool is_whole_block(const struct change *c)
 {
-        uint64_t block_size = c->chain->leaf->block_size;
+        uint64_t block_size = c->leaf->block_size;
 
         return block_size && c->offset % block_size == 0 &&
                (c->length == block_size || c->offset + c->length == c->chain->size);
@@ -230,7 +234,7 @@ static bool is_whole_block(const struct change *c)
 /* The data is in the file: record, bits, owner; in this order, and before the reply (E2, E4). */
 static int complete(struct change *c)
 {
-        struct image *leaf = c->chain->leaf;
+        struct image *leaf = c->leaf;
         bool changed;
         int r = leaf->format->complete(leaf, c->offset, c->length, &changed);
 
@@ -247,7 +251,7 @@ static int complete(struct change *c)
  * image as one in a round does (E5). */
 static int write_durably(struct change *c, const void *data, uint64_t file_offset)
 {
-        struct image *leaf = c->chain->leaf;
+        struct image *leaf = c->leaf;
         int r = file_write_durable(leaf->file, data, c->length, file_offset);
         int sync_error = r < 0 ? file_sync_error(leaf->file) : 0;
 
@@ -265,7 +269,7 @@ static int write_durably(struct change *c, const void *data, uint64_t file_offse
 /* In an entered or closed gate. */
 static int write_inside(struct change *c, const void *data)
 {
-        struct image *leaf = c->chain->leaf;
+        struct image *leaf = c->leaf;
         bool fua = c->flags & CHAIN_FUA;
         bool waits = leaf->file->flags & FILE_DIRECT; /* for the disk, not for the page cache */
         uint64_t file_offset;
@@ -328,7 +332,7 @@ static int write_part(struct change *c, const void *data)
 
 static int punch_or_write_zeros(struct change *c, uint64_t file_offset)
 {
-        struct file *file = c->chain->leaf->file;
+        struct file *file = c->leaf->file;
         _cleanup_free_ void *zeros = NULL;
 
         if (!(c->flags & CHAIN_NO_HOLE))
@@ -342,7 +346,7 @@ static int punch_or_write_zeros(struct change *c, uint64_t file_offset)
 /* E9: the sectors are stored as zeros, in a hole where that is allowed. */
 static int store_zeros(struct change *c)
 {
-        struct image *leaf = c->chain->leaf;
+        struct image *leaf = c->leaf;
         uint64_t file_offset;
         bool zero;
         int r = leaf->format->prepare(
@@ -359,7 +363,7 @@ static int store_zeros(struct change *c)
 /* E9: what the leaf has becomes holes, with the bits kept; what it does not have stays so. */
 static int punch_present(struct change *c)
 {
-        struct image *leaf = c->chain->leaf;
+        struct image *leaf = c->leaf;
         uint64_t offset = c->offset, length = c->length;
 
         while (length > 0) {
@@ -380,7 +384,7 @@ static int punch_present(struct change *c)
 /* E9: a whole block that reads as zeros without us loses its place. */
 static int discard_block(struct change *c)
 {
-        struct image *leaf = c->chain->leaf;
+        struct image *leaf = c->leaf;
         uint64_t start = round_down_to(c->offset, leaf->block_size);
         int r;
 
@@ -400,7 +404,7 @@ static int discard_block(struct change *c)
 static int zero_sectors(struct change *c)
 {
         bool keep_space = c->flags & CHAIN_NO_HOLE;
-        int below = keep_space || !c->chain->leaf->block_size ? 0 : is_zero_below(c);
+        int below = keep_space || !c->leaf->block_size ? 0 : is_zero_below(c);
         int r;
 
         if (below < 0)
@@ -437,12 +441,12 @@ static int trim_sectors(struct change *c)
 enum change_kind { CHANGE_WRITE, CHANGE_ZERO, CHANGE_TRIM };
 
 /* The first piece of the range: inside one block, and either whole sectors or part of one. */
-static uint64_t piece_of(const struct chain *chain, uint64_t offset, uint64_t length)
+static uint64_t piece_of(const struct image *leaf, uint64_t offset, uint64_t length)
 {
-        uint64_t step = step_of(chain), in_sector = offset % SECTOR_SIZE;
+        uint64_t step = step_of(leaf), in_sector = offset % SECTOR_SIZE;
 
         length = MIN_OF(length, step - offset % step);
-        if (!chain->leaf->block_size)
+        if (!leaf->block_size)
                 return length; /* flat: the file takes any range */
         if (in_sector)
                 return MIN_OF(length, SECTOR_SIZE - in_sector);
@@ -451,8 +455,8 @@ static uint64_t piece_of(const struct chain *chain, uint64_t offset, uint64_t le
 
 static int change_piece(struct change *c, enum change_kind kind, const uint8_t *data)
 {
-        bool part = c->chain->leaf->block_size &&
-                    (c->offset % SECTOR_SIZE || c->length % SECTOR_SIZE);
+        bool part =
+                c->leaf->block_size && (c->offset % SECTOR_SIZE || c->length % SECTOR_SIZE);
 
         if (part && kind == CHANGE_TRIM)
                 return 0; /* a trim is advice: less than a sector is not worth the trouble */
@@ -463,23 +467,43 @@ static int change_piece(struct change *c, enum change_kind kind, const uint8_t *
         return kind == CHANGE_ZERO ? zero_sectors(c) : trim_sectors(c);
 }
 
+/* The first piece of what is left: c->length of it, at c->offset. While a snapshot is taken it waits
+ * here, before it has looked at anything. */
+static int change_held(struct change *c, enum change_kind kind, const uint8_t *data, uint64_t length)
+{
+        struct chain *chain = c->chain;
+        uint64_t key = gate_own_key();
+        int r;
+
+        if (!(c->flags & CHAIN_NOWAIT))
+                gate_enter(chain->hold, key);
+        else if (!gate_try_enter(chain->hold, key))
+                return -EAGAIN;
+        c->n_layers = chain_n_layers(chain);
+        c->leaf = chain->layers[c->n_layers - 1];
+        c->length = piece_of(c->leaf, c->offset, length);
+        r = change_piece(c, kind, data);
+        gate_leave(chain->hold, key);
+        return r;
+}
+
 static int change_range(struct chain *chain, enum change_kind kind, const uint8_t *data,
         uint64_t length, uint64_t offset, unsigned flags)
 {
         bool needs_round = false;
 
-        if (!chain->leaf->writable)
+        if (!chain->writable)
                 return -EROFS;
+        if (atomic_load_explicit(&chain->failed, memory_order_relaxed))
+                return -EIO; /* E5 */
         if (check_range(chain, offset, length) < 0)
                 return -EINVAL;
         if ((flags & CHAIN_FUA) && (flags & CHAIN_NOWAIT))
                 return -EAGAIN;
         while (length > 0) {
                 struct change c = {.chain = chain, .offset = offset, .flags = flags};
-                int r;
+                int r = change_held(&c, kind, data, length);
 
-                c.length = piece_of(chain, offset, length);
-                r = change_piece(&c, kind, data);
                 if (r < 0)
                         return r;
                 needs_round |= c.needs_round;
@@ -487,7 +511,11 @@ static int change_range(struct chain *chain, enum change_kind kind, const uint8_
                 offset += c.length;
                 length -= c.length;
         }
-        return needs_round && flags & CHAIN_FUA ? chain_flush(chain) : 0;
+        if (!(flags & CHAIN_FUA))
+                return 0;
+        if (needs_round)
+                return chain_flush(chain);
+        return MUTANT("fua-before-commit") ? 0 : chain_wait_committed(chain);
 }
 
 int chain_write(
@@ -507,7 +535,7 @@ static bool is_slow_zero(const struct chain *chain, uint64_t length, uint64_t of
         unsigned flags)
 {
         return flags & CHAIN_NO_HOLE ||
-               (chain->leaf->block_size && (offset % SECTOR_SIZE || length % SECTOR_SIZE));
+               (chain_leaf(chain)->block_size && (offset % SECTOR_SIZE || length % SECTOR_SIZE));
 }
 
 int chain_zero(struct chain *chain, uint64_t length, uint64_t offset, unsigned flags)
@@ -533,13 +561,10 @@ int chain_trim(struct chain *chain, uint64_t length, uint64_t offset, unsigned f
 
 int chain_flush(struct chain *chain)
 {
-        int r = 0;
+        int r = chain_flush_layers(chain);
 
-        /* Only the leaf is ever written to; the others were synced when the chain was opened. */
-        if (chain->downgraded)
-                return -EIO; /* E5: what a server before us answered may not be on the disk */
-        if (chain->leaf->writable && !chain->scratch)
-                r = chain->leaf->format->flush(chain->leaf);
+        if (r == 0 && !MUTANT("flush-before-commit"))
+                r = chain_wait_committed(chain); /* E10 */
         if (r == 0)
                 atomic_fetch_add_explicit(&chain->flushes, 1, memory_order_relaxed);
         return r;

@@ -29,8 +29,9 @@ struct resolved {
         uint64_t block;
         uint32_t n_sectors;
         uint32_t index; /* in the resolver's list */
+        uint32_t n_layers; /* as many as there were when it was built */
         _Atomic bool used;
-        uint64_t *starts; /* by layer, behind owners; of frozen layers only */
+        uint64_t *starts; /* by layer, behind owners; not of the one that was the leaf */
         _Atomic uint16_t owners[];
 };
 
@@ -42,7 +43,8 @@ struct page {
 struct resolver {
         /* immutable after new */
         struct image *const *layers;
-        unsigned n_layers;
+        const _Atomic unsigned *n_layers;
+        bool may_grow; /* the leaf changes, and there may be another */
         uint64_t size, n_blocks;
         unsigned shift; /* of the smallest block */
         _Atomic(struct page *) *pages;
@@ -71,19 +73,26 @@ static unsigned smallest_shift(struct image *const *layers, unsigned n_layers)
         return log2_of(smallest);
 }
 
-int resolver_new(struct image *const *layers, unsigned n_layers, uint64_t size,
-        struct resolver **ret, struct error *err)
+static unsigned count_layers(const struct resolver *r)
+{
+        return atomic_load_explicit(r->n_layers, memory_order_acquire);
+}
+
+int resolver_new(struct image *const *layers, const _Atomic unsigned *count, bool may_grow,
+        uint64_t size, struct resolver **ret, struct error *err)
 {
         _cleanup_free_ struct resolver *r = calloc(1, sizeof(*r));
+        unsigned n_layers = atomic_load(count);
 
         if (!r || !grace_readers())
                 return fail(err, ENOMEM, "no memory for a chain of %u layers", n_layers);
         r->layers = layers;
-        r->n_layers = n_layers;
+        r->n_layers = count;
+        r->may_grow = may_grow;
         r->size = size;
         r->shift = smallest_shift(layers, n_layers);
         r->n_blocks = div_round_up(size, UINT64_C(1) << r->shift);
-        if (n_layers > 1) {
+        if (n_layers > 1 || may_grow) {
                 r->pages = calloc(div_round_up(r->n_blocks, PAGE_BLOCKS) + 1, sizeof(*r->pages));
                 if (!r->pages)
                         return fail(err, ENOMEM, "no memory for the owner map of %llu blocks",
@@ -101,17 +110,28 @@ static size_t owners_size(uint32_t n_sectors)
         return round_up_to(n_sectors * sizeof(uint16_t), sizeof(uint64_t));
 }
 
-static size_t resolved_size(const struct resolver *r, uint32_t n_sectors)
+uint64_t resolver_block_size(const struct resolver *r)
 {
-        return sizeof(struct resolved) + owners_size(n_sectors) + r->n_layers * sizeof(uint64_t);
+        return UINT64_C(1) << r->shift;
 }
 
-static struct resolved *resolved_new(const struct resolver *r, uint64_t block, uint32_t n_sectors)
+static size_t size_for(uint32_t n_sectors, uint32_t n_layers)
 {
-        struct resolved *map = calloc(1, resolved_size(r, n_sectors));
+        return sizeof(struct resolved) + owners_size(n_sectors) + n_layers * sizeof(uint64_t);
+}
+
+static size_t resolved_size(const struct resolved *map)
+{
+        return size_for(map->n_sectors, map->n_layers);
+}
+
+static struct resolved *resolved_new(uint64_t block, uint32_t n_sectors, uint32_t n_layers)
+{
+        struct resolved *map = calloc(1, size_for(n_sectors, n_layers));
 
         if (!map)
                 return NULL;
+        map->n_layers = n_layers;
         map->block = block;
         map->n_sectors = n_sectors;
         map->starts = (uint64_t *)((char *)map->owners + owners_size(n_sectors));
@@ -128,7 +148,7 @@ struct resolver *resolver_free(struct resolver *r)
         if (!r)
                 return NULL;
         for (uint32_t i = 0; i < r->n_list; i++) {
-                atomic_fetch_sub(&map_bytes, resolved_size(r, r->list[i]->n_sectors));
+                atomic_fetch_sub(&map_bytes, resolved_size(r->list[i]));
                 free(r->list[i]);
         }
         for (uint64_t i = 0; r->pages && i * PAGE_BLOCKS < r->n_blocks; i++)
@@ -167,6 +187,11 @@ static struct page *page_make(struct resolver *r, uint64_t block)
 
 /* --- looking through the layers */
 
+static struct chain_extent absent(uint64_t length, unsigned n_layers)
+{
+        return (struct chain_extent){.length = length, .kind = EXTENT_ABSENT, .depth = n_layers};
+}
+
 static bool has_block(const struct image *image, uint64_t offset)
 {
         if (offset >= image->size)
@@ -174,10 +199,11 @@ static bool has_block(const struct image *image, uint64_t offset)
         return !image->format->holds || image->format->holds(image, offset);
 }
 
-/* From layer @top down; the range lies inside one block of the smallest size. *n_looked: layers that have a block there and were asked. A child smaller
- * than the disk ends the run; what no layer has is absent. */
-static int walk(struct resolver *r, unsigned top, uint64_t offset, uint64_t length,
-        unsigned map_flags, struct chain_extent *ret, unsigned *n_looked)
+/* From layer @top down; the range lies inside one block of the smallest size. *n_looked: layers
+ * that have a block there and were asked. A child smaller than the disk ends the run; what no layer
+ * has is absent. Depths are those in a chain of @n_layers, of which @top is one. */
+static int walk(struct resolver *r, unsigned n_layers, unsigned top, uint64_t offset,
+        uint64_t length, unsigned map_flags, struct chain_extent *ret, unsigned *n_looked)
 {
         *n_looked = 0;
         for (unsigned i = top + 1; i-- > 0;) {
@@ -198,14 +224,13 @@ static int walk(struct resolver *r, unsigned top, uint64_t offset, uint64_t leng
                 *ret = (struct chain_extent){
                         .length = length,
                         .kind = extent.kind,
-                        .depth = r->n_layers - 1 - i,
+                        .depth = n_layers - 1 - i,
                         .file = image->file,
                         .file_offset = extent.file_offset,
                 };
                 return 0;
         }
-        *ret = (struct chain_extent){
-                .length = length, .kind = EXTENT_ABSENT, .depth = r->n_layers};
+        *ret = absent(length, n_layers);
         return 0;
 }
 
@@ -219,7 +244,7 @@ static uint64_t block_rest(const struct resolver *r, uint64_t offset, uint64_t l
 /* The topmost layer with a block there, + 1, or NOBODY. */
 static uint16_t find_owner(const struct resolver *r, uint64_t offset)
 {
-        for (unsigned i = r->n_layers; i-- > 0;)
+        for (unsigned i = count_layers(r); i-- > 0;)
                 if (has_block(r->layers[i], offset))
                         return (uint16_t)(i + 1);
         return NOBODY;
@@ -234,6 +259,8 @@ static uint16_t owner_of(struct resolver *r, uint64_t block)
 
         if (owner != UNKNOWN)
                 return owner;
+        /* The layers are counted in there, with the page in view: a writer in a leaf that came later
+         * sees the page and corrects what we put into it. */
         owner = find_owner(r, block << r->shift);
         /* Only over "unknown": a writer that was quicker knows better. */
         if (at && !atomic_compare_exchange_strong(at, &unknown, owner))
@@ -261,7 +288,7 @@ static void map_remove(struct resolver *r, struct resolved *map)
         atomic_store(&page->maps[map->block % PAGE_BLOCKS], NULL);
         r->list[map->index] = last;
         last->index = map->index;
-        atomic_fetch_sub(&map_bytes, resolved_size(r, map->n_sectors));
+        atomic_fetch_sub(&map_bytes, resolved_size(map));
         map->call.run = free_map;
         grace_defer(grace_readers(), &map->call);
 }
@@ -308,7 +335,7 @@ static int map_add(struct resolver *r, struct resolved *map)
         }
         map->index = r->n_list;
         r->list[r->n_list++] = map;
-        atomic_fetch_add(&map_bytes, resolved_size(r, map->n_sectors));
+        atomic_fetch_add(&map_bytes, resolved_size(map));
         atomic_store_explicit(&page->maps[map->block % PAGE_BLOCKS], map, memory_order_release);
         evict_maps(r, map->block);
         return 0;
@@ -323,12 +350,12 @@ static int fill_map(struct resolver *r, struct resolved *map)
                 struct chain_extent extent;
                 unsigned n_looked;
                 uint16_t owner;
-                int result = walk(r, r->n_layers - 1, start + at, length - at, 0, &extent,
-                        &n_looked);
+                int result = walk(r, map->n_layers, map->n_layers - 1, start + at, length - at, 0,
+                        &extent, &n_looked);
 
                 if (result < 0)
                         return result;
-                owner = extent.kind == EXTENT_DATA ? (uint16_t)(r->n_layers - extent.depth)
+                owner = extent.kind == EXTENT_DATA ? (uint16_t)(map->n_layers - extent.depth)
                                                    : NOBODY;
                 if (extent.kind == EXTENT_ZERO)
                         return -ENOTSUP; /* no VHD says so */
@@ -353,7 +380,7 @@ static void build_map(struct resolver *r, uint64_t block)
         MUTEX_GUARD(stripe_of(r, block));
         if (map_of(r, block) || size % SECTOR_SIZE)
                 return;
-        map = resolved_new(r, block, (uint32_t)(size / SECTOR_SIZE));
+        map = resolved_new(block, (uint32_t)(size / SECTOR_SIZE), count_layers(r));
         if (!map)
                 return;
         /* Failures are no harm: the next read finds its way without a map. */
@@ -385,13 +412,13 @@ static int note_walk(struct resolver *r, uint64_t block, unsigned map_flags)
         return 0;
 }
 
-/* A frozen layer keeps what it has, where it has it; the leaf has to be asked each time. */
-static int from_leaf(struct resolver *r, uint64_t offset, uint64_t length, unsigned map_flags,
+/* A layer that was frozen when the map was built keeps what it has, where it has it. The one that was
+ * the leaf then has to be asked each time: the map knows of its sectors, and not of its places. */
+static int from_layer(struct image *layer, uint64_t offset, uint64_t length, unsigned map_flags,
         struct chain_extent *ret)
 {
-        struct image *leaf = r->layers[r->n_layers - 1];
         struct extent extent;
-        int result = leaf->format->map(leaf, offset, length, map_flags, &extent);
+        int result = layer->format->map(layer, offset, length, map_flags, &extent);
 
         if (result < 0)
                 return result;
@@ -408,6 +435,7 @@ static int from_map(struct resolver *r, uint64_t offset, uint64_t length, unsign
         uint32_t first = (uint32_t)((offset - (block << r->shift)) / SECTOR_SIZE), n = 1;
         uint32_t last = (uint32_t)((offset + length - 1 - (block << r->shift)) / SECTOR_SIZE);
         struct resolved *map = map_of(r, block);
+        unsigned n_layers;
         uint64_t end;
         uint16_t owner;
 
@@ -421,19 +449,21 @@ static int from_map(struct resolver *r, uint64_t offset, uint64_t length, unsign
                 n++;
         end = (block << r->shift) + (uint64_t)(first + n) * SECTOR_SIZE;
         length = MIN_OF(length, end - offset);
+        n_layers = count_layers(r);
         if (owner == NOBODY) {
-                *ret = (struct chain_extent){
-                        .length = length, .kind = EXTENT_ABSENT, .depth = r->n_layers};
+                *ret = absent(length, n_layers);
                 return 1;
         }
         *ret = (struct chain_extent){
                 .length = length,
                 .kind = EXTENT_DATA,
-                .depth = r->n_layers - owner,
+                .depth = n_layers - owner,
                 .file = r->layers[owner - 1]->file,
                 .file_offset = map->starts[owner - 1] + (offset - (block << r->shift)),
         };
-        return r->layers[owner - 1]->writable ? from_leaf(r, offset, length, map_flags, ret) : 1;
+        if (!r->may_grow || owner < map->n_layers)
+                return 1;
+        return from_layer(r->layers[owner - 1], offset, length, map_flags, ret);
 }
 
 /* --- public */
@@ -443,20 +473,21 @@ int resolve_below(struct resolver *r, unsigned top, uint64_t offset, uint64_t le
 {
         unsigned n_looked;
 
-        return walk(r, top, offset, block_rest(r, offset, length), map_flags, ret, &n_looked);
+        return walk(r, count_layers(r), top, offset, block_rest(r, offset, length), map_flags, ret,
+                &n_looked);
 }
 
 int resolve(struct resolver *r, uint64_t offset, uint64_t length, unsigned map_flags,
         struct chain_extent *ret)
 {
         uint64_t block = offset >> r->shift, ticket;
-        unsigned n_looked;
+        unsigned n_layers = count_layers(r), n_looked;
         uint16_t owner;
         int result;
 
         length = block_rest(r, offset, length);
-        if (r->n_layers == 1)
-                return walk(r, 0, offset, length, map_flags, ret, &n_looked);
+        if (n_layers == 1)
+                return walk(r, 1, 0, offset, length, map_flags, ret, &n_looked);
         if (!(map_flags & MAP_HOLES)) {
                 ticket = grace_enter(grace_readers());
                 result = from_map(r, offset, length, map_flags | MAP_NOWAIT, ret);
@@ -465,12 +496,12 @@ int resolve(struct resolver *r, uint64_t offset, uint64_t length, unsigned map_f
                         return 0;
         }
         owner = owner_of(r, block);
+        n_layers = count_layers(r); /* again: the owner may be one that was put on top since */
         if (owner == NOBODY) {
-                *ret = (struct chain_extent){
-                        .length = length, .kind = EXTENT_ABSENT, .depth = r->n_layers};
+                *ret = absent(length, n_layers);
                 return 0;
         }
-        result = walk(r, owner - 1u, offset, length, map_flags, ret, &n_looked);
+        result = walk(r, n_layers, owner - 1u, offset, length, map_flags, ret, &n_looked);
         if (result == 0 && n_looked > MANY_LAYERS)
                 result = note_walk(r, block, map_flags);
         return result;
@@ -498,21 +529,31 @@ static void for_each_block(struct resolver *r, uint64_t offset, uint64_t length,
         }
 }
 
+static void drop_map(struct resolver *r, struct resolved *map)
+{
+        MUTEX_GUARD(&r->list_lock);
+        map_remove(r, map);
+}
+
 static void note_change(
         struct resolver *r, struct page *page, uint64_t block, uint64_t from, uint64_t to)
 {
         struct resolved *map = atomic_load(&page->maps[block % PAGE_BLOCKS]);
+        unsigned n_layers = count_layers(r);
 
-        atomic_store_explicit(&page->owners[block % PAGE_BLOCKS], (uint16_t)r->n_layers,
+        atomic_store_explicit(&page->owners[block % PAGE_BLOCKS], (uint16_t)n_layers,
                 memory_order_release);
+        if (map && map->n_layers < n_layers) { /* it has no place for the new leaf (E10) */
+                drop_map(r, map);
+                return;
+        }
         for (uint64_t s = from / SECTOR_SIZE; map && s < div_round_up(to, SECTOR_SIZE); s++)
-                atomic_store_explicit(&map->owners[s], (uint16_t)r->n_layers,
-                        memory_order_release);
+                atomic_store_explicit(&map->owners[s], (uint16_t)n_layers, memory_order_release);
 }
 
 void resolver_changed(struct resolver *r, uint64_t offset, uint64_t length)
 {
-        if (r->n_layers > 1)
+        if (count_layers(r) > 1)
                 for_each_block(r, offset, length, note_change);
 }
 
@@ -522,14 +563,12 @@ static void note_drop(
         struct resolved *map = atomic_load(&page->maps[block % PAGE_BLOCKS]);
 
         atomic_store(&page->owners[block % PAGE_BLOCKS], UNKNOWN);
-        if (map) {
-                MUTEX_GUARD(&r->list_lock);
-                map_remove(r, map);
-        }
+        if (map)
+                drop_map(r, map);
 }
 
 void resolver_dropped(struct resolver *r, uint64_t offset, uint64_t length)
 {
-        if (r->n_layers > 1)
+        if (count_layers(r) > 1)
                 for_each_block(r, offset, length, note_drop);
 }

@@ -11,6 +11,10 @@
  * the layer of each sector. It is built once, kept under a bound, and changed or dropped by
  * whoever changes the leaf's bits.
  *
+ * A layer that is put on top (E10) rewrites nothing: owners are numbers that keep their meaning, and
+ * a map that was built before is right until the block is changed in the new leaf, and dropped then.
+ * Whoever counts the layers does so after it has an owner in hand, or before it looks for one.
+ *
  * Units      bytes on the disk; layers by index, 0 the root.
  * Ownership  resolver_new hands out, resolver_free ends. The layers are the chain's.
  * Errors     0 or -errno; -EAGAIN with MAP_NOWAIT.
@@ -18,12 +22,17 @@
  */
 #pragma once
 
+#include <stdatomic.h>
+
 #include "chain/chain.h"
 
 struct resolver;
 
-int resolver_new(struct image *const *layers, unsigned n_layers, uint64_t size,
-        struct resolver **ret, struct error *err);
+/* @layers grows at its end while requests run, and *@n_layers then, if @may_grow: never by an image
+ * of smaller blocks than resolver_block_size(). */
+int resolver_new(struct image *const *layers, const _Atomic unsigned *n_layers, bool may_grow,
+        uint64_t size, struct resolver **ret, struct error *err);
+uint64_t resolver_block_size(const struct resolver *resolver);
 struct resolver *resolver_free(struct resolver *resolver); /* NULL is fine; returns NULL */
 
 /* What is at @offset: ret->depth counts from the leaf. At most @length, perhaps less. */
