@@ -95,7 +95,7 @@ static bool receive_more(struct client *client)
                         timeout_ms = MIN_OF(timeout_ms * 2, TICKET_POLL_MAX_MS);
                         continue;
                 }
-                if (client->rx_end > 0 && !atomic_load(&client->server->stopping))
+                if (client->rx_end > 0 && !atomic_load(&client->cut))
                         client_log(client, NBD_LOG_INFO, "it went in the middle of a request");
                 return false;
         }
@@ -374,8 +374,8 @@ static void serve(struct client *client)
                 while (!client->ended && take_request(client))
                         ;
                 arena_flush(client);
-                if (client->ended || atomic_load(&client->tx.broken) ||
-                        atomic_load(&client->server->stopping) || !receive_more(client))
+                if (client->ended || atomic_load(&client->tx.broken) || atomic_load(&client->cut) ||
+                        !receive_more(client))
                         break;
         }
 }
@@ -404,16 +404,17 @@ static bool prepare_buffers(struct client *client)
 void *client_thread(void *arg)
 {
         struct client *client = arg;
-        struct agreement agreement;
         struct error err = ERROR_INIT;
+        int r;
 
         pthread_setname_np(pthread_self(), "nbd-client");
         client_tell(client, NBD_EVENT_CONNECTED);
-        if (client_greet(client, &agreement, &err) < 0) {
+        r = client->handoff ? client_greet_handed(client, &err) : client_greet(client, &err);
+        if (r < 0) {
                 client_log(client, NBD_LOG_INFO, "no export for it: %s", err.message);
-        } else if (!prepare_buffers(client)) {
+        } else if (r == GREETED_SERVED && !prepare_buffers(client)) {
                 client_log(client, NBD_LOG_ERROR, "no memory for its buffers");
-        } else {
+        } else if (r == GREETED_SERVED) {
                 serve(client);
                 /* Whoever said DISC, or only closed its sending side, still gets its replies. */
                 flight_wait_none(client);

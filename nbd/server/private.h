@@ -53,6 +53,10 @@ enum meta_context {
 };
 /* Information that a client may ask for; the rest comes unasked or not at all. */
 #define INFO_BITS (1u << NBD_INFO_NAME | 1u << NBD_INFO_DESCRIPTION)
+/* Behind the fixed contexts come the snapshots that the client chose, in its order. */
+#define MAX_CONTEXTS        (N_CONTEXTS + NBD_CHANGED_MAX)
+#define CONTEXT_CHANGED(i)  (N_CONTEXTS + (i))
+#define CONTEXT_CHANGED_PRE "vhdd:changed:"
 /* The id that stands for a context on the wire. */
 #define CONTEXT_ID(context) ((uint32_t)(context) + 1)
 
@@ -60,10 +64,13 @@ struct request;
 
 /* A chain that is served, by one export or several. */
 struct volume {
-        /* immutable after start */
+        /* immutable */
         struct nbd_server *server;
         struct chain *chain;
         uint64_t size;
+
+        /* guarded by server.lock */
+        unsigned n_exports;
 
         atomic_uint_fast64_t unsynced; /* bytes written since the last flush began */
 
@@ -72,24 +79,49 @@ struct volume {
         /* guarded by lock */
         struct request *waiting; /* for a flush that has not begun */
         bool wanted, running;
+        pthread_cond_t idle; /* !running */
+};
+
+struct changed {
+        char *name;
+        unsigned layer; /* counted from the root, so that a layer pushed on top moves nothing */
 };
 
 struct export
 {
-        /* immutable after start */
+        /* immutable */
+        uint64_t number;          /* in the order of their making; never used again */
         char *name, *description; /* description may be NULL */
         size_t name_length;
         struct volume *volume;
         bool read_only, is_default;
         uint64_t size;
+        uint32_t preferred_size;
+
+        /* guarded by server.lock */
+        unsigned n_clients; /* whoever counts here may use it without the lock */
+        bool hidden;
+        bool leaving; /* somebody is removing it */
+        struct changed *changed;
+        size_t n_changed;
 };
 
 /* What negotiation found out. */
 struct agreement {
-        const struct export *export;
+        struct export *export;
         bool structured;
-        bool no_zeroes;
-        unsigned contexts; /* bits: 1 << enum meta_context */
+        unsigned contexts; /* bits: 1 << enum meta_context, 1 << CONTEXT_CHANGED(i) */
+        unsigned changed_layers[NBD_CHANGED_MAX];
+};
+
+/* What a client wants; the export is known by name only. */
+struct choice {
+        const char *export_name;
+        size_t export_name_length;
+        bool structured;
+        unsigned contexts; /* of the fixed ones */
+        unsigned n_changed;
+        uint8_t (*changed)[NBD_CHANGED_NAME_MAX + 4]; /* NUL-terminated */
 };
 
 struct flight {
@@ -117,15 +149,19 @@ struct client {
         uint64_t begun_ms;
         char peer[96];
         bool may_sendfile;
+        struct nbd_handoff *handoff; /* it negotiated elsewhere; NULL: here; owned */
         pthread_t thread;
 
         /* guarded by server.lock */
         struct client *next, *previous;
         enum nbd_client_state state;
         bool evicted;
+        bool handed_over; /* the socket is another process's too: it is not shut, only closed */
 
         /* written by the client's thread, under server.lock while state changes */
         struct agreement agreement;
+
+        atomic_bool cut; /* its export is being taken away: no more requests */
 
         /* counters: the client's thread and those that complete its requests */
         atomic_uint_fast64_t requests, errors, bytes_read, bytes_written;
@@ -161,13 +197,10 @@ struct ring;
 struct nbd_server {
         /* immutable after start */
         struct nbd_server_options options;
-        struct export *exports;
-        size_t n_exports;
-        struct volume **volumes;
-        size_t n_volumes;
+        struct nbd_directory directory; /* what options.directory points to, if it does */
         struct listener listeners[NBD_SERVER_MAX_LISTENERS];
         size_t n_listeners;
-        int wake_fd; /* eventfd: a client ended, or stop */
+        int wake_fd; /* eventfd: stop */
         struct pool *pool;
         struct ring *ring; /* NULL: no io_uring */
         struct tx_writer *writer;
@@ -181,6 +214,11 @@ struct nbd_server {
         pthread_cond_t fewer; /* a client left the list */
         /* guarded by lock */
         bool stopped;
+        struct export **exports; /* oldest first */
+        size_t n_exports;
+        uint64_t next_export;
+        struct volume **volumes;
+        size_t n_volumes;
         struct client *clients, *last_client; /* oldest first */
         struct client *finished;              /* threads that wait to be joined */
         unsigned n_greeting, n_served;
@@ -237,20 +275,44 @@ void server_log(struct nbd_server *server, enum nbd_log_level level, const char 
         __attribute__((format(printf, 3, 4)));
 void client_log(struct client *client, enum nbd_log_level level, const char *format, ...)
         __attribute__((format(printf, 3, 4)));
-/* NULL: there is none of this name. */
-const struct export *server_find_export(
-        struct nbd_server *server, const char *name, size_t name_length);
-/* The client has an export now. False: there is no room for it. */
-bool server_promote(struct client *client, const struct agreement *agreement);
+/* Waits until @done says so; false if that took longer than @timeout_ms. */
+bool server_wait_fewer_locked(struct nbd_server *server, bool (*done)(const void *),
+        const void *arg, unsigned timeout_ms);
+/* No more requests are taken from these clients; @both: nor replies sent. @export NULL: of all. */
+void server_shut_clients_locked(struct nbd_server *server, const struct export *export, bool both);
+/* The client has an export now. -EBUSY: there is no room for it; -ENOENT, -EAGAIN (hidden);
+ * -ESTALE: a snapshot that it chose is gone. */
+int server_promote(struct client *client, const struct choice *choice);
+/* From here on the client's socket is left alone. False: it is on its way out. */
+bool server_begin_hand_over(struct client *client);
 void client_tell(struct client *client, enum nbd_event event);
 /* The last thing that a client's thread does: the client is gone from the list, its socket closed. */
 void server_client_gone(struct client *client);
 
-/* greet.c: negotiates on the client's socket until it has an export, gives up, breaks the protocol
- * or lets the time run out. 0 with *ret, or -errno with a sentence. */
-int client_greet(struct client *client, struct agreement *ret, struct error *err);
-/* The transmission flags of an export, as this client may use it. */
-uint16_t export_flags(const struct export *export, bool structured);
+/* exports.c */
+/* What there is to say about an export: 0, -ENOENT, -EAGAIN (hidden), -ENOMEM. The empty name may mean
+ * the default one. */
+int server_export_facts(struct nbd_server *server, const char *name, size_t name_length,
+        struct nbd_export_facts *ret);
+/* The oldest export younger than number @after, so that a list needs no lock while it is sent.
+ * -ENOENT: there is no more. */
+int server_export_next(struct nbd_server *server, uint64_t after, uint64_t *ret_number,
+        char **ret_name, char **ret_description);
+/* What a client is promoted with. */
+int server_agree_locked(
+        struct nbd_server *server, const struct choice *choice, struct agreement *ret);
+void server_exports_done(struct nbd_server *server);
+
+/* greet.c */
+enum greeted {
+        GREETED_SERVED,      /* it has an export */
+        GREETED_HANDED_OVER, /* it is another process's client now */
+};
+/* Negotiates on the client's socket until it has an export, gives up, breaks the protocol or lets the
+ * time run out. An enum greeted, or -errno with a sentence. */
+int client_greet(struct client *client, struct error *err);
+/* Answers the option of client->handoff. */
+int client_greet_handed(struct client *client, struct error *err);
 
 /* client.c */
 void *client_thread(void *arg);
@@ -296,7 +358,7 @@ void client_drop_tickets(struct client *client);
 /* status.c: the whole reply to a block status. */
 #define STATUS_MAX_EXTENTS 4096u
 #define STATUS_REPLY_BOUND                                                                         \
-        (N_CONTEXTS *                                                                              \
+        (MAX_CONTEXTS *                                                                            \
                 (sizeof(struct nbd_wire_chunk) + sizeof(be32) +                                    \
                         STATUS_MAX_EXTENTS * sizeof(struct nbd_wire_extent)))
 ssize_t status_reply_build(
@@ -326,6 +388,7 @@ void request_read(struct request *request);
 
 /* volume.c */
 void volume_init(struct volume *volume, struct nbd_server *server, struct chain *chain);
+/* Waits for a flush that nobody waits for any more. */
 void volume_done(struct volume *volume);
 /* The request is answered by the next flush that begins. */
 void volume_flush(struct volume *volume, struct request *request);

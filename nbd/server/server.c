@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The server as a whole: exports, the thread that accepts, the list of clients, the end.
  *
- * A client's thread is joined by the accepting thread after it left the list, or by stop. */
+ * A client's thread that left the list is joined by the next one that does, the last one by stop. */
 #include "nbd/server/server.h"
 
 #include <assert.h>
@@ -16,7 +16,6 @@
 #include <time.h>
 
 #include "base/arith.h"
-#include "base/utf16.h"
 #include "nbd/server/private.h"
 
 /* A client that greets is left alone for so long, even when others want its place. */
@@ -146,6 +145,17 @@ static void complete_options(struct nbd_server_options *o)
         o->max_unsynced_bytes = or_default(o->max_unsynced_bytes, 256 * MIB);
 }
 
+/* Its time limits are about how long, not about what the clock on the wall says. */
+static void init_fewer(struct nbd_server *server)
+{
+        pthread_condattr_t attr;
+
+        pthread_condattr_init(&attr);
+        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+        pthread_cond_init(&server->fewer, &attr);
+        pthread_condattr_destroy(&attr);
+}
+
 int nbd_server_new(
         const struct nbd_server_options *options, struct nbd_server **ret, struct error *err)
 {
@@ -156,6 +166,10 @@ int nbd_server_new(
         if (options)
                 server->options = *options;
         complete_options(&server->options);
+        if (options && options->directory) {
+                server->directory = *options->directory;
+                server->options.directory = &server->directory;
+        }
         server->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (server->wake_fd < 0) {
                 int r = fail_os(err, errno, "cannot make an eventfd");
@@ -167,104 +181,11 @@ int nbd_server_new(
                 server->listeners[i].fd = -1;
         pthread_mutex_init(&server->lock, NULL);
         pthread_mutex_init(&server->log_lock, NULL);
-        pthread_cond_init(&server->fewer, NULL);
+        init_fewer(server);
         flight_init(
                 &server->flight, server->options.max_bytes, server->options.max_bytes_per_client);
         server->next_id = 1;
         *ret = server;
-        return 0;
-}
-
-const struct export *server_find_export(
-        struct nbd_server *server, const char *name, size_t name_length)
-{
-        const struct export *otherwise = NULL;
-
-        for (size_t i = 0; i < server->n_exports; i++) {
-                const struct export *export = &server->exports[i];
-
-                if (export->name_length == name_length &&
-                        memcmp(export->name, name, name_length) == 0)
-                        return export;
-                if (export->is_default)
-                        otherwise = export;
-        }
-        return name_length == 0 ? otherwise : NULL;
-}
-
-/* The volume of a chain: made at its first export. */
-static struct volume *find_volume(struct nbd_server *server, struct chain *chain)
-{
-        struct volume **volumes;
-        struct volume *volume;
-
-        for (size_t i = 0; i < server->n_volumes; i++)
-                if (server->volumes[i]->chain == chain)
-                        return server->volumes[i];
-        volumes = reallocarray(server->volumes, server->n_volumes + 1, sizeof(*volumes));
-        if (!volumes)
-                return NULL;
-        server->volumes = volumes;
-        volume = malloc(sizeof(*volume));
-        if (!volume)
-                return NULL;
-        volume_init(volume, server, chain);
-        volumes[server->n_volumes++] = volume;
-        return volume;
-}
-
-static int check_export(
-        struct nbd_server *server, const struct nbd_export_options *options, struct error *err)
-{
-        size_t length = strlen(options->name);
-
-        if (length > NBD_EXPORT_NAME_MAX || !utf8_is_valid(options->name, length))
-                return fail(err, EINVAL, "an export's name is UTF-8 of at most %u bytes",
-                        NBD_EXPORT_NAME_MAX);
-        if (options->description &&
-                (strlen(options->description) > NBD_STRING_MAX ||
-                        !utf8_is_valid(options->description, strlen(options->description))))
-                return fail(err, EINVAL, "an export's description is UTF-8 of at most %u bytes",
-                        NBD_STRING_MAX);
-        if (server_find_export(server, options->name, length))
-                return fail(err, EEXIST, "there is an export named '%s' already", options->name);
-        if (options->is_default && server_find_export(server, "", 0))
-                return fail(err, EEXIST, "the empty name stands for another export already");
-        if (server->n_exports == NBD_SERVER_MAX_EXPORTS)
-                return fail(err, ENOSPC, "more than %u exports", NBD_SERVER_MAX_EXPORTS);
-        return 0;
-}
-
-int nbd_server_add_export(
-        struct nbd_server *server, const struct nbd_export_options *options, struct error *err)
-{
-        _cleanup_free_ char *name = NULL;
-        _cleanup_free_ char *description = NULL;
-        struct export *exports;
-        struct volume *volume;
-        int r = check_export(server, options, err);
-
-        assert(!server->started);
-        if (r < 0)
-                return r;
-        name = strdup(options->name);
-        description = options->description ? strdup(options->description) : NULL;
-        exports = reallocarray(server->exports, server->n_exports + 1, sizeof(*exports));
-        if (exports)
-                server->exports = exports;
-        volume = find_volume(server, options->chain);
-        if (!exports || !name || (options->description && !description) || !volume)
-                return fail(err, ENOMEM, "no memory for the export '%s'", options->name);
-
-        exports[server->n_exports++] = (struct export){
-                .name_length = strlen(options->name),
-                .name = TAKE_PTR(name),
-                .description = TAKE_PTR(description),
-                .volume = volume,
-                .read_only = options->read_only || !chain_is_writable(options->chain),
-                .is_default = options->is_default,
-                .size = volume->size,
-        };
         return 0;
 }
 
@@ -384,30 +305,52 @@ static void list_remove_locked(struct nbd_server *server, struct client *client)
         client->next = client->previous = NULL;
 }
 
-bool server_promote(struct client *client, const struct agreement *agreement)
+static int promote_locked(struct client *client, const struct choice *choice)
 {
         struct nbd_server *server = client->server;
+        struct agreement agreement;
+        int r = -EBUSY;
 
-        pthread_mutex_lock(&server->lock);
-        if (server->n_served >= server->options.max_clients || client->evicted) {
-                server->counters.refused++;
-                pthread_mutex_unlock(&server->lock);
-                return false;
+        if (server->n_served < server->options.max_clients && !client->evicted)
+                r = server_agree_locked(server, choice, &agreement);
+        if (r < 0) {
+                server->counters.refused += r == -EBUSY;
+                return r;
         }
         client->state = NBD_CLIENT_SERVED;
-        client->agreement = *agreement;
+        client->agreement = agreement;
+        agreement.export->n_clients++;
         server->n_greeting--;
         server->n_served++;
         server->counters.served++;
-        pthread_mutex_unlock(&server->lock);
+        return 0;
+}
 
+int server_promote(struct client *client, const struct choice *choice)
+{
+        const struct agreement *agreement = &client->agreement;
+        int r;
+
+        pthread_mutex_lock(&client->server->lock);
+        r = promote_locked(client, choice);
+        pthread_mutex_unlock(&client->server->lock);
+        if (r < 0)
+                return r;
         client_log(client, NBD_LOG_INFO, "uses export '%s'%s", agreement->export->name,
                 agreement->export->read_only ? ", read-only" : "");
         client_log(client, NBD_LOG_DEBUG, "%s replies, %d meta contexts",
                 agreement->structured ? "structured" : "simple",
                 __builtin_popcount(agreement->contexts));
         client_tell(client, NBD_EVENT_SERVED);
-        return true;
+        return 0;
+}
+
+bool server_begin_hand_over(struct client *client)
+{
+        MUTEX_GUARD(&client->server->lock);
+
+        client->handed_over = !client->evicted && !atomic_load(&client->cut);
+        return client->handed_over;
 }
 
 static void add_counters(struct nbd_server_counters *to, const struct client *client)
@@ -420,32 +363,23 @@ static void add_counters(struct nbd_server_counters *to, const struct client *cl
         to->receives += counted(&client->receives);
 }
 
-/* The last thing that a client's thread does. */
-void server_client_gone(struct client *client)
+static struct client *free_client(struct client *client)
 {
-        struct nbd_server *server = client->server;
+        free(client->handoff);
+        free(client);
+        return NULL;
+}
+DEFINE_CLEANUP(struct client *, free_client)
 
-        client_log(client, NBD_LOG_INFO, "is gone after %llu requests",
-                (unsigned long long)counted(&client->requests));
-        client_tell(client, NBD_EVENT_GONE);
+static void join_clients(struct client *list)
+{
+        while (list) {
+                struct client *next = list->next;
 
-        pthread_mutex_lock(&server->lock);
-        list_remove_locked(server, client);
-        if (client->state == NBD_CLIENT_SERVED) {
-                server->n_served--;
-        } else {
-                server->counters.failed_greetings++;
-                if (!client->evicted)
-                        server->n_greeting--;
+                pthread_join(list->thread, NULL);
+                free_client(list);
+                list = next;
         }
-        add_counters(&server->counters, client);
-        /* Under the lock: nobody who finds a client in the list finds a stranger's descriptor. */
-        close(client->fd);
-        client->next = server->finished;
-        server->finished = client;
-        pthread_cond_broadcast(&server->fewer);
-        pthread_mutex_unlock(&server->lock);
-        wake(server);
 }
 
 static void join_finished(struct nbd_server *server)
@@ -455,13 +389,40 @@ static void join_finished(struct nbd_server *server)
         pthread_mutex_lock(&server->lock);
         list = TAKE_PTR(server->finished);
         pthread_mutex_unlock(&server->lock);
-        while (list) {
-                struct client *next = list->next;
+        join_clients(list);
+}
 
-                pthread_join(list->thread, NULL);
-                free(list);
-                list = next;
+/* The last thing that a client's thread does. */
+void server_client_gone(struct client *client)
+{
+        struct nbd_server *server = client->server;
+        struct client *before;
+
+        if (!client->handed_over)
+                client_log(client, NBD_LOG_INFO, "is gone after %llu requests",
+                        (unsigned long long)counted(&client->requests));
+        client_tell(client, NBD_EVENT_GONE);
+
+        pthread_mutex_lock(&server->lock);
+        list_remove_locked(server, client);
+        if (client->state == NBD_CLIENT_SERVED) {
+                server->n_served--;
+                client->agreement.export->n_clients--;
+        } else {
+                server->counters.failed_greetings += !client->handed_over;
+                server->counters.handed_over += client->handed_over;
+                if (!client->evicted)
+                        server->n_greeting--;
         }
+        add_counters(&server->counters, client);
+        /* Under the lock: nobody who finds a client in the list finds a stranger's descriptor. */
+        close(client->fd);
+        before = TAKE_PTR(server->finished);
+        server->finished = client;
+        pthread_cond_broadcast(&server->fewer);
+        pthread_mutex_unlock(&server->lock);
+        /* From here on the server may be gone, and so may this client's struct soon. */
+        join_clients(before);
 }
 
 /* Room for one more that greets: if there is none, the one that has been at it longest goes. So a crowd
@@ -471,7 +432,7 @@ static bool make_room_locked(struct nbd_server *server)
         if (server->n_greeting < server->options.max_greeting)
                 return true;
         for (struct client *c = server->clients; c; c = c->next) {
-                if (c->state != NBD_CLIENT_GREETING || c->evicted)
+                if (c->state != NBD_CLIENT_GREETING || c->evicted || c->handed_over)
                         continue;
                 if (now_ms() - c->begun_ms < GREETING_GRACE_MS)
                         return false;
@@ -512,10 +473,22 @@ static int admit_locked(struct nbd_server *server, struct client *client, struct
         return 0;
 }
 
-/* Takes @fd over on success. */
-static int start_client(struct nbd_server *server, int fd, struct error *err)
+static int copy_handoff(struct client *client, const struct nbd_handoff *handoff, struct error *err)
 {
-        _cleanup_free_ struct client *client = calloc(1, sizeof(*client));
+        client->handoff = malloc(sizeof(*handoff));
+        if (!client->handoff)
+                return fail(err, ENOMEM, "no memory for a client");
+        *client->handoff = *handoff;
+        if (handoff->peer[0] != '\0')
+                snprintf(client->peer, sizeof(client->peer), "%s", (const char *)handoff->peer);
+        return 0;
+}
+
+/* Takes @fd over on success. @handoff: NULL, or what it agreed on elsewhere. */
+static int start_client(
+        struct nbd_server *server, int fd, const struct nbd_handoff *handoff, struct error *err)
+{
+        _cleanup_(free_clientp) struct client *client = calloc(1, sizeof(*client));
         int r;
 
         if (!client)
@@ -525,6 +498,10 @@ static int start_client(struct nbd_server *server, int fd, struct error *err)
         client->begun_ms = now_ms();
         client->state = NBD_CLIENT_GREETING;
         r = socket_prepare(fd, client->peer, sizeof(client->peer), &client->may_sendfile, err);
+        if (r < 0)
+                return r;
+        if (handoff)
+                r = copy_handoff(client, handoff, err);
         if (r < 0)
                 return r;
         client->may_sendfile = client->may_sendfile && !server->options.no_sendfile;
@@ -548,7 +525,16 @@ static int start_client(struct nbd_server *server, int fd, struct error *err)
 int nbd_server_serve_fd(struct nbd_server *server, int fd, struct error *err)
 {
         assert(server->started);
-        return start_client(server, fd, err);
+        return start_client(server, fd, NULL, err);
+}
+
+int nbd_server_serve_handoff(
+        struct nbd_server *server, int fd, const struct nbd_handoff *handoff, struct error *err)
+{
+        int r = nbd_handoff_check(handoff, err);
+
+        assert(server->started);
+        return r < 0 ? r : start_client(server, fd, handoff, err);
 }
 
 static void accept_one(struct nbd_server *server, const struct listener *listener)
@@ -566,7 +552,7 @@ static void accept_one(struct nbd_server *server, const struct listener *listene
                 }
                 return;
         }
-        if (start_client(server, fd, &err) < 0) {
+        if (start_client(server, fd, NULL, &err) < 0) {
                 server_log(server, NBD_LOG_INFO, "a client was turned away: %s", err.message);
                 close(fd);
         }
@@ -584,12 +570,8 @@ static void *accept_thread(void *arg)
                 pfds[n++] = (struct pollfd){.fd = server->listeners[i].fd, .events = POLLIN};
 
         while (!atomic_load(&server->stopping)) {
-                uint64_t times;
-
                 if (poll(pfds, n, -1) < 0)
                         continue;
-                if (pfds[0].revents && read(server->wake_fd, &times, sizeof(times)) > 0)
-                        join_finished(server);
                 for (size_t i = 0; i < server->n_listeners; i++)
                         if (pfds[i + 1].revents && !atomic_load(&server->stopping))
                                 accept_one(server, &server->listeners[i]);
@@ -658,10 +640,12 @@ int nbd_server_start(struct nbd_server *server, struct error *err)
         return 0;
 }
 
-/* Every client's socket in one direction or both. */
-static void shut_clients_locked(struct nbd_server *server, bool both)
+void server_shut_clients_locked(struct nbd_server *server, const struct export *export, bool both)
 {
         for (struct client *c = server->clients; c; c = c->next) {
+                if (c->handed_over || (export && c->agreement.export != export))
+                        continue;
+                atomic_store(&c->cut, true);
                 if (both)
                         tx_break(&c->tx);
                 else
@@ -669,33 +653,40 @@ static void shut_clients_locked(struct nbd_server *server, bool both)
         }
 }
 
-/* Until the list is empty; false if @timeout_ms was not enough. */
-static bool wait_for_clients_locked(struct nbd_server *server, unsigned timeout_ms)
+bool server_wait_fewer_locked(
+        struct nbd_server *server, bool (*done)(const void *), const void *arg, unsigned timeout_ms)
 {
         struct timespec until;
 
-        clock_gettime(CLOCK_REALTIME, &until);
+        clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_sec += timeout_ms / 1000;
         until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
         if (until.tv_nsec >= 1000000000) {
                 until.tv_sec++;
                 until.tv_nsec -= 1000000000;
         }
-        while (server->clients)
+        while (!done(arg))
                 if (pthread_cond_timedwait(&server->fewer, &server->lock, &until) == ETIMEDOUT)
-                        return !server->clients;
+                        return done(arg);
         return true;
+}
+
+static bool has_no_clients(const void *arg)
+{
+        const struct nbd_server *server = arg;
+
+        return !server->clients;
 }
 
 static void end_clients(struct nbd_server *server, unsigned timeout_ms)
 {
         pthread_mutex_lock(&server->lock);
         /* A blocked receive returns; what is queued in the socket behind it is not taken any more. */
-        shut_clients_locked(server, false);
-        if (!wait_for_clients_locked(server, timeout_ms)) {
+        server_shut_clients_locked(server, NULL, false);
+        if (!server_wait_fewer_locked(server, has_no_clients, server, timeout_ms)) {
                 server_log(server, NBD_LOG_ERROR,
                         "clients that did not take their replies in %u ms are cut off", timeout_ms);
-                shut_clients_locked(server, true);
+                server_shut_clients_locked(server, NULL, true);
                 /* What still runs is the disk's, and has no deadline. */
                 while (server->clients)
                         pthread_cond_wait(&server->fewer, &server->lock);
@@ -756,16 +747,7 @@ struct nbd_server *nbd_server_free(struct nbd_server *server)
         if (server->started && !server->stopped)
                 nbd_server_stop(server, FREE_TIMEOUT_MS, NULL);
         close_listeners(server);
-        for (size_t i = 0; i < server->n_exports; i++) {
-                free(server->exports[i].name);
-                free(server->exports[i].description);
-        }
-        for (size_t i = 0; i < server->n_volumes; i++) {
-                volume_done(server->volumes[i]);
-                free(server->volumes[i]);
-        }
-        free(server->exports);
-        free(server->volumes);
+        server_exports_done(server);
         close(server->wake_fd);
         flight_done(&server->flight);
         pthread_cond_destroy(&server->fewer);

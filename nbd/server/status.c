@@ -13,16 +13,33 @@ struct extent_list {
         uint32_t length, flags; /* the one that is growing; length 0: none */
 };
 
-static uint32_t flags_of(enum meta_context context, const struct chain_extent *extent)
+static uint32_t depth_of(const struct chain_extent *extent)
+{
+        return extent->kind == EXTENT_ABSENT ? 0 : extent->depth + 1;
+}
+
+/* 1 if a layer above the one that the snapshot froze has it. Where nobody has it now, nobody had it
+ * then: a child keeps its zeros for as long as a parent has data there (E9).
+ * @n_layers was asked after the extent: a layer that was pushed in between then makes more look
+ * changed, never less. */
+static uint32_t changed_since(
+        unsigned snapshot_layer, const struct chain_extent *extent, unsigned n_layers)
+{
+        return extent->kind != EXTENT_ABSENT && extent->depth + snapshot_layer + 1 < n_layers;
+}
+
+static uint32_t flags_of(const struct agreement *agreement, unsigned context,
+        const struct chain_extent *extent, unsigned n_layers)
 {
         switch (context) {
         case CONTEXT_ALLOCATION:
                 return extent->kind == EXTENT_DATA ? 0 : NBD_STATE_HOLE | NBD_STATE_ZERO;
         case CONTEXT_DEPTH:
-        case CONTEXT_QEMU_DEPTH: return extent->kind == EXTENT_ABSENT ? 0 : extent->depth + 1;
-        case N_CONTEXTS: break;
+        case CONTEXT_QEMU_DEPTH: return depth_of(extent);
+        default:
+                return changed_since(
+                        agreement->changed_layers[context - N_CONTEXTS], extent, n_layers);
         }
-        return 0;
 }
 
 static void push(struct extent_list *list)
@@ -50,7 +67,7 @@ static void add(struct extent_list *list, uint32_t length, uint32_t flags)
 /* Does every context have all that it can use? */
 static bool all_full(const struct extent_list *lists, unsigned contexts)
 {
-        for (unsigned i = 0; i < N_CONTEXTS; i++)
+        for (unsigned i = 0; i < MAX_CONTEXTS; i++)
                 if (contexts & 1u << i && lists[i].n < lists[i].max)
                         return false;
         return true;
@@ -59,7 +76,9 @@ static bool all_full(const struct extent_list *lists, unsigned contexts)
 static int walk(const struct client *client, const struct command *command, unsigned flags,
         struct extent_list *lists)
 {
-        unsigned contexts = client->agreement.contexts;
+        const struct agreement *agreement = &client->agreement;
+        const struct chain *chain = agreement->export->volume->chain;
+        unsigned contexts = agreement->contexts, n_layers;
         uint64_t at = command->offset, end = command->offset + command->length;
 
         if (contexts & 1u << CONTEXT_ALLOCATION)
@@ -68,14 +87,15 @@ static int walk(const struct client *client, const struct command *command, unsi
                 struct chain_extent extent;
                 uint32_t length;
                 int r = chain_status(
-                        client->agreement.export->volume->chain, at, end - at, flags, &extent);
+                        agreement->export->volume->chain, at, end - at, flags, &extent);
 
                 if (r < 0)
                         return r;
+                n_layers = chain_depth(chain);
                 length = (uint32_t)MIN_OF(extent.length, end - at);
-                for (unsigned i = 0; i < N_CONTEXTS; i++)
+                for (unsigned i = 0; i < MAX_CONTEXTS; i++)
                         if (contexts & 1u << i)
-                                add(&lists[i], length, flags_of((enum meta_context)i, &extent));
+                                add(&lists[i], length, flags_of(agreement, i, &extent, n_layers));
                 at += length;
         }
         return 0;
@@ -86,13 +106,13 @@ ssize_t status_reply_build(
 {
         bool one = command->flags & NBD_CMD_FLAG_REQ_ONE;
         unsigned contexts = client->agreement.contexts;
-        struct extent_list lists[N_CONTEXTS];
+        struct extent_list lists[MAX_CONTEXTS];
         uint8_t *p = out;
         int r;
 
         /* Each list is built where it will stand if those before it are full, and moved down. */
-        for (unsigned i = 0; i < N_CONTEXTS; i++) {
-                size_t before = (size_t)i * (STATUS_REPLY_BOUND / N_CONTEXTS);
+        for (unsigned i = 0; i < MAX_CONTEXTS; i++) {
+                size_t before = (size_t)i * (STATUS_REPLY_BOUND / MAX_CONTEXTS);
 
                 lists[i] = (struct extent_list){
                         .extents = (void *)(out + before + sizeof(struct nbd_wire_chunk) +
@@ -104,7 +124,7 @@ ssize_t status_reply_build(
         if (r < 0)
                 return r;
 
-        for (unsigned i = 0; i < N_CONTEXTS; i++) {
+        for (unsigned i = 0; i < MAX_CONTEXTS; i++) {
                 be32 id = be32_make(CONTEXT_ID(i));
                 struct nbd_wire_chunk chunk = {
                         .magic = be32_make(NBD_STRUCTURED_REPLY_MAGIC),

@@ -2,6 +2,8 @@
 /* Flushes of one chain, whichever client asks. One task at most is on the pool: it takes all who wait,
  * flushes once for them, and looks again. Who comes while a flush runs waits for the next, because
  * that one has begun already (E3). */
+#include <assert.h>
+
 #include "nbd/server/private.h"
 
 static void run_flushes(struct pool_task *task)
@@ -16,6 +18,8 @@ static void run_flushes(struct pool_task *task)
                 pthread_mutex_lock(&volume->lock);
                 if (!volume->wanted) {
                         volume->running = false;
+                        /* Under the lock: once it is free, the volume may be gone. */
+                        pthread_cond_signal(&volume->idle);
                         pthread_mutex_unlock(&volume->lock);
                         return;
                 }
@@ -94,9 +98,16 @@ void volume_init(struct volume *volume, struct nbd_server *server, struct chain 
                 .task.run = run_flushes,
         };
         pthread_mutex_init(&volume->lock, NULL);
+        pthread_cond_init(&volume->idle, NULL);
 }
 
 void volume_done(struct volume *volume)
 {
+        pthread_mutex_lock(&volume->lock);
+        while (volume->running)
+                pthread_cond_wait(&volume->idle, &volume->lock);
+        assert(!volume->waiting);
+        pthread_mutex_unlock(&volume->lock);
+        pthread_cond_destroy(&volume->idle);
         pthread_mutex_destroy(&volume->lock);
 }

@@ -28,6 +28,7 @@
 static struct nbd_server *server;
 static struct chain *chain;
 static atomic_bool over;
+static atomic_uint guests_served;
 
 static uint32_t next_random(uint32_t *seed)
 {
@@ -99,6 +100,60 @@ static void *rude_main(void *arg)
         return NULL;
 }
 
+/* Takes an export that comes and goes, and asks until it is cut off; what was answered is whole. */
+static void *guest_main(void *arg)
+{
+        unsigned kind = (unsigned)(uintptr_t)arg;
+
+        while (!atomic_load(&over)) {
+                int fd = client_connect(server);
+                uint8_t data[64];
+
+                client_hello(fd, NBD_FLAG_FIXED_NEWSTYLE);
+                if (client_option_result(fd, NBD_OPT_GO, data, client_info_data(data, "guest")) ==
+                        NBD_REP_ACK) {
+                        for (uint64_t n = 0; n < 30; n++)
+                                client_request(fd, n % 3 == kind ? NBD_CMD_FLUSH : NBD_CMD_READ, 0,
+                                        n, 0, n % 3 == kind ? 0 : 70000);
+                        REQUIRE(client_sees_end(fd));
+                        atomic_fetch_add(&guests_served, 1);
+                } else {
+                        usleep(500);
+                }
+                close(fd);
+        }
+        return NULL;
+}
+
+/* An export whose chain is there only as long as it is. */
+static void *owner_main(void *arg)
+{
+        static const struct nbd_changed changed = {"before", "layer 0"};
+        struct error err = ERROR_INIT;
+
+        for (unsigned i = 0; !atomic_load(&over); i++) {
+                struct chain *of = fake_chain_new(1u << 20, 2, true);
+                struct nbd_export_options export = {.name = "guest", .chain = of};
+                struct nbd_export_options second = {.name = "guest@now", .chain = of};
+
+                fake_chain_set(of, 0, 1u << 20, EXTENT_DATA, 0);
+                atomic_store(&fake_chain_switches(of)->cold_reads, i % 2);
+                REQUIRE(nbd_server_add_export(server, &export, &err) == 0);
+                if (i % 3 == 0)
+                        REQUIRE(nbd_server_add_export(server, &second, &err) == 0);
+                usleep(2000);
+                REQUIRE(nbd_server_set_changed(server, "guest", &changed, i % 2, &err) == 0);
+                REQUIRE(nbd_server_hide_export(server, "guest", i % 4 == 0, &err) == 0);
+                REQUIRE(nbd_server_export_clients(server, "guest") >= 0);
+                if (i % 3 == 0)
+                        REQUIRE(nbd_server_remove_export(server, "guest@now", false, 10, &err) ==
+                                0);
+                REQUIRE(nbd_server_remove_export(server, "guest", true, 8000, &err) == 0);
+                chain_abandon(of);
+        }
+        return NULL;
+}
+
 /* Looks at everything, and turns the weather. */
 static void *watch_main(void *arg)
 {
@@ -152,16 +207,23 @@ static void finish(unsigned timeout_ms)
 
 static void everybody_at_once(void)
 {
-        pthread_t clients[N_CLIENTS], rude, watch;
+        pthread_t clients[N_CLIENTS], rude, watch, guests[2], owner;
 
         start();
         for (uintptr_t i = 0; i < N_CLIENTS; i++)
                 REQUIRE(pthread_create(&clients[i], NULL, client_main, (void *)i) == 0);
         REQUIRE(pthread_create(&rude, NULL, rude_main, NULL) == 0);
         REQUIRE(pthread_create(&watch, NULL, watch_main, NULL) == 0);
+        for (uintptr_t i = 0; i < 2; i++)
+                REQUIRE(pthread_create(&guests[i], NULL, guest_main, (void *)i) == 0);
+        REQUIRE(pthread_create(&owner, NULL, owner_main, NULL) == 0);
         for (int i = 0; i < N_CLIENTS; i++)
                 pthread_join(clients[i], NULL);
         atomic_store(&over, true);
+        for (int i = 0; i < 2; i++)
+                pthread_join(guests[i], NULL);
+        pthread_join(owner, NULL);
+        REQUIRE(guests_served > 0);
         pthread_join(rude, NULL);
         pthread_join(watch, NULL);
         finish(5000);

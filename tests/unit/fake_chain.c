@@ -10,7 +10,7 @@
 
 struct chain {
         uint64_t size;
-        unsigned depth;
+        atomic_uint depth;
         bool writable;
         struct file *file, *other_file;
         uint8_t *bytes;
@@ -43,7 +43,7 @@ struct chain *fake_chain_new(uint64_t size, unsigned depth, bool writable)
         assert(fd >= 0);
         assert(file_from_fd(fd, "other", FILE_WRITE, &chain->other_file, &err) == 0);
         chain->size = size;
-        chain->depth = depth;
+        atomic_init(&chain->depth, depth);
         chain->writable = writable;
         chain->kinds = calloc(n_blocks, 1);
         chain->depths = calloc(n_blocks, 1);
@@ -109,6 +109,17 @@ void fake_chain_set(struct chain *chain, uint64_t offset, uint64_t length, enum 
                 memset(chain->bytes + offset, 0, length);
 }
 
+void fake_chain_push(struct chain *chain)
+{
+        uint64_t n_blocks = div_round_up(chain->size, FAKE_BLOCK);
+        MUTEX_GUARD(&chain->lock);
+
+        atomic_fetch_add(&chain->depth, 1);
+        for (uint64_t b = 0; b < n_blocks; b++)
+                if (chain->kinds[b] != EXTENT_ABSENT)
+                        chain->depths[b]++;
+}
+
 unsigned fake_chain_tickets(struct chain *chain)
 {
         MUTEX_GUARD(&chain->lock);
@@ -142,12 +153,15 @@ bool chain_is_writable(const struct chain *chain)
 
 unsigned chain_depth(const struct chain *chain)
 {
-        return chain->depth;
+        return atomic_load(&chain->depth);
 }
 
 const char *chain_layer_path(const struct chain *chain, unsigned layer)
 {
-        return "fake";
+        static const char *const paths[] = {"layer 0", "layer 1", "layer 2", "layer 3", "layer 4"};
+
+        assert(layer < sizeof(paths) / sizeof(paths[0]));
+        return paths[layer];
 }
 
 uint32_t chain_preferred_size(const struct chain *chain)
@@ -271,7 +285,8 @@ int chain_map(struct chain *chain, uint64_t offset, uint64_t length, unsigned fl
         *ret = (struct chain_extent){
                 .length = MIN_OF(offset + length, b * FAKE_BLOCK) - offset,
                 .kind = (enum extent_kind)chain->kinds[first],
-                .depth = chain->kinds[first] == EXTENT_ABSENT ? chain->depth : chain->depths[first],
+                .depth = chain->kinds[first] == EXTENT_ABSENT ? atomic_load(&chain->depth)
+                                                              : chain->depths[first],
                 .file_offset = offset,
         };
         if (ret->kind == EXTENT_DATA)

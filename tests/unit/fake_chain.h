@@ -36,6 +36,8 @@ uint8_t *fake_chain_bytes(struct chain *chain);
 /* What a block is; data of zero and absent blocks is cleared. Depth 0 is the leaf. */
 void fake_chain_set(struct chain *chain, uint64_t offset, uint64_t length, enum extent_kind kind,
         unsigned depth);
+/* An empty layer becomes the leaf. Layer n is named "layer n"; there are five at most. */
+void fake_chain_push(struct chain *chain);
 struct file *fake_chain_other_file(struct chain *chain);
 unsigned fake_chain_tickets(struct chain *chain); /* given out and not put back */
 uint64_t fake_chain_fua_writes(struct chain *chain);
