@@ -9,7 +9,9 @@
  * size of a request, from a seed, for some seconds or a number of operations; with --once each place
  * is touched once, in random order. The span
  * can be laid out in chunks with gaps (--chunk, --stride), to load a small part of each of many
- * blocks of a large disk. What a write writes depends on the seed and the place alone.
+ * blocks of a large disk. What a write writes depends on the seed and the place alone. With --log each
+ * request's moment (CLOCK_MONOTONIC) and latency go to a file at the end, as pairs of 64-bit numbers
+ * in microseconds, to be held against what else happened then.
  *
  * Exit status: 0 done, 2 usage, 3 it failed (an error reply of the server too).
  */
@@ -67,7 +69,7 @@ enum operation { READ, WRITE, WRITE_FLUSH };
 
 /* immutable once the threads run */
 static struct {
-        const char *socket_path, *export_name;
+        const char *socket_path, *export_name, *log_path;
         unsigned n_connections, depth;
         uint64_t size, span, offset, chunk, stride, seed, count;
         double seconds;
@@ -86,6 +88,10 @@ static pthread_barrier_t all_connected;
 static struct timespec began;
 static atomic_uint_fast64_t n_begun; /* --once, --count: of all connections */
 static uint64_t *order;              /* --once: the places in random order */
+
+struct sample {
+        uint64_t sent_us, latency_us;
+};
 
 struct slot {
         uint64_t place;
@@ -107,6 +113,7 @@ struct connection {
         /* results */
         uint64_t n_done, n_errors;
         uint32_t *latencies_us;
+        struct sample *samples; /* --log: beside latencies_us, as many */
         uint64_t n_latencies;
 };
 
@@ -318,6 +325,22 @@ static double seconds_between(const struct timespec *a, const struct timespec *b
         return (double)(b->tv_sec - a->tv_sec) + (double)(b->tv_nsec - a->tv_nsec) / 1e9;
 }
 
+static void note_latency(
+        struct connection *c, const struct timespec *sent, const struct timespec *now)
+{
+        uint64_t latency_us = (uint64_t)(seconds_between(sent, now) * 1e6);
+
+        if (c->n_latencies == LATENCY_MAX)
+                return;
+        if (c->samples)
+                c->samples[c->n_latencies] = (struct sample){
+                        .sent_us =
+                                (uint64_t)sent->tv_sec * 1000000 + (uint64_t)sent->tv_nsec / 1000,
+                        .latency_us = latency_us,
+                };
+        c->latencies_us[c->n_latencies++] = (uint32_t)latency_us;
+}
+
 static void take_reply(struct connection *c, unsigned slot, uint32_t error)
 {
         struct slot *s = &c->slots[slot];
@@ -334,9 +357,7 @@ static void take_reply(struct connection *c, unsigned slot, uint32_t error)
                 return;
         }
         clock_gettime(CLOCK_MONOTONIC, &now);
-        if (c->n_latencies < LATENCY_MAX)
-                c->latencies_us[c->n_latencies++] =
-                        (uint32_t)(seconds_between(&s->sent, &now) * 1e6);
+        note_latency(c, &s->sent, &now);
         c->n_done++;
         c->n_in_flight--;
         if (!options.once && !options.count && seconds_between(&began, &now) >= options.seconds)
@@ -409,7 +430,9 @@ static void *run_connection(void *opaque)
         c->out = malloc(c->out_room);
         c->in = malloc(RECEIVE_SIZE);
         c->latencies_us = malloc(LATENCY_MAX * sizeof(*c->latencies_us));
-        if (!c->out || !c->in || !c->latencies_us)
+        if (options.log_path)
+                c->samples = malloc(LATENCY_MAX * sizeof(*c->samples));
+        if (!c->out || !c->in || !c->latencies_us || (options.log_path && !c->samples))
                 die("no memory");
         c->random = mix(options.seed * CONNECTION_MAX + c->number);
         pthread_barrier_wait(&all_connected);
@@ -441,6 +464,19 @@ static int compare_u32(const void *a, const void *b)
         uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
 
         return (x > y) - (x < y);
+}
+
+static void write_log(const struct connection *connections)
+{
+        FILE *file = fopen(options.log_path, "we");
+
+        if (!file)
+                die(options.log_path);
+        for (unsigned i = 0; i < options.n_connections; i++)
+                fwrite(connections[i].samples, sizeof(struct sample), connections[i].n_latencies,
+                        file);
+        if (ferror(file) || fclose(file) != 0)
+                die(options.log_path);
 }
 
 static void report(struct connection *connections, double seconds)
@@ -480,7 +516,7 @@ static void usage(void)
         fputs("usage: nbdload --socket PATH [--export NAME] [--operation read|write|write-flush]\n"
               "               [--connections N] [--depth N] [--size SIZE] [--span SIZE]\n"
               "               [--offset SIZE] [--chunk SIZE --stride SIZE] [--seconds S | --count N |\n"
-              "                --once] [--seed N]\n",
+              "                --once] [--seed N] [--log FILE]\n",
                 stderr);
         exit(2);
 }
@@ -513,6 +549,7 @@ static void parse_options(int argc, char **argv)
 {
         static const struct option known[] = {
                 {"socket", required_argument, NULL, 'u'},
+                {"log", required_argument, NULL, 'l'},
                 {"export", required_argument, NULL, 'e'},
                 {"operation", required_argument, NULL, 'o'},
                 {"connections", required_argument, NULL, 'c'},
@@ -533,6 +570,7 @@ static void parse_options(int argc, char **argv)
         while ((c = getopt_long(argc, argv, "", known, NULL)) >= 0) {
                 switch (c) {
                 case 'u': options.socket_path = optarg; break;
+                case 'l': options.log_path = optarg; break;
                 case 'e': options.export_name = optarg; break;
                 case 'o': options.operation = parse_operation(optarg); break;
                 case 'c': options.n_connections = (unsigned)strtoul(optarg, NULL, 10); break;
@@ -590,6 +628,8 @@ int main(int argc, char **argv)
         for (unsigned i = 0; i < options.n_connections; i++)
                 pthread_join(connections[i].thread, NULL);
         clock_gettime(CLOCK_MONOTONIC, &ended);
+        if (options.log_path)
+                write_log(connections);
         report(connections, seconds_between(&began, &ended));
         return 0;
 }
