@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vhdd/control/names.h"
+
+#include <ctype.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Bytes of the UTF-8 character at @p (a string's end included), 0 if it is none. */
+static unsigned utf8_decode(const unsigned char *p, uint32_t *ret)
+{
+        static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
+        unsigned n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
+        uint32_t c = n < 2 ? p[0] : p[0] & (0xffu >> (n + 1));
+
+        for (unsigned i = 1; i < n; i++) {
+                if ((p[i] & 0xc0) != 0x80)
+                        return 0;
+                c = c << 6 | (p[i] & 0x3f);
+        }
+        if (n == 0 || c < smallest[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000))
+                return 0;
+        *ret = c;
+        return n;
+}
+
+static bool is_control(uint32_t c)
+{
+        return c < 0x20 || (c >= 0x7f && c < 0xa0);
+}
+
+int name_check(const char *name, struct error *err)
+{
+        size_t length = strlen(name);
+        uint32_t c = 0;
+
+        if (length == 0)
+                return fail(err, EINVAL, "a name has at least one character");
+        if (length > NAME_MAX_BYTES)
+                return fail(err, EINVAL, "a name of %zu bytes is too long: %u are allowed", length,
+                        NAME_MAX_BYTES);
+        for (const unsigned char *p = (const unsigned char *)name; *p;) {
+                unsigned n = utf8_decode(p, &c);
+
+                if (n == 0)
+                        return fail(err, EINVAL, "a name is UTF-8, and this one is not");
+                if (is_control(c))
+                        return fail(err, EINVAL,
+                                "a name has no control characters, and this one has U+%04X",
+                                (unsigned)c);
+                p += n;
+        }
+        if (strpbrk(name, "/@"))
+                return fail(err, EINVAL, "a name has no '/' and no '@', unlike '%s'", name);
+        if (strcmp(name, "now") == 0)
+                return fail(err, EINVAL, "the name 'now' is reserved: it means the live disk");
+        return 0;
+}
+
+/* One or two digits, no leading zero; goes behind them. */
+static bool take_number(const char **text, unsigned *ret)
+{
+        unsigned n = 0, digits = 0;
+
+        while (isdigit((unsigned char)**text) && digits < 3) {
+                n = n * 10 + (unsigned)(*(*text)++ - '0');
+                digits++;
+        }
+        *ret = n;
+        return digits == 1 || (digits == 2 && n >= 10);
+}
+
+int place_parse(const char *text, struct place *ret, struct error *err)
+{
+        struct place place = {.scsi = strncmp(text, "scsi", 4) == 0};
+        const char *p = text + (place.scsi ? 4 : 3);
+        bool good = (place.scsi || strncmp(text, "ide", 3) == 0) &&
+                take_number(&p, &place.controller) && *p++ == ':' && take_number(&p, &place.unit) &&
+                *p == '\0';
+
+        if (!good || place.controller > (place.scsi ? 3u : 1u) ||
+                place.unit > (place.scsi ? 63u : 1u))
+                return fail(err, EINVAL,
+                        "'%.40s' is no place for a disk: these are ide0:0 to ide1:1 and scsi0:0 to "
+                        "scsi3:63",
+                        text);
+        *ret = place;
+        return 0;
+}
+
+int mac_check(const char *text, struct error *err)
+{
+        bool good = strlen(text) == 17;
+
+        for (unsigned i = 0; good && i < 17; i++)
+                good = i % 3 == 2 ? text[i] == ':' : isxdigit((unsigned char)text[i]) != 0;
+        if (!good)
+                return fail(
+                        err, EINVAL, "'%.40s' is no MAC address such as 52:54:00:12:34:56", text);
+        return 0;
+}
