@@ -18,8 +18,13 @@
 
 int file_open(struct fs *fs, const char *path, unsigned flags, struct file **ret, struct error *err)
 {
-        int r = fs->ops->open(fs, path, flags, 0644, ret);
+        int r = fs->ops->open_told ? fs->ops->open_told(fs, path, flags, 0644, ret, err)
+                                   : fs->ops->open(fs, path, flags, 0644, ret);
 
+        if (r < 0 && fs->ops->open_told) {
+                error_set_file(err, path);
+                return r;
+        }
         if (r == 0) {
                 pthread_mutex_init(&(*ret)->sync_lock, NULL);
                 pthread_cond_init(&(*ret)->sync_ended, NULL);

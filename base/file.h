@@ -101,6 +101,9 @@ struct file {
 struct fs_ops {
         int (*open)(
                 struct fs *, const char *path, unsigned flags, unsigned mode, struct file **ret);
+        /* Optional: instead of open, for a file system that knows why not: then @err is filled. */
+        int (*open_told)(struct fs *, const char *path, unsigned flags, unsigned mode,
+                struct file **ret, struct error *err);
         int (*rename)(struct fs *, const char *from, const char *to, bool replace);
         int (*unlink)(struct fs *, const char *path);
         int (*sync_directory)(struct fs *, const char *path_of_file); /* the one that holds it */

@@ -96,11 +96,10 @@ static ssize_t direct_io(const struct host_file *host, const struct iovec *iov, 
                 whole.iov_base = buffer;
         }
         if (write)
-                got = pwritev2(host->direct_fd, buffer ? &whole : iov, buffer ? 1 : n,
-                        (off_t)offset, rwf);
+                got = pwritev2(
+                        host->direct_fd, buffer ? &whole : iov, buffer ? 1 : n, (off_t)offset, rwf);
         else
-                got = preadv(
-                        host->direct_fd, buffer ? &whole : iov, buffer ? 1 : n, (off_t)offset);
+                got = preadv(host->direct_fd, buffer ? &whole : iov, buffer ? 1 : n, (off_t)offset);
         if (got < 0)
                 return -errno;
         if (buffer && !write)
@@ -133,8 +132,7 @@ static ssize_t host_writev(
         size_t size;
 
         if (suits_direct((const struct host_file *)file, iov, n, offset, &size))
-                return direct_io(
-                        (const struct host_file *)file, iov, n, size, offset, true, flags);
+                return direct_io((const struct host_file *)file, iov, n, size, offset, true, flags);
         if (flags & FILE_DSYNC)
                 put = pwritev2(file->fd, iov, n, (off_t)offset, RWF_DSYNC);
         else
@@ -260,6 +258,18 @@ static int set_bytes(int fd, struct lock_bits bits, short type)
         return 0;
 }
 
+static struct lock_bits bits_minus(struct lock_bits a, struct lock_bits b)
+{
+        return (struct lock_bits){a.perms & ~b.perms, a.unshared & ~b.unshared};
+}
+
+void host_lock_reduce(int fd, enum file_lock mode)
+{
+        struct lock_bits all = {(1u << N_PERMS) - 1, (1u << N_PERMS) - 1};
+
+        set_bytes(fd, bits_minus(all, lock_modes[mode]), F_UNLCK);
+}
+
 static int find_clash(int fd, struct lock_bits bits)
 {
         for (int i = 0; i < N_PERMS; i++) {
@@ -273,11 +283,6 @@ static int find_clash(int fd, struct lock_bits bits)
                         return r < 0 ? r : -EAGAIN;
         }
         return 0;
-}
-
-static struct lock_bits bits_minus(struct lock_bits a, struct lock_bits b)
-{
-        return (struct lock_bits){a.perms & ~b.perms, a.unshared & ~b.unshared};
 }
 
 /* Ours first, then a look for clashes, as QEMU does: two that come at once both see each other.
@@ -323,6 +328,11 @@ static const struct file_ops host_file_ops = {
         .close = host_close,
 };
 
+const struct file_ops *host_file_ops_get(void)
+{
+        return &host_file_ops;
+}
+
 /* The same inode once more, with O_DIRECT; -EINVAL where the file system has no such thing. */
 static int open_direct(int fd, unsigned flags)
 {
@@ -334,35 +344,37 @@ static int open_direct(int fd, unsigned flags)
         return direct < 0 ? -errno : direct;
 }
 
-static int wrap_fd(int fd, const char *path, unsigned flags, struct file **ret)
+int host_file_wrap(
+        struct fs *fs, int fd, int direct_fd, const char *path, unsigned flags, struct file **ret)
 {
         _cleanup_free_ struct host_file *host = calloc(1, sizeof(*host));
-        _cleanup_fd_ int direct_fd = -1;
-        struct statfs fs;
+        _cleanup_fd_ int opened_fd = -1;
+        struct statfs statfs;
         struct stat st;
 
         if (!host)
                 return -ENOMEM;
         if (fstat(fd, &st) < 0)
                 return -errno;
-        host->in_memory = fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+        host->in_memory = fstatfs(fd, &statfs) == 0 && statfs.f_type == TMPFS_MAGIC;
         if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
                 return -EMEDIUMTYPE;
-        if (flags & FILE_DIRECT) {
-                direct_fd = open_direct(fd, flags);
+        if (flags & FILE_DIRECT && direct_fd < 0) {
+                direct_fd = opened_fd = open_direct(fd, flags);
                 if (direct_fd < 0)
                         return direct_fd;
         }
         host->file = (struct file){
                 .ops = &host_file_ops,
-                .fs = host_fs(),
+                .fs = fs,
                 .fd = fd,
                 .flags = flags,
         };
         host->file.path = strdup(path);
         if (!host->file.path)
                 return -ENOMEM;
-        host->direct_fd = TAKE_FD(direct_fd);
+        host->direct_fd = direct_fd;
+        TAKE_FD(opened_fd);
         *ret = &TAKE_PTR(host)->file;
         return 0;
 }
@@ -382,7 +394,7 @@ static int host_open(
         fd = open(path, o, mode);
         if (fd < 0)
                 return -errno;
-        r = wrap_fd(fd, path, flags, ret);
+        r = host_file_wrap(fs, fd, -1, path, flags, ret);
         if (r == 0)
                 TAKE_FD(fd);
         return r;
@@ -390,7 +402,7 @@ static int host_open(
 
 int file_from_fd(int fd, const char *path, unsigned flags, struct file **ret, struct error *err)
 {
-        int r = wrap_fd(fd, path, flags, ret);
+        int r = host_file_wrap(host_fs(), fd, -1, path, flags, ret);
 
         if (r == -EMEDIUMTYPE)
                 fail(err, EMEDIUMTYPE, "'%s' is neither a regular file nor a block device", path);

@@ -66,26 +66,43 @@ static bool counts(const char *path, const char *beside)
         return fd >= 0 && is_trusted(fd, beside) && fstat(fd, &st) == 0 && st.st_size > 0;
 }
 
-static int map_region(
-        int fd, const char *path, uint64_t size, struct region **ret, struct error *err)
+int host_region_map(struct fs *fs, int fd, const char *path, struct region **ret, struct error *err)
 {
         _cleanup_free_ struct region *region = calloc(1, sizeof(*region));
         _cleanup_free_ char *copy = strdup(path);
+        int mode = fcntl(fd, F_GETFL);
+        struct stat st;
         void *data;
 
         if (!region || !copy)
                 return fail(err, ENOMEM, "no memory for the redo file '%s'", path);
-        data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (mode < 0 || fstat(fd, &st) < 0)
+                return fail_os(err, errno, "cannot look at the redo file '%s'", path);
+        if (st.st_size <= 0)
+                return fail(err, ENODATA, "the redo file '%s' is empty", path);
+        data = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE,
+                (mode & O_ACCMODE) == O_RDWR ? MAP_SHARED : MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED)
                 return fail_os(err, errno, "cannot map the redo file '%s'", path);
         *region = (struct region){
-                .fs = host_fs(), .data = data, .size = size, .path = TAKE_PTR(copy)};
+                .fs = fs, .data = data, .size = (uint64_t)st.st_size, .path = TAKE_PTR(copy)};
         *ret = TAKE_PTR(region);
         return 0;
 }
 
-static int open_existing(
-        const struct places *places, const char *beside, struct region **ret, struct error *err)
+static int give(int *fd, const char *path, int *ret_fd, char **ret_path, struct error *err)
+{
+        char *copy = strdup(path);
+
+        if (!copy)
+                return fail(err, ENOMEM, "no memory for the redo file '%s'", path);
+        *ret_path = copy;
+        *ret_fd = TAKE_FD(*fd);
+        return 0;
+}
+
+static int open_existing(const struct places *places, const char *beside, int *ret_fd,
+        char **ret_path, struct error *err)
 {
         for (int i = 0; i < places->n; i++) {
                 const char *path = places->path[i];
@@ -108,13 +125,13 @@ static int open_existing(
                         continue;
                 if (fstat(fd, &st) < 0 || st.st_size == 0)
                         continue; /* its maker died before it held anything */
-                return map_region(fd, path, (uint64_t)st.st_size, ret, err);
+                return give(&fd, path, ret_fd, ret_path, err);
         }
         return -ENOENT;
 }
 
 /* The space is taken now: a full tmpfs is this error and not a SIGBUS later. */
-static int make_at(const char *path, uint64_t size, struct region **ret, struct error *err)
+static int make_at(const char *path, uint64_t size, int *ret_fd, char **ret_path, struct error *err)
 {
         _cleanup_fd_ int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
         int r;
@@ -123,7 +140,7 @@ static int make_at(const char *path, uint64_t size, struct region **ret, struct 
                 return fail_os(err, errno, "cannot make the redo file '%s'", path);
         r = fchmod(fd, 0600) < 0 ? errno : posix_fallocate(fd, 0, (off_t)size);
         if (r == 0) {
-                r = map_region(fd, path, size, ret, err);
+                r = give(&fd, path, ret_fd, ret_path, err);
                 if (r < 0)
                         unlink(path);
                 return r;
@@ -133,8 +150,8 @@ static int make_at(const char *path, uint64_t size, struct region **ret, struct 
                 (unsigned long long)size, path);
 }
 
-int host_region_open(struct fs *fs, const char *name, const char *beside, uint64_t size,
-        bool create, struct region **ret, struct error *err)
+int host_region_open_fd(const char *name, const char *beside, uint64_t size, bool create,
+        int *ret_fd, char **ret_path, struct error *err)
 {
         struct error local = ERROR_INIT;
         struct places places;
@@ -142,13 +159,28 @@ int host_region_open(struct fs *fs, const char *name, const char *beside, uint64
 
         find_places(name, beside, create, &places);
         if (!create)
-                return open_existing(&places, beside, ret, err ? err : &local);
+                return open_existing(&places, beside, ret_fd, ret_path, err ? err : &local);
         for (int i = 0; i < places.n; i++) {
-                r = make_at(places.path[i], size, ret, err);
+                r = make_at(places.path[i], size, ret_fd, ret_path, err);
                 if (r == 0 || (r == -EEXIST && counts(places.path[i], beside)))
                         return r;
         }
         error_set_file(err, beside);
+        return r;
+}
+
+int host_region_open(struct fs *fs, const char *name, const char *beside, uint64_t size,
+        bool create, struct region **ret, struct error *err)
+{
+        _cleanup_free_ char *path = NULL;
+        _cleanup_fd_ int fd = -1;
+        int r = host_region_open_fd(name, beside, size, create, &fd, &path, err);
+
+        if (r < 0)
+                return r;
+        r = host_region_map(fs, fd, path, ret, err);
+        if (r < 0 && create)
+                unlink(path);
         return r;
 }
 

@@ -24,6 +24,7 @@ struct device {
         /* immutable after the claim */
         struct file *file;
         int claim_fd; /* holds O_EXCL, or -1: @file does */
+        bool foreign; /* whoever opened @file for us has made the claim, too */
         struct partitions *partitions;
 };
 
@@ -155,6 +156,11 @@ int device_claim(struct file *file, struct device **ret, char *warning, struct e
         if (!device)
                 return fail(err, ENOMEM, "no memory to open '%s'", file->path);
         *device = (struct device){.file = file, .claim_fd = -1};
+        if (file->fs != host_fs()) {
+                device->foreign = true;
+                *ret = device;
+                return 0;
+        }
         r = file_stat_get(file, &st);
         if (r < 0) {
                 device_abandon(device);
@@ -195,7 +201,8 @@ struct device *device_abandon(struct device *device)
         if (!device)
                 return NULL;
         partitions_forget(device->partitions);
-        flock(device->file->fd, LOCK_UN);
+        if (!device->foreign)
+                flock(device->file->fd, LOCK_UN);
         if (device->claim_fd >= 0)
                 close(device->claim_fd);
         free(device);
@@ -223,7 +230,7 @@ void device_look(struct file *file, char *warning)
         char who[HOLDERS_TEXT_MAX];
         struct file_stat st;
 
-        if (file_stat_get(file, &st) < 0)
+        if (file->fs != host_fs() || file_stat_get(file, &st) < 0)
                 return;
         if (holders_find(&holders_host, (dev_t)st.device, who, sizeof(who)))
                 snprintf(warning, ERROR_MESSAGE_MAX,
