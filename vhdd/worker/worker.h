@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* worker.h - the process that has a vm's chains and NBD clients.
+ *
+ *      vhdd --worker VMID --threads N --uid UID --gid GID      with descriptor 3: a listening socket
+ *
+ * Whoever connects to the socket is the broker; a later one supersedes it. The worker lives on when
+ * the broker dies. It has no path of its own (vhdd/worker/fs.h) and goes into a sandbox before it reads
+ * the first message (vhdd/worker/sandbox.h).
+ *
+ * What the broker asks (vhdd/ipc/rpc.h). CHAIN is a name that the broker chooses: the disk's id for the
+ * live one, DISK@SNAPSHOT for a snapshot's. Paths are absolute, leaf first. Ids are texts.
+ *
+ *  hello {protocol, vm}                       {fresh, pid, chains: [{chain, paths, writable, size,
+ *                                             frozen}], exports: [{name, chain, read-only, clients}],
+ *                                             switched: SNAPSHOT|null}
+ *  files {offset}                             {paths, next: offset|null} and the descriptors: what is
+ *                                             open, so that its locks have a holder again
+ *  chain.open {chain, paths, format?,         {size, block-size, writable, layers: [{path, uuid,
+ *      writable, direct?}                     type}], warning?}    a parent that a dead process left
+ *                                             unsettled is settled first; with an uncommitted switch
+ *                                             of this disk, flushes wait for snapshot.commit
+ *  chain.close {chain}                        {}     cleanly; -EBUSY while it has exports
+ *  chain.create-child {chain, path, uuid?}    {uuid, size}    an empty child of the chain's leaf, synced
+ *  image.create-child {parents, path, uuid?}  {uuid, size}    the same over images that no chain has
+ *                                             open
+ *  image.settle {path, format?}               {}     replays and closes one image; no chain has it
+ *  image.forget {path}                        {}     before its file is unlinked
+ *  snapshot.switch {snapshot, chains:         {stall-us, chains: [{chain, frozen}]}    E10; all or none
+ *      [{chain, disk, path}]}
+ *  snapshot.flush {snapshot}                  {}     every frozen image is durable and settled
+ *  snapshot.commit {snapshot}                 {}     what waited for it is answered; the record goes
+ *  snapshot.switched {beside}                 {snapshot: id|null, disks: [{disk, frozen: {device,
+ *                                             inode}, leaf: {device, inode}}]}    the record's word
+ *  export.add {name, chain, read-only,        {}
+ *      description?, changed?: [{name, layer}]}
+ *  export.remove {name, force, timeout-ms}    {}     -EBUSY: without force, and somebody has it
+ *  export.hide {name, hidden}                 {}
+ *  export.changed {name, changed}             {}
+ *  export.clients {name}                      {clients: n}
+ *  client {handoff} and a descriptor          {}
+ *  clients {}                                 {clients: [...]}
+ *  changed {chain, from-layer, offset, limit} {extents: [[start, length], ...], next: offset|null}
+ *                                             what the layers above FROM-LAYER hold (null: all of it)
+ *  metrics {}                                 counters of the server and of each chain
+ *  quit {timeout-ms}                          {}, then it drains, flushes, closes, and ends with 0
+ *
+ * Events: {"event": "client", "what": "connected"|"served"|"gone", ...}, "log" {level, message}.
+ *
+ * Threads    main takes brokers; a reader hands on what they ask and answers `client` and `clients`
+ *            itself; one thread does the rest, in order. A request that a superseded broker began is
+ *            undone or finished before the next broker's hello is answered.
+ */
+#pragma once
+
+#define WORKER_PROTOCOL 1
+
+/* The process's whole life. Answers its exit status. */
+int worker_main(int argc, char **argv);
