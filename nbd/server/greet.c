@@ -459,16 +459,16 @@ static int answer_go(
         return reply_infos(g, NBD_OPT_GO, facts, infos, err);
 }
 
-/* To the one who serves; if that fails, the client is told, and that is the end: what became of the
- * socket's other copy nobody knows. */
+/* To the one who serves. If that failed the client is told, and that is the end; but two must not talk
+ * on one socket, so where it is not known who has it now, nothing is said. */
 static int hand_over_go(
         struct greeting *g, const struct nbd_export_facts *facts, uint32_t infos, struct error *err)
 {
         int r = hand_over(g, NBD_OPT_GO, facts, infos, err);
         struct error later = ERROR_INIT;
 
-        if (r < 0)
-                refuse_export(g, NBD_OPT_GO, -EIO, &later);
+        if (r < 0 && r != -ETIMEDOUT && r != -EHOSTDOWN)
+                refuse_export(g, NBD_OPT_GO, r == -ENOENT ? r : -EIO, &later);
         return r;
 }
 

@@ -68,7 +68,9 @@ struct nbd_directory {
         int (*list)(void *opaque, struct nbd_export_list *ret, struct error *err);
         /* The client has chosen; the option that did so is to be answered by whoever gets it
          * (nbd_server_serve_handoff). @fd stays the server's, which closes it and says nothing more on
-         * it: pass on a copy, as SCM_RIGHTS does. After a failure the client is refused. */
+         * it: pass on a copy, as SCM_RIGHTS does. After a failure the client is refused; but
+         * -ETIMEDOUT and -EHOSTDOWN say that nobody knows whether it was taken, and then it is left
+         * without a word. */
         int (*hand_over)(
                 void *opaque, int fd, const struct nbd_handoff *handoff, struct error *err);
         void *opaque;

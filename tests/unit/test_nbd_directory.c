@@ -16,7 +16,7 @@
 static struct nbd_server *greeter, *worker;
 static struct chain *chain;
 static atomic_int lookups, handed;
-static atomic_bool deaf;        /* nobody takes clients */
+static atomic_int deaf;         /* nobody takes clients */
 static atomic_bool slow;        /* lookups take their time */
 static struct nbd_handoff last; /* what was handed over */
 static const char *names_list[] = {"vm/disk", "vm/two words"};
@@ -62,7 +62,7 @@ static int hand_over(void *opaque, int fd, const struct nbd_handoff *handoff, st
         int copy, r;
 
         if (atomic_load(&deaf))
-                return fail(err, EHOSTDOWN, "the broker is away");
+                return fail(err, atomic_load(&deaf), "the broker is away");
         copy = dup(fd);
         last = *handoff;
         r = nbd_server_serve_handoff(worker, copy, handoff, err);
@@ -289,12 +289,28 @@ Test(nbd_directory, nobody_there_to_take_a_client_is_told)
         int fd;
 
         start();
-        atomic_store(&deaf, true);
+        atomic_store(&deaf, EMFILE);
         fd = client_connect(greeter);
         client_hello(fd, NBD_FLAG_FIXED_NEWSTYLE);
         cr_expect(eq(u32, client_option_result(fd, NBD_OPT_LIST, NULL, 0), NBD_REP_ERR_POLICY));
         cr_expect(eq(u32, option_with_name(fd, NBD_OPT_GO, "vm/disk"), NBD_REP_ERR_POLICY));
         cr_expect(client_sees_end(fd));
+        close(fd);
+        end();
+}
+
+/* It may have been handed over or not: two who answer on one socket would be worse than none. */
+Test(nbd_directory, after_an_uncertain_hand_over_nothing_is_said)
+{
+        uint8_t data[64];
+        int fd;
+
+        start();
+        atomic_store(&deaf, ETIMEDOUT);
+        fd = client_connect(greeter);
+        client_hello(fd, NBD_FLAG_FIXED_NEWSTYLE);
+        client_option(fd, NBD_OPT_GO, data, client_info_data(data, "vm/disk"));
+        cr_expect(client_sees_silent_end(fd));
         close(fd);
         end();
 }
