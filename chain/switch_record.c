@@ -9,6 +9,7 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "base/mutant.h"
 #include "base/uuid.h"
 
 #define SWITCH_MAGIC   UINT64_C(0x6863746977736476) /* "vdswitch" */
@@ -107,6 +108,7 @@ void switch_write(struct switch_region *sw, const struct switch_record *record)
         memcpy(&page->record, record,
                 offsetof(struct switch_record, disks) + record->n_disks * sizeof(record->disks[0]));
         page->sum = page_sum(page);
+        (void)MUTANT("no-switch-record"); /* a test lets the process die here, too */
         /* A kill keeps program order, and the compiler must too. */
         atomic_thread_fence(memory_order_seq_cst);
         atomic_store(&page->magic, SWITCH_MAGIC);

@@ -116,3 +116,52 @@ Test(gate, closing_waits_for_those_inside_and_stops_new_ones)
         gate_enter(gates, 1);
         gate_leave(gates, 1);
 }
+
+/* --- a set that is shut as a whole (E10) */
+
+static struct gates *all;
+static _Atomic bool stop;
+static _Atomic unsigned passed;
+
+static void *pass(void *opaque)
+{
+        uint64_t key = gate_own_key();
+
+        while (!stop) {
+                gate_enter(all, key);
+                inside++;
+                passed++;
+                inside--;
+                gate_leave(all, key);
+        }
+        return NULL;
+}
+
+Test(gate, a_shut_set_is_empty_until_it_is_opened_again)
+{
+        pthread_t threads[3 * N_THREADS]; /* more than there are stripes */
+
+        all = gates_new_small();
+        stop = false;
+        for (int i = 0; i < 3 * N_THREADS; i++)
+                cr_assert(eq(int, pthread_create(&threads[i], NULL, pass, NULL), 0));
+        for (int i = 0; i < 50; i++) {
+                unsigned seen;
+
+                gates_shut(all);
+                gates_drain(all);
+                seen = passed;
+                cr_expect(not(gate_try_enter(all, (uint64_t)i)));
+                usleep(200);
+                cr_expect(eq(int, inside, 0));
+                cr_expect(eq(uint, passed, seen));
+                gates_reopen(all);
+                for (int k = 0; k < 10000 && passed == seen; k++)
+                        usleep(100);
+                cr_assert(ne(uint, passed, seen), "nobody was let in again");
+        }
+        stop = true;
+        for (int i = 0; i < 3 * N_THREADS; i++)
+                pthread_join(threads[i], NULL);
+        all = gates_free(all);
+}

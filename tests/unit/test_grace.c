@@ -83,6 +83,28 @@ Test(grace, later_ones_do_not_hold_a_call_up_for_ever)
         grace_leave(grace, ticket);
 }
 
+/* Of images that share a grace one may end before the others. */
+Test(grace, what_is_put_off_can_be_run_before_the_end)
+{
+        struct grace_call first = {.run = count}, second = {.run = count};
+        uint64_t ticket = grace_enter(grace);
+
+        grace_defer(grace, &first);
+        cr_expect(eq(int, n_run, 0));
+        grace_leave(grace, ticket);
+        n_run = 0;
+        ticket = grace_enter(grace);
+        grace_defer(grace, &second);
+        cr_expect(eq(int, n_run, 0));
+        grace_drain(grace);
+        cr_expect(eq(int, n_run, 1));
+        grace_drain(grace);
+        cr_expect(eq(int, n_run, 1));
+        grace_leave(grace, ticket);
+        grace_defer(grace, &first);
+        cr_expect(eq(int, n_run, 2));
+}
+
 Test(grace, the_end_runs_what_is_left)
 {
         static struct grace_call calls[3];
