@@ -22,6 +22,7 @@
 #include "nbd/server/handoff.h"
 #include "tests/unit/nbd_client.h"
 #include "vhdd/daemon/link.h"
+#include "vhdd/daemon/resolver.h"
 #include "vhdd/ipc/rpc.h"
 
 #define VM   "5fa21a55-f394-4a4d-9958-1951a67d5540"
@@ -359,4 +360,61 @@ Test(worker, takes_a_snapshot)
         fd = connect_client();
         expect_blocks(fd, 100);
         close(fd);
+}
+
+/* --- the resolver --- */
+
+static int resolve(const char *path, char *const *roots, size_t n_roots,
+        struct resolved_layer **ret, size_t *ret_n, struct error *err)
+{
+        error_clear(err);
+        return resolve_chain(&scene.broker, path, NULL, roots, n_roots, ret, ret_n, err);
+}
+
+/* A parent that an image names is opened beneath the roots, never by a link, and an image that is in
+ * use can be looked at. */
+Test(worker, a_chain_is_resolved_beneath_the_roots_alone)
+{
+        char folder[96], child[160], moved[160], link_path[160];
+        char *const roots[] = {scene.dir};
+        struct resolved_layer *layers;
+        struct error err = ERROR_INIT;
+        struct stat st;
+        size_t n;
+
+        snprintf(child, sizeof(child), "%s/child.avhd", scene.dir);
+        snprintf(folder, sizeof(folder), "%s/away", scene.dir);
+        snprintf(moved, sizeof(moved), "%s/child.avhd", folder);
+        snprintf(link_path, sizeof(link_path), "%s/link.avhd", scene.dir);
+        open_and_export();
+        grant(child, LINK_WRITE | LINK_CREATE);
+        json_decref(
+                call("chain.create-child", json_pack("{s:s, s:s}", "chain", DISK, "path", child)));
+        check(resolve(child, NULL, 0, &layers, &n, &err), &err);
+        cr_assert(eq(sz, n, 2));
+        cr_expect(strcmp(layers[0].path, child) == 0, "%s", layers[0].path);
+        cr_expect(strcmp(layers[1].path, scene.image) == 0, "%s", layers[1].path);
+        cr_expect(strcmp(layers[0].type, "differencing") == 0);
+        cr_expect(strcmp(layers[1].type, "dynamic") == 0);
+        cr_expect(eq(u64, layers[1].size, SIZE));
+        cr_assert(eq(int, stat(scene.image, &st), 0));
+        cr_expect(eq(u64, layers[1].inode, st.st_ino));
+        resolved_layers_free(layers, n);
+
+        cr_assert(eq(int, symlink(child, link_path), 0));
+        check(resolve(link_path, NULL, 0, &layers, &n, &err), &err);
+        cr_expect(strcmp(layers[0].path, child) == 0, "what the user named may be a link");
+        resolved_layers_free(layers, n);
+
+        cr_assert(eq(int, mkdir(folder, 0755), 0));
+        cr_assert(eq(int, rename(child, moved), 0));
+        cr_expect(eq(int, resolve(moved, NULL, 0, &layers, &n, &err), -EPERM), "%s", err.message);
+        cr_expect(strstr(err.message, scene.image) != NULL, "%s", err.message);
+        cr_expect(strstr(err.hint, scene.dir) != NULL, "%s", err.hint);
+        check(resolve(moved, roots, 1, &layers, &n, &err), &err);
+        cr_expect(eq(sz, n, 2));
+        resolved_layers_free(layers, n);
+
+        cr_expect(eq(int, resolve("/dev/null", NULL, 0, &layers, &n, &err), -EMEDIUMTYPE));
+        cr_expect(eq(int, resolve("/nothing/here.vhd", NULL, 0, &layers, &n, &err), -ENOENT));
 }

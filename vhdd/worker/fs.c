@@ -99,6 +99,7 @@ static int wrap(struct fs *fs, struct message *got, const char *path, unsigned f
         struct proxy_fs *proxy = proxy_of(fs);
         _cleanup_fd_ int fd = message_take_fd(got, 0);
         _cleanup_fd_ int direct_fd = message_take_fd(got, 1);
+        const char *real = json_string_value(json_object_get(got->json, "path"));
         struct file *file;
         int r;
 
@@ -106,7 +107,8 @@ static int wrap(struct fs *fs, struct message *got, const char *path, unsigned f
                 return fail(err, EPROTO, "the daemon sent no descriptor for '%s'", path);
         if (json_is_true(json_object_get(got->json, "exclusive")))
                 flags |= FILE_EXCLUSIVE;
-        r = host_file_wrap(fs, fd, direct_fd, path, flags, &file);
+        /* The broker may know it by the name as it is really spelled. */
+        r = host_file_wrap(fs, fd, direct_fd, real ? real : path, flags, &file);
         if (r < 0)
                 return fail_os(err, -r, "cannot use '%s'", path);
         TAKE_FD(fd);

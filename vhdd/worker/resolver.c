@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vhdd/worker/resolver.h"
+
+#include <getopt.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/uuid.h"
+#include "chain/chain.h"
+#include "vhdd/ipc/rpc.h"
+#include "vhdd/worker/fs.h"
+#include "vhdd/worker/sandbox.h"
+
+#define CHANNEL_FD 3
+
+struct resolving {
+        pthread_mutex_t lock;
+        pthread_cond_t asked;
+        /* guarded by lock */
+        bool has_question, ended;
+        int64_t id;
+        json_t *params;
+};
+
+static const char *type_text(enum image_type type)
+{
+        switch (type) {
+        case IMAGE_RAW: return "raw";
+        case IMAGE_FIXED: return "fixed";
+        case IMAGE_DYNAMIC: return "dynamic";
+        case IMAGE_DIFFERENCING: return "differencing";
+        }
+        return "?";
+}
+
+static int resolve(struct fs *fs, const json_t *params, json_t **ret, struct error *err)
+{
+        const char *path = json_string_value(json_object_get(params, "path"));
+        const struct chain_options options = {
+                .fs = fs,
+                .loose_lock = true,
+                .format = json_string_value(json_object_get(params, "format")),
+        };
+        struct chain *chain;
+        json_t *layers;
+        int r;
+
+        if (!path)
+                return fail(err, EINVAL, "the question has no 'path'");
+        r = chain_open(path, &options, &chain, err);
+        if (r < 0)
+                return r;
+        layers = json_array();
+        for (unsigned i = chain_depth(chain); i-- > 0;) {
+                const struct image *image = chain_layer(chain, i);
+                char id[UUID_TEXT_SIZE];
+
+                json_array_append_new(layers,
+                        json_pack("{s:s, s:s, s:s, s:s, s:I}", "path", chain_layer_path(chain, i),
+                                "uuid", uuid_format(image->id, id), "type", type_text(image->type),
+                                "format", image->format->name, "size", (json_int_t)image->size));
+        }
+        chain_abandon(chain);
+        *ret = json_pack("{s:o}", "layers", layers);
+        return 0;
+}
+
+static void on_request(void *opaque, struct rpc *rpc, int64_t id, const char *method,
+        json_t *params, struct message *message)
+{
+        struct resolving *resolving = opaque;
+
+        MUTEX_GUARD(&resolving->lock);
+        if (resolving->has_question)
+                return;
+        resolving->has_question = true;
+        resolving->id = id;
+        resolving->params = json_incref(params);
+        pthread_cond_signal(&resolving->asked);
+}
+
+struct reading {
+        struct rpc *rpc;
+        struct resolving *resolving;
+};
+
+static void *read_all(void *opaque)
+{
+        struct reading *reading = opaque;
+
+        rpc_run(reading->rpc, NULL);
+        MUTEX_GUARD(&reading->resolving->lock);
+        reading->resolving->ended = true;
+        pthread_cond_signal(&reading->resolving->asked);
+        return NULL;
+}
+
+static bool wait_for_question(struct resolving *resolving)
+{
+        MUTEX_GUARD(&resolving->lock);
+        while (!resolving->has_question && !resolving->ended)
+                pthread_cond_wait(&resolving->asked, &resolving->lock);
+        return resolving->has_question;
+}
+
+static int live(struct proxy_fs *fs, struct error *err)
+{
+        static struct resolving resolving = {
+                .lock = PTHREAD_MUTEX_INITIALIZER, .asked = PTHREAD_COND_INITIALIZER};
+        const struct rpc_handlers handlers = {.request = on_request, .opaque = &resolving};
+        static struct reading reading = {.resolving = &resolving};
+        struct error why = ERROR_INIT;
+        json_t *result = NULL;
+        pthread_t thread;
+        int r = rpc_new(CHANNEL_FD, &handlers, &reading.rpc, err);
+
+        if (r < 0)
+                return r;
+        proxy_fs_connect(fs, reading.rpc);
+        r = pthread_create(&thread, NULL, read_all, &reading);
+        if (r != 0)
+                return fail_os(err, r, "cannot start a thread");
+        if (!wait_for_question(&resolving))
+                return 0;
+        if (resolve(proxy_fs_get(fs), resolving.params, &result, &why) < 0)
+                rpc_reply_error(reading.rpc, resolving.id, &why);
+        else
+                rpc_reply(reading.rpc, resolving.id, result, NULL, 0);
+        pthread_join(thread, NULL); /* until the broker has read it and closes */
+        return 0;
+}
+
+static int parse_options(int argc, char **argv, struct sandbox *sandbox)
+{
+        static const struct option options[] = {
+                {"resolver", no_argument, NULL, 'r'},
+                {"uid", required_argument, NULL, 'u'},
+                {"gid", required_argument, NULL, 'g'},
+                {0},
+        };
+        int c;
+
+        while ((c = getopt_long(argc, argv, "", options, NULL)) >= 0) {
+                switch (c) {
+                case 'r': break;
+                case 'u': sandbox->uid = (uid_t)strtoul(optarg, NULL, 10); break;
+                case 'g': sandbox->gid = (gid_t)strtoul(optarg, NULL, 10); break;
+                default: return -EINVAL;
+                }
+        }
+        return 0;
+}
+
+int resolver_main(int argc, char **argv)
+{
+        struct sandbox sandbox = SANDBOX_INIT("resolver");
+        struct error err = ERROR_INIT;
+        struct proxy_fs *fs = NULL;
+        int r;
+
+        if (parse_options(argc, argv, &sandbox) < 0) {
+                fprintf(stderr, "vhdd: --resolver is for the daemon's own use\n");
+                return 2;
+        }
+        signal(SIGPIPE, SIG_IGN);
+        r = proxy_fs_new(&fs, &err);
+        if (r == 0)
+                r = sandbox_enter(&sandbox, &err);
+        if (r == 0)
+                r = sandbox_seal(&sandbox, &err);
+        if (r == 0)
+                r = live(fs, &err);
+        if (r < 0)
+                fprintf(stderr, "vhdd resolver: %s\n", err.message);
+        return r < 0 ? 3 : 0;
+}
