@@ -114,6 +114,14 @@ int control_fd(const struct control *control)
         return wire_fd(control->wire);
 }
 
+pid_t control_peer_pid(const struct control *control)
+{
+        struct error ignored = ERROR_INIT;
+        struct peer peer;
+
+        return control_peer(control_fd(control), &peer, &ignored) == 0 ? peer.pid : 0;
+}
+
 /* --- reading --- */
 
 static int64_t now_ms(void)

@@ -13,6 +13,7 @@
 
 #include <jansson.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -39,6 +40,10 @@ int control_call_with(struct control *control, const char *method, json_t *param
  * @ret_fds, which may be NULL: then they are closed.   -ETIMEDOUT nothing came */
 int control_next(struct control *control, int timeout_ms, json_t **ret, int *ret_fds,
         size_t *ret_n_fds, struct error *err);
+
+/* The process at the other end, by the kernel's word: the daemon, or the service manager that made its
+ * socket. 0: not known. */
+pid_t control_peer_pid(const struct control *control);
 
 /* To poll for control_next(). */
 int control_fd(const struct control *control);

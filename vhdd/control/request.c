@@ -176,7 +176,7 @@ static int read_params(struct request *request, struct error *err)
         r = control_schema_check_params(server->schema, request->name, request->params, err);
         if (r == -ENOSYS)
                 request->code = CONTROL_NO_METHOD;
-        return r < 0 ? fail_prefix(err, r, "%.60s: ", request->name) : 0;
+        return r < 0 ? fail_prefix(err, r, "%.60s", request->name) : 0;
 }
 
 /* --- running it --- */

@@ -1,29 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* vhdctl tree - which disk stands on which, what is broken, and what mends it. */
 #include <inttypes.h>
-#include <langinfo.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "base/size.h"
 #include "chain/tree.h"
+#include "vhdd/ctl/branches.h"
 #include "vhdd/ctl/ctl.h"
 #include "vhdd/ctl/output.h"
 
 #define IMAGE_ROOT_MAX 4096
 
-/* What the branches of the forest are drawn with. */
-struct brush {
-        const char *fork, *last, *line, *blank;
-};
-
-static const struct brush utf8_brush = {"├─ ", "└─ ", "│  ", "   "};
-static const struct brush ascii_brush = {"|- ", "`- ", "|  ", "   "};
-
 struct drawing {
         const struct ctl *ctl;
         const struct tree *tree;
-        const struct brush *brush;
         struct table *table;
         size_t skip; /* bytes of every path that need not be shown: the one folder's */
         uint64_t n_trees, n_tips, n_broken;
@@ -93,8 +84,10 @@ static void describe_state(const struct tree_node *node, char *state, size_t siz
         }
 }
 
-static void draw_row(struct drawing *drawing, const struct tree_node *node, const char *branch)
+static void draw_row(void *opaque, const void *drawn, const char *branch)
 {
+        struct drawing *drawing = opaque;
+        const struct tree_node *node = drawn;
         char size[SIZE_TEXT_MAX], allocated[SIZE_TEXT_MAX], date[TIME_TEXT_MAX];
         char state[IMAGE_ROOT_MAX + 128];
 
@@ -112,51 +105,19 @@ static void draw_row(struct drawing *drawing, const struct tree_node *node, cons
         drawing->n_broken += node->error.code != 0;
 }
 
-/* One branch, and what hangs on it. A chain may be a thousand images long, so this walks with a stack
- * of prefix lengths instead of calling itself. */
-static void draw_tree(struct drawing *drawing, const struct tree_node *root)
+static const void *first_child(const void *node)
 {
-        const struct brush *brush = drawing->brush;
-        const struct tree_node *node = root;
-        size_t capacity = 64, used = 0;
-        char *prefix = malloc(capacity);
+        return ((const struct tree_node *)node)->children;
+}
 
-        drawing->n_trees++;
-        while (prefix && node) {
-                char *branch;
-                const char *twig = node == root ? ""
-                        : node->next_sibling    ? brush->fork
-                                                : brush->last;
+static const void *next_sibling(const void *node)
+{
+        return ((const struct tree_node *)node)->next_sibling;
+}
 
-                if (asprintf(&branch, "%.*s%s", (int)used, prefix, twig) < 0)
-                        break;
-                draw_row(drawing, node, branch);
-                free(branch);
-                if (node->children) {
-                        const char *more = node == root ? ""
-                                : node->next_sibling    ? brush->line
-                                                        : brush->blank;
-
-                        if (used + 8 > capacity) {
-                                char *grown = realloc(prefix, capacity *= 2);
-
-                                if (!grown)
-                                        break;
-                                prefix = grown;
-                        }
-                        memcpy(prefix + used, more, strlen(more));
-                        used += strlen(more);
-                        node = node->children;
-                        continue;
-                }
-                while (node != root && !node->next_sibling) {
-                        node = node->parent;
-                        if (node != root)
-                                used -= strlen(node->next_sibling ? brush->line : brush->blank);
-                }
-                node = node == root ? NULL : node->next_sibling;
-        }
-        free(prefix);
+static const void *parent_of(const void *node)
+{
+        return ((const struct tree_node *)node)->parent;
 }
 
 static void print_text(const char *before, const char *text, const char *behind)
@@ -230,17 +191,18 @@ static void print_forest(const struct ctl *ctl, const struct tree *tree)
         static const char *const columns[] = {
                 "IMAGE", "TYPE", ">SIZE", ">ON DISK", "CREATED", "CHANGED", "STATE", NULL};
         _cleanup_(table_freep) struct table *table = table_new(columns);
-        bool utf8 = strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
         struct drawing drawing = {
                 .ctl = ctl,
                 .tree = tree,
-                .brush = utf8 ? &utf8_brush : &ascii_brush,
                 .table = table,
                 .skip = prefix_to_skip(ctl),
         };
+        const struct branches branches = {first_child, next_sibling, parent_of, draw_row, &drawing};
 
-        for (const struct tree_node *root = tree->roots; root; root = tree_next_root(root))
-                draw_tree(&drawing, root);
+        for (const struct tree_node *root = tree->roots; root; root = tree_next_root(root)) {
+                branches_draw(&branches, root);
+                drawing.n_trees++;
+        }
         table_print(table, stdout);
         print_broken(&drawing);
         print_copies(&drawing);

@@ -2,18 +2,20 @@
 /* ctl.h - what a verb of vhdctl is made of, and what it gets from the frame.
  *
  * A verb is one file cmd_NAME.c with one `const struct command command_NAME`, and one line in the
- * table of main.c. The frame reads the command line (options stand before or after operands, `--`
+ * table of main.c; the daemon's verbs, many of which differ in a few words only, stand together by what
+ * they are about (cmd_vm.c has `vm create` to `vm export`). The frame reads the command line (options stand before or after operands, `--`
  * ends them), gives --help and --version, prints failures, and turns results into exit codes.
  *
  * Units      bytes.
  * Ownership  operands and option arguments live as long as the process.
  * Errors     a verb answers CTL_DONE, CTL_NO, what ctl_usage() gave, or -errno with err filled:
- *            the frame prints that once and ends with 3.
+ *            the frame prints that once and ends with 3 (with 2 if the daemon said -EINVAL).
  * Threads    the main thread only, unless a function says otherwise.
  */
 #pragma once
 
 #include <argp.h>
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -38,6 +40,9 @@ struct ctl {
         char **operands; /* NULL behind the last */
         size_t n_operands;
         void *options; /* the verb's own, command->options_size bytes, zeros where not given */
+        /* of the daemon's verbs */
+        const char *control; /* its socket; NULL: look */
+        json_t *params;      /* what the options said, for the request */
         /* of the verbs that open chains (COMMAND_CHAIN) */
         const char *format; /* NULL: look */
         const char *const *image_roots;
@@ -54,8 +59,10 @@ enum command_flags {
 
 #define COMMAND_ANY_NUMBER SIZE_MAX
 
+struct daemon_verb; /* vhdd/ctl/daemon.h */
+
 struct command {
-        const char *name;
+        const char *name;     /* "info", "vm create" */
         const char *operands; /* for the usage line: "FILE --size SIZE"; several parted by \n */
         const char *summary;  /* for the list of verbs: a few words, no full stop */
         const char *doc;      /* what it does, then examples; lines of at most 79 columns */
@@ -68,6 +75,7 @@ struct command {
          * is wrong usage. */
         int (*take_option)(void *options, int key, const char *arg, struct error *err);
         int (*run)(struct ctl *ctl, struct error *err);
+        const struct daemon_verb *daemon; /* NULL: needs no daemon */
 };
 
 #define CTL_KEY_FIRST 0x400

@@ -1,0 +1,472 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* vhdctl vm ... - the vms of the daemon: names, settings, on and off, import and export. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "vhdd/ctl/daemon.h"
+#include "vhdd/ctl/output.h"
+#include "vhdd/ctl/show.h"
+
+#define VM_OPERAND                                                                                 \
+        {                                                                                          \
+                "vm", PARAM_TEXT, NULL, NULL, NULL                                                 \
+        }
+
+static const struct param vm_operands[] = {VM_OPERAND, {0}};
+
+/* --- settings --- */
+
+static json_t *settings_of(json_t *params)
+{
+        json_t *settings = json_object_get(params, "settings");
+
+        if (!settings) {
+                settings = json_object();
+                json_object_set_new(params, "settings", settings);
+        }
+        return settings;
+}
+
+static int take_memory_pair(json_t *memory, const char *name, const char *value, struct error *err)
+{
+        static const struct param members[] = {
+                {"startup", PARAM_SIZE, NULL, NULL, NULL},
+                {"max", PARAM_SIZE, NULL, NULL, NULL},
+                {"buffer", PARAM_NUMBER, NULL, NULL, NULL},
+                {"weight", PARAM_NUMBER, NULL, NULL, NULL},
+        };
+
+        for (size_t i = 0; i < sizeof(members) / sizeof(members[0]); i++)
+                if (strcmp(members[i].name, name) == 0)
+                        return daemon_take(memory, &members[i], value, err);
+        return fail(err, EINVAL, "'%s' is none of startup, max, buffer, weight", name);
+}
+
+static int take_memory(json_t *params, const char *value, struct error *err)
+{
+        json_t *memory = json_object();
+
+        json_object_set_new(settings_of(params), "memory", memory);
+        return pairs_parse(value, memory, take_memory_pair, err);
+}
+
+static int take_network_pair(
+        json_t *network, const char *name, const char *value, struct error *err)
+{
+        static const struct param members[] = {
+                {"vlan", PARAM_NUMBER, NULL, NULL, NULL},
+                {"mac", PARAM_TEXT, NULL, NULL, NULL},
+                {"queues", PARAM_NUMBER, NULL, NULL, NULL},
+        };
+
+        for (size_t i = 0; i < sizeof(members) / sizeof(members[0]); i++)
+                if (strcmp(members[i].name, name) == 0)
+                        return daemon_take(network, &members[i], value, err);
+        return fail(err, EINVAL, "'%s' is none of vlan, mac, queues", name);
+}
+
+/* SWITCH[:vlan=N][,mac=M][,queues=N] */
+static int take_network(json_t *params, const char *value, struct error *err)
+{
+        json_t *settings = settings_of(params), *list = json_object_get(settings, "networks");
+        size_t length = strcspn(value, ":,");
+        json_t *network = json_object(), *name = json_stringn(value, length);
+
+        if (!list) {
+                list = json_array();
+                json_object_set_new(settings, "networks", list);
+        }
+        json_array_append_new(list, network);
+        if (!name || length == 0) {
+                json_decref(name);
+                return fail(err, EINVAL, "'%s' does not begin with a switch's name", value);
+        }
+        json_object_set_new(network, "switch", name);
+        return value[length] ? pairs_parse(value + length + 1, network, take_network_pair, err) : 0;
+}
+
+/* The plain ones: option and member have the same name. */
+static int take_setting(json_t *params, const char *name, enum param_kind kind, const char *value,
+        struct error *err)
+{
+        const struct param member = {name, kind, NULL, NULL, NULL};
+
+        return daemon_take(settings_of(params), &member, value, err);
+}
+
+#define TAKE_SETTING(function, name, kind)                                                         \
+        static int function(json_t *params, const char *value, struct error *err)                  \
+        {                                                                                          \
+                return take_setting(params, name, kind, value, err);                               \
+        }
+TAKE_SETTING(take_cpus, "cpus", PARAM_NUMBER)
+TAKE_SETTING(take_display, "display", PARAM_TEXT)
+TAKE_SETTING(take_accel, "accel", PARAM_TEXT)
+TAKE_SETTING(take_hyperv, "hyperv", PARAM_FLAG)
+TAKE_SETTING(take_kernel, "kernel", PARAM_PATH)
+TAKE_SETTING(take_initrd, "initrd", PARAM_PATH)
+TAKE_SETTING(take_append, "append", PARAM_TEXT)
+
+/* clang-format off */
+#define SETTING_OPTIONS                                                                            \
+        {"memory", PARAM_OWN, "startup=,max=,buffer=,weight=",                                     \
+                "Memory at the start and at most, a buffer in percent, and its weight among others", take_memory}, \
+        {"cpus", PARAM_OWN, "N", "Virtual processors", take_cpus},                                 \
+        {"network", PARAM_OWN, "SWITCH[:vlan=N][,mac=M][,queues=N]", "A network card (again for more)", take_network}, \
+        {"display", PARAM_OWN, "vnc|spice|none", "How its screen is shown", take_display},         \
+        {"accel", PARAM_OWN, "auto|kvm|tcg", "How its code is run", take_accel},                   \
+        {"hyperv", PARAM_OWN, NULL, "Hyper-V's enlightenments, for Windows guests", take_hyperv},  \
+        {"snapshot-dir", PARAM_PATH, "DIR", "Where saved memory and settings go", NULL},           \
+        {"kernel", PARAM_OWN, "FILE", "A kernel to start without a boot loader", take_kernel},     \
+        {"initrd", PARAM_OWN, "FILE", "Its first file system", take_initrd},                       \
+        {"append", PARAM_OWN, "TEXT", "Its command line", take_append}
+/* clang-format on */
+
+static const struct param create_options[] = {SETTING_OPTIONS, {0}};
+static const struct param set_options[] = {
+        {"name", PARAM_TEXT, "NAME", "Give it another name", NULL}, SETTING_OPTIONS, {0}};
+
+/* --- showing --- */
+
+static const char *dash(const char *text)
+{
+        return text[0] ? text : "-";
+}
+
+static int show_vms(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        static const char *const columns[] = {
+                "VM", "STATE", ">DISKS", ">SNAPSHOTS", "CURRENT", ">CLIENTS", "CREATED", NULL};
+        _cleanup_(table_freep) struct table *table = table_new(columns);
+        char time[SHOW_TIME_MAX];
+        json_t *vm;
+        size_t i;
+
+        json_array_foreach((json_t *)result, i, vm)
+        {
+                table_cell(table, "%s", show_text(vm, "name"));
+                table_cell(table, "%s", show_flag(vm, "on") ? "on" : "off");
+                table_cell(table, "%" PRId64, show_number(vm, "disks"));
+                table_cell(table, "%" PRId64, show_number(vm, "snapshots"));
+                table_cell(table, "%s", dash(show_text(vm, "current")));
+                table_cell(table, "%" PRId64, show_number(vm, "clients"));
+                table_cell(table, "%s", show_time(vm, "created", time));
+        }
+        table_print(table, stdout);
+        if (json_array_size(result) == 0 && !ctl->quiet)
+                printf("no vms; `vhdctl vm create NAME' makes one\n");
+        return CTL_DONE;
+}
+
+static void show_setting(const char *name, const json_t *value)
+{
+        _cleanup_free_ char *text = NULL;
+        char size[SIZE_TEXT_MAX];
+        const char *key;
+        json_t *member;
+
+        if (strcmp(name, "memory") == 0) {
+                json_object_foreach((json_t *)value, key, member)
+                {
+                        char head[32];
+
+                        snprintf(head, sizeof(head), "memory %s", key);
+                        if (strcmp(key, "startup") == 0 || strcmp(key, "max") == 0)
+                                show_line(head, "%s", show_size(value, key, size));
+                        else
+                                show_line(
+                                        head, "%" JSON_INTEGER_FORMAT, json_integer_value(member));
+                }
+                return;
+        }
+        text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+        show_line(name, "%s", json_is_string(value) ? json_string_value(value) : text ? text : "");
+}
+
+static int show_vm(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        char time[SHOW_TIME_MAX];
+        const char *name;
+        json_t *value;
+
+        show_line("name", "%s", show_text(result, "name"));
+        show_line("id", "%s", show_text(result, "id"));
+        show_line("state", "%s", show_flag(result, "on") ? "on" : "off");
+        show_line("created", "%s", show_time(result, "created", time));
+        show_line("disks", "%" PRId64, show_number(result, "disks"));
+        show_line("snapshots", "%" PRId64, show_number(result, "snapshots"));
+        if (show_text(result, "current")[0])
+                show_line("current", "%s", show_text(result, "current"));
+        show_line("clients", "%" PRId64, show_number(result, "clients"));
+        if (show_text(result, "agent")[0])
+                show_line("agent", "%s", show_text(result, "agent"));
+        if (show_text(result, "directory")[0])
+                show_line("directory", "%s", show_text(result, "directory"));
+        if (show_text(result, "snapshot-dir")[0])
+                show_line("snapshot dir", "%s", show_text(result, "snapshot-dir"));
+        json_object_foreach(json_object_get(result, "settings"), name, value)
+                show_setting(name, value);
+        return CTL_DONE;
+}
+
+static void say(const struct ctl *ctl, const json_t *params, const char *done, const char *would)
+{
+        _cleanup_free_ char *vm = text_safe(show_text(params, "vm"));
+
+        printf("%s %s\n", vm, ctl->dry_run ? would : done);
+}
+
+static int show_created(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        say(ctl, params, "created", "would be created");
+        return CTL_DONE;
+}
+
+static int show_changed(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        say(ctl, params, "changed", "would be changed");
+        return CTL_DONE;
+}
+
+static int show_removed(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        say(ctl, params, "removed", "would be removed");
+        show_list(ctl->dry_run ? "would delete " : "deleted ", json_object_get(result, "deleted"));
+        show_list("kept ", json_object_get(result, "kept"));
+        return CTL_DONE;
+}
+
+static int show_imported(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        const json_t *vm = json_object_get(result, "vm");
+        _cleanup_free_ char *name = text_safe(show_text(vm, "name"));
+        int64_t disks = show_number(vm, "disks"), snapshots = show_number(vm, "snapshots");
+        json_t *tree;
+        size_t i;
+
+        json_array_foreach(json_object_get(result, "trees"), i, tree)
+        {
+                _cleanup_free_ char *line =
+                        text_safe(show_text(tree, "file")[0] ? show_text(tree, "file")
+                                                             : show_text(tree, "root"));
+
+                printf("tree %zu: %s\n", i + 1, line);
+        }
+        if (vm)
+                printf("%s %s: %" PRId64 " disk%s, %" PRId64 " snapshot%s\n", name,
+                        ctl->dry_run ? "would be imported" : "imported", disks, PLURAL(disks),
+                        snapshots, PLURAL(snapshots));
+        show_list("note: ", json_object_get(result, "notes"));
+        return CTL_DONE;
+}
+
+static int show_exported(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        char size[SIZE_TEXT_MAX];
+        size_t n = json_array_size(json_object_get(result, "files"));
+        _cleanup_free_ char *directory = text_safe(show_text(result, "directory"));
+
+        show_list("", json_object_get(result, "files"));
+        printf("%s %zu file%s, %s in %s\n", ctl->dry_run ? "would export" : "exported", n,
+                PLURAL(n), show_size(result, "size", size), directory);
+        return CTL_DONE;
+}
+
+/* --- the verbs --- */
+
+const struct command command_vm_create = {
+        .name = "vm create",
+        .operands = "VM",
+        .summary = "make a vm without disks",
+        .doc = "Make a vm: a name under which disks are attached and snapshotted together. The settings "
+               "are for its compute side; the daemon keeps them, and snapshots bring them back."
+               "\v"
+               "Examples:\n"
+               "  vhdctl vm create web\n"
+               "  vhdctl vm create web --memory startup=2G,max=8G --cpus 4",
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "vm.create",
+                .operands = vm_operands,
+                .options = create_options,
+                .changes = true,
+                .show = show_created},
+};
+
+const struct command command_vm_set = {
+        .name = "vm set",
+        .operands = "VM",
+        .summary = "change a vm's settings or its name",
+        .doc = "Change those settings that are given; the others stay."
+               "\v"
+               "Examples:\n"
+               "  vhdctl vm set web --cpus 8\n"
+               "  vhdctl vm set web --name 'web (old)'",
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "vm.set",
+                .operands = vm_operands,
+                .options = set_options,
+                .changes = true,
+                .show = show_changed},
+};
+
+const struct command command_vm_list = {
+        .name = "vm list",
+        .operands = "",
+        .summary = "the vms: on or off, disks, snapshots",
+        .doc = "List the vms."
+               "\v"
+               "Examples:\n"
+               "  vhdctl vm list\n"
+               "  vhdctl vm list --json | jq -r '.[] | select(.on) | .name'",
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "vm.list", .show = show_vms},
+};
+
+const struct command command_vm_show = {
+        .name = "vm show",
+        .operands = "VM",
+        .summary = "one vm and its settings",
+        .doc = "Show a vm and its settings. `vhdctl disk list VM' lists its disks."
+               "\v"
+               "Examples:\n"
+               "  vhdctl vm show web",
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = daemon_run,
+        .daemon =
+                &(const struct daemon_verb){
+                        .method = "vm.show", .operands = vm_operands, .show = show_vm},
+};
+
+const struct command command_vm_remove = {
+        .name = "vm remove",
+        .operands = "VM",
+        .summary = "forget a vm; its files stay",
+        .doc = "Forget a vm, its disks and its snapshots. Their files stay where they are, and are named, "
+               "unless --delete-files is given. Refused while a client has one of its disks open."
+               "\v"
+               "Examples:\n"
+               "  vhdctl vm remove web\n"
+               "  vhdctl vm remove web --delete-files --dry-run",
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "vm.remove",
+                .operands = vm_operands,
+                .options = (const struct param[]){{"delete-files", PARAM_FLAG, NULL,
+                                                          "Delete its images and snapshots, too",
+                                                          NULL},
+                        {0}},
+                .changes = true,
+                .show = show_removed},
+};
+
+#define POWER_VERB(verb, what, explained, is_done, would)                                          \
+        static int show_##verb(const struct ctl *ctl, const json_t *params, const json_t *result)  \
+        {                                                                                          \
+                say(ctl, params, is_done, would);                                                  \
+                return CTL_DONE;                                                                   \
+        }                                                                                          \
+        const struct command command_vm_##verb = {                                                 \
+                .name = "vm " #verb,                                                               \
+                .operands = "VM",                                                                  \
+                .summary = what,                                                                   \
+                .doc = explained " The vm's agent is asked to do it: the compute side that is "    \
+                                 "registered for it. Without one this fails, and says so."         \
+                                 "\v"                                                              \
+                                 "Examples:\n"                                                     \
+                                 "  vhdctl vm " #verb " web",                                      \
+                .n_operands_min = 1,                                                               \
+                .n_operands_max = 1,                                                               \
+                .run = daemon_run,                                                                 \
+                .daemon = &(const struct daemon_verb){.method = "vm." #verb,                       \
+                        .operands = vm_operands,                                                   \
+                        .changes = true,                                                           \
+                        .show = show_##verb},                                                      \
+        }
+
+POWER_VERB(start, "switch a vm on", "Switch a vm on.", "started", "would be started");
+POWER_VERB(stop, "switch a vm off at once", "Switch a vm off, as if its power were cut.", "stopped",
+        "would be stopped");
+POWER_VERB(shutdown, "let the guest shut down", "Ask the guest to shut down.", "shuts down",
+        "would shut down");
+POWER_VERB(reset, "reset a vm", "Reset a vm, as its button would.", "reset", "would be reset");
+POWER_VERB(pause, "let a vm stand still", "Let a vm stand still.", "paused", "would be paused");
+POWER_VERB(resume, "let a paused vm go on", "Let a paused vm go on.", "goes on", "would go on");
+POWER_VERB(save, "save a vm's memory and switch it off",
+        "Save a vm's memory, and switch it off; the next start goes on from there.", "saved",
+        "would be saved");
+
+static int check_import(const struct ctl *ctl, json_t *params, struct error *err)
+{
+        int n = show_flag(params, "copy") + show_flag(params, "move") +
+                (json_object_get(params, "to") && !show_flag(params, "copy"));
+
+        (void)ctl;
+        return n == 1 ? 0
+                      : fail(err, EINVAL,
+                                "how: --move uses the files as they lie, --copy copies them, --to "
+                                "DIR copies them there");
+}
+
+const struct command command_vm_import = {
+        .name = "vm import",
+        .operands = "DIR",
+        .summary = "make a vm out of a folder of VHDs and AVHDs",
+        .doc = "Find the images in DIR, rebuild the snapshot tree from their headers, and make a vm of "
+               "it. Where there are several trees they are listed, and --only chooses one."
+               "\v"
+               "Examples:\n"
+               "  vhdctl vm import /srv/old/web --move\n"
+               "  vhdctl vm import /mnt/usb/web --to /srv/vms/web --name web-copy\n"
+               "  vhdctl vm import /srv/old --move --only data.vhd --dry-run",
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "vm.import",
+                .operands =
+                        (const struct param[]){{"directory", PARAM_PATH, NULL, NULL, NULL}, {0}},
+                .options = (const struct param[]){{"copy", PARAM_FLAG, NULL,
+                                                          "Copy the files, beside the daemon's own",
+                                                          NULL},
+                        {"move", PARAM_FLAG, NULL, "Use the files as they lie", NULL},
+                        {"to", PARAM_PATH, "DIR2", "Copy the files to DIR2", NULL},
+                        {"name", PARAM_TEXT, "NAME", "The vm's name (else the folder's)", NULL},
+                        {"only", PARAM_TEXT, "TREE",
+                                "Of several trees this one: its root's file, or its number", NULL},
+                        {0}},
+                .changes = true,
+                .prepare = check_import,
+                .show = show_imported},
+};
+
+const struct command command_vm_export = {
+        .name = "vm export",
+        .operands = "VM DIR",
+        .summary = "copy a vm with its snapshots into a folder",
+        .doc = "Copy a vm's images, snapshots and settings into DIR, from where `vhdctl vm import' makes "
+               "a vm of them again. The vm must be off."
+               "\v"
+               "Examples:\n"
+               "  vhdctl vm export web /mnt/usb/web\n"
+               "  vhdctl vm export web /srv/settings --config-only",
+        .n_operands_min = 2,
+        .n_operands_max = 2,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "vm.export",
+                .operands = (const struct param[]){VM_OPERAND,
+                        {"directory", PARAM_PATH, NULL, NULL, NULL}, {0}},
+                .options = (const struct param[]){{"config-only", PARAM_FLAG, NULL,
+                                                          "The settings and the tree, no images",
+                                                          NULL},
+                        {0}},
+                .changes = true,
+                .show = show_exported},
+};
