@@ -1,0 +1,483 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vhdd/daemon/doctor.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "base/quote.h"
+
+/* Everything the catalog has, read once: what many questions are asked of. */
+struct records {
+        struct vm_row *vms;
+        size_t n_vms;
+        struct disk_row *disks;
+        size_t n_disks;
+        struct image_row *images;
+        size_t n_images;
+        struct operation_row *operations;
+        size_t n_operations;
+};
+
+struct examination {
+        const struct doctor *doctor;
+        struct records records;
+        json_t *findings;
+};
+
+static int no_memory(struct error *err)
+{
+        return fail(err, ENOMEM, "no memory for what the doctor finds");
+}
+
+int doctor_add(json_t *findings, const char *id, const char *severity, const char *vm,
+        const char *file, const char *hint, const char *format, ...)
+{
+        char message[ERROR_MESSAGE_MAX];
+        va_list ap;
+
+        va_start(ap, format);
+        vsnprintf(message, sizeof(message), format, ap);
+        va_end(ap);
+        return json_array_append_new(findings,
+                json_pack("{s:s, s:s, s:s, s:s?, s:s?, s:s?}", "id", id, "severity", severity,
+                        "message", message, "vm", vm, "file", file, "hint",
+                        hint && hint[0] ? hint : NULL));
+}
+
+static void records_done(struct records *records)
+{
+        vm_rows_free(records->vms, records->n_vms);
+        disk_rows_free(records->disks, records->n_disks);
+        image_rows_free(records->images, records->n_images);
+        operation_rows_free(records->operations, records->n_operations);
+        *records = (struct records){0};
+}
+
+static int records_read(struct catalog *catalog, struct records *records, struct error *err)
+{
+        int r = catalog_vm_list(catalog, &records->vms, &records->n_vms, err);
+
+        if (r == 0)
+                r = catalog_disk_list(catalog, NULL, &records->disks, &records->n_disks, err);
+        if (r == 0)
+                r = catalog_image_list(catalog, NULL, &records->images, &records->n_images, err);
+        if (r == 0)
+                r = catalog_operation_list(
+                        catalog, &records->operations, &records->n_operations, err);
+        return r;
+}
+
+/* ---- whose a file is ---- */
+
+static const char *vm_name(const struct records *records, const char *id)
+{
+        for (size_t i = 0; i < records->n_vms; i++)
+                if (strcmp(records->vms[i].id, id) == 0)
+                        return records->vms[i].name;
+        return NULL;
+}
+
+static const struct image_row *find_image(const struct records *records, const char *path)
+{
+        for (size_t i = 0; path && i < records->n_images; i++)
+                if (strcmp(records->images[i].path, path) == 0)
+                        return &records->images[i];
+        return NULL;
+}
+
+static bool stands_on(const struct records *records, const char *leaf, const char *path)
+{
+        const struct image_row *image = find_image(records, leaf);
+
+        for (size_t depth = 0; image && depth <= records->n_images; depth++) {
+                if (strcmp(image->path, path) == 0)
+                        return true;
+                image = find_image(records, image->parent);
+        }
+        return false;
+}
+
+/* The vm whose disk stands on @path: of a branch that nobody runs, NULL. */
+static const char *vm_of_image(const struct records *records, const char *path)
+{
+        for (size_t i = 0; i < records->n_disks; i++)
+                if (strcmp(records->disks[i].file, path) == 0 ||
+                        stands_on(records, records->disks[i].file, path))
+                        return vm_name(records, records->disks[i].vm);
+        return NULL;
+}
+
+static bool is_parent(const struct records *records, const char *path)
+{
+        for (size_t i = 0; i < records->n_images; i++)
+                if (records->images[i].parent && strcmp(records->images[i].parent, path) == 0)
+                        return true;
+        return false;
+}
+
+/* ---- files that are not what they were ---- */
+
+static int64_t mtime_ns(const struct stat *st)
+{
+        return (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
+}
+
+static void examine_seal(
+        struct examination *x, const struct image_row *image, const struct stat *st)
+{
+        char hint[ERROR_MESSAGE_MAX], word[QUOTE_TEXT_MAX];
+
+        if (image->sealed_mtime_ns == 0 ||
+                (image->sealed_mtime_ns == mtime_ns(st) &&
+                        image->sealed_size == (uint64_t)st->st_size))
+                return;
+        snprintf(hint, sizeof(hint), "vhdctl check --chain --deep %s",
+                shell_quote(image->path, word, sizeof(word)));
+        doctor_add(x->findings, "parent-changed", "damage", vm_of_image(&x->records, image->path),
+                image->path, hint,
+                "'%s' was changed after it was frozen: what stands on it may read wrong data",
+                image->path);
+}
+
+static void examine_image(struct examination *x, const struct image_row *image)
+{
+        const char *vm = vm_of_image(&x->records, image->path);
+        struct stat st;
+
+        if (lstat(image->path, &st) < 0) {
+                doctor_add(x->findings, "missing-file", "damage", vm, image->path,
+                        "bring it back from a backup to this place",
+                        "the image '%s' cannot be looked at: %s", image->path, strerror(errno));
+                return;
+        }
+        if (image->inode && (image->inode != st.st_ino || image->device != st.st_dev)) {
+                doctor_add(x->findings, "replaced-file", "damage", vm, image->path,
+                        "put the file back that was there, or detach the disk and attach it again",
+                        "'%s' is another file than the one that was attached", image->path);
+                return;
+        }
+        examine_seal(x, image, &st);
+}
+
+static void examine_pass_through(struct examination *x, const struct disk_row *disk)
+{
+        char hint[ERROR_MESSAGE_MAX], vm[QUOTE_TEXT_MAX], name[QUOTE_TEXT_MAX];
+        const char *of = vm_name(&x->records, disk->vm);
+
+        if (find_image(&x->records, disk->file) || access(disk->file, F_OK) == 0)
+                return;
+        snprintf(hint, sizeof(hint), "vhdctl disk detach %s %s",
+                shell_quote(of ? of : disk->vm, vm, sizeof(vm)),
+                shell_quote(disk->name, name, sizeof(name)));
+        doctor_add(x->findings, "missing-file", "damage", of, disk->file, hint,
+                "'%s' of disk '%s' is not there", disk->file, disk->name);
+}
+
+/* ---- chains ---- */
+
+static unsigned depth_of(const struct records *records, const char *path)
+{
+        unsigned depth = 0;
+
+        for (const struct image_row *image = find_image(records, path);
+                image && depth <= records->n_images; image = find_image(records, image->parent))
+                depth++;
+        return depth;
+}
+
+static void compare_layer(
+        struct examination *x, const struct image_row *image, const struct resolved_layer *layer)
+{
+        char stored[UUID_TEXT_SIZE], found[UUID_TEXT_SIZE];
+        char hint[ERROR_MESSAGE_MAX], word[QUOTE_TEXT_MAX];
+
+        if (strcmp(image->format, "vhd") != 0 || uuid_equal(image->uuid, layer->uuid))
+                return;
+        snprintf(
+                hint, sizeof(hint), "vhdctl tree %s", shell_quote(image->path, word, sizeof(word)));
+        doctor_add(x->findings, "wrong-id", "damage", vm_of_image(&x->records, image->path),
+                image->path, hint, "'%s' has the id %s, and had %s when it was attached",
+                image->path, uuid_format(layer->uuid, found), uuid_format(image->uuid, stored));
+}
+
+/* Layer by layer what the headers say against what the catalog says. */
+static void compare_chain(struct examination *x, const struct image_row *tip,
+        const struct resolved_layer *layers, size_t n)
+{
+        const struct image_row *image = tip;
+
+        for (size_t i = 0; i < n && image; i++) {
+                compare_layer(x, image, &layers[i]);
+                image = find_image(&x->records, image->parent);
+                if ((i + 1 < n) != (image != NULL) ||
+                        (image && strcmp(image->path, layers[i + 1].path) != 0)) {
+                        doctor_add(x->findings, "broken-chain", "damage",
+                                vm_of_image(&x->records, tip->path), layers[i].path, NULL,
+                                "'%s' stands on '%s', and the catalog says on '%s'", layers[i].path,
+                                i + 1 < n ? layers[i + 1].path : "nothing",
+                                image ? image->path : "nothing");
+                        return;
+                }
+        }
+}
+
+static void examine_tip(struct examination *x, const struct image_row *tip)
+{
+        const struct doctor *doctor = x->doctor;
+        struct resolved_layer *layers = NULL;
+        struct error err = ERROR_INIT;
+        unsigned depth = depth_of(&x->records, tip->path);
+        const char *vm = vm_of_image(&x->records, tip->path);
+        size_t n = 0;
+
+        if (depth > DOCTOR_LONG_CHAIN)
+                doctor_add(x->findings, "long-chain", "warning", vm, tip->path,
+                        "delete snapshots that nobody needs: vhdctl snapshot prune",
+                        "'%s' stands on %u images", tip->path, depth - 1);
+        if (access(tip->path, F_OK) != 0)
+                return; /* said already */
+        if (doctor->resolve(doctor->opaque, tip->path, tip->format, doctor->roots, doctor->n_roots,
+                    &layers, &n, &err) < 0) {
+                doctor_add(x->findings, "broken-chain", "damage", vm,
+                        err.file[0] ? err.file : tip->path, err.hint, "%s", err.message);
+                return;
+        }
+        compare_chain(x, tip, layers, n);
+        resolved_layers_free(layers, n);
+}
+
+/* ---- orphans ---- */
+
+static bool ends_with(const char *name, const char *ending)
+{
+        size_t n = strlen(name), m = strlen(ending);
+
+        return n > m && strcasecmp(name + n - m, ending) == 0;
+}
+
+/* NAME_GUID.avhd: only a daemon makes such names. */
+static bool looks_ours(const char *name)
+{
+        size_t n = strlen(name), tail = strlen("_") + UUID_TEXT_SIZE - 1 + strlen(".avhd");
+        char id[UUID_TEXT_SIZE];
+        uint8_t bytes[16];
+
+        if (n <= tail || name[n - tail] != '_')
+                return false;
+        memcpy(id, name + n - tail + 1, UUID_TEXT_SIZE - 1);
+        id[UUID_TEXT_SIZE - 1] = '\0';
+        return uuid_parse(id, bytes);
+}
+
+/* An operation that is under way, or waits for the next start, says so itself. */
+static bool journal_names(const struct records *records, const char *path)
+{
+        for (size_t i = 0; i < records->n_operations; i++)
+                if (strstr(records->operations[i].payload, path))
+                        return true;
+        return false;
+}
+
+static int examine_file(
+        struct examination *x, const char *directory, const char *name, struct error *err)
+{
+        _cleanup_free_ char *path = NULL;
+        char hint[ERROR_MESSAGE_MAX], word[QUOTE_TEXT_MAX];
+        bool named = true;
+        int r;
+
+        if (!ends_with(name, ".avhd"))
+                return 0;
+        if (asprintf(&path, "%s/%s", directory, name) < 0)
+                return no_memory(err);
+        r = catalog_names_path(x->doctor->catalog, path, &named, err);
+        if (r < 0 || named || journal_names(&x->records, path))
+                return r;
+        snprintf(hint, sizeof(hint), "look with vhdctl tree %s; then remove or import it",
+                shell_quote(directory, word, sizeof(word)));
+        doctor_add(x->findings, "orphan-file", "warning", NULL, path, hint,
+                looks_ours(name) ? "no disk and no snapshot uses '%s', which a daemon has made"
+                                 : "no disk and no snapshot uses '%s'",
+                path);
+        return 0;
+}
+
+static int examine_folder(struct examination *x, const char *directory, struct error *err)
+{
+        DIR *dir = opendir(directory);
+        struct dirent *entry;
+        int r = 0;
+
+        if (!dir) {
+                doctor_add(x->findings, "folder-unreadable", "warning", NULL, directory, NULL,
+                        "cannot look into the folder '%s': %s", directory, strerror(errno));
+                return 0;
+        }
+        while (r == 0 && (entry = readdir(dir)))
+                r = examine_file(x, directory, entry->d_name, err);
+        closedir(dir);
+        return r;
+}
+
+/* Each folder in which an image or a vm's sidecar lies, once. */
+static int collect_folder(json_t *folders, const char *path, bool is_file, struct error *err)
+{
+        const char *slash = is_file ? strrchr(path, '/') : NULL;
+        _cleanup_free_ char *folder = NULL;
+
+        if (is_file && !slash)
+                return 0;
+        folder = is_file ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(path);
+        if (!folder || json_object_set_new(folders, folder, json_null()) < 0)
+                return no_memory(err);
+        return 0;
+}
+
+static int examine_folders(struct examination *x, struct error *err)
+{
+        json_auto_t *folders = json_object();
+        const char *folder;
+        json_t *unused;
+        int r = folders ? 0 : no_memory(err);
+
+        for (size_t i = 0; r == 0 && i < x->records.n_images; i++)
+                r = collect_folder(folders, x->records.images[i].path, true, err);
+        for (size_t i = 0; r == 0 && i < x->records.n_vms; i++)
+                if (x->records.vms[i].directory)
+                        r = collect_folder(folders, x->records.vms[i].directory, false, err);
+        json_object_foreach(folders, folder, unused)
+        {
+                if (r == 0)
+                        r = examine_folder(x, folder, err);
+        }
+        return r;
+}
+
+/* ---- space, jobs, the journal ---- */
+
+static void examine_space(struct examination *x, json_t *seen, const struct disk_row *disk)
+{
+        struct stat st;
+        struct statvfs fs;
+        char key[32];
+        uint64_t left, size;
+
+        if (disk->read_only || stat(disk->file, &st) < 0 || !S_ISREG(st.st_mode) ||
+                statvfs(disk->file, &fs) < 0)
+                return;
+        snprintf(key, sizeof(key), "%llx", (unsigned long long)st.st_dev);
+        if (json_object_get(seen, key))
+                return;
+        json_object_set_new(seen, key, json_true());
+        left = (uint64_t)fs.f_bavail * fs.f_frsize;
+        size = (uint64_t)fs.f_blocks * fs.f_frsize;
+        if (left >= DOCTOR_SPACE_LEAST && left >= size / DOCTOR_SPACE_SHARE)
+                return;
+        doctor_add(x->findings, "low-space", "warning", vm_name(&x->records, disk->vm), disk->file,
+                "free space, or delete snapshots: writes fail when it is used up",
+                "the file system of '%s' has %llu MiB left of %llu MiB", disk->file,
+                (unsigned long long)(left >> 20), (unsigned long long)(size >> 20));
+}
+
+static int examine_jobs(struct examination *x, struct error *err)
+{
+        struct job_row *jobs = NULL;
+        size_t n = 0;
+        int r = catalog_job_list(x->doctor->catalog, NULL, &jobs, &n, err);
+
+        for (size_t i = 0; i < n; i++)
+                if (strcmp(jobs[i].state, "waiting") == 0)
+                        doctor_add(x->findings, "job-waiting", "info",
+                                vm_name(&x->records, jobs[i].vm), NULL, "vhdctl job list",
+                                "job %lld (%s) waits", (long long)jobs[i].id, jobs[i].kind);
+        job_rows_free(jobs, n);
+        return r;
+}
+
+static void examine_operations(struct examination *x)
+{
+        for (size_t i = 0; i < x->records.n_operations; i++) {
+                const struct operation_row *row = &x->records.operations[i];
+
+                doctor_add(x->findings, "unfinished-operation", "warning",
+                        vm_name(&x->records, row->vm), NULL,
+                        "if it does not end by itself: vhdctl restart",
+                        "the operation '%s' has begun and is not yet %s", row->kind,
+                        strcmp(row->state, "finish") == 0 ? "finished" : "committed");
+        }
+}
+
+/* ---- all of it ---- */
+
+static int rank(const json_t *finding)
+{
+        const char *severity = json_string_value(json_object_get(finding, "severity"));
+
+        return !severity                           ? 3
+                : strcmp(severity, "damage") == 0  ? 0
+                : strcmp(severity, "warning") == 0 ? 1
+                                                   : 2;
+}
+
+/* Stable: by severity, then as they were found. */
+static int sort_findings(json_t *findings, struct error *err)
+{
+        json_auto_t *sorted = json_array();
+        json_t *finding;
+        size_t i;
+
+        for (int wanted = 0; wanted < 4; wanted++)
+                json_array_foreach(findings, i, finding)
+                {
+                        if (rank(finding) == wanted && json_array_append(sorted, finding) < 0)
+                                return no_memory(err);
+                }
+        json_array_clear(findings);
+        return json_array_extend(findings, sorted) == 0 ? 0 : no_memory(err);
+}
+
+static void examine_rows(struct examination *x, json_t *seen)
+{
+        const struct records *records = &x->records;
+
+        for (size_t i = 0; i < records->n_images; i++) {
+                const struct image_row *image = &records->images[i];
+
+                examine_image(x, image);
+                if (strcmp(image->state, "hidden") == 0)
+                        doctor_add(x->findings, "image-hidden", "info",
+                                vm_of_image(records, image->path), image->path, NULL,
+                                "'%s' of a deleted snapshot waits for its merge", image->path);
+                if (!is_parent(records, image->path))
+                        examine_tip(x, image);
+        }
+        for (size_t i = 0; i < records->n_disks; i++) {
+                examine_pass_through(x, &records->disks[i]);
+                examine_space(x, seen, &records->disks[i]);
+        }
+        examine_operations(x);
+}
+
+int doctor_examine(const struct doctor *doctor, json_t *findings, struct error *err)
+{
+        struct examination x = {.doctor = doctor, .findings = findings};
+        json_auto_t *seen = json_object();
+        int r = seen ? records_read(doctor->catalog, &x.records, err) : no_memory(err);
+
+        if (r == 0) {
+                examine_rows(&x, seen);
+                r = examine_folders(&x, err);
+        }
+        if (r == 0)
+                r = examine_jobs(&x, err);
+        if (r == 0)
+                r = sort_findings(findings, err);
+        records_done(&x.records);
+        return r;
+}

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A catalog anew, out of sidecars and headers. A sidecar was written by anybody: an image's row is
+ * made only when the resolver finds that image, with that id, on that parent. */
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "vhdd/daemon/doctor.h"
+#include "vhdd/daemon/sidecar.h"
+
+#define FOLDERS_DEEP 16u
+#define SIDECARS_MAX 100000u
+
+static int no_memory(struct error *err)
+{
+        return fail(err, ENOMEM, "no memory for rebuilding the catalog");
+}
+
+/* ---- finding them ---- */
+
+static bool is_sidecar(const char *name)
+{
+        size_t n = strlen(name), m = strlen(SIDECAR_ENDING);
+
+        return n > m && strcmp(name + n - m, SIDECAR_ENDING) == 0;
+}
+
+/* Without following links. A folder that cannot be read is a finding. */
+static int look_into(
+        json_t *paths, json_t *findings, const char *folder, unsigned deep, struct error *err)
+{
+        int fd = open(folder, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+        struct dirent *entry;
+        int r = 0;
+
+        if (!dir) {
+                doctor_add(findings, "folder-unreadable", "warning", NULL, folder, NULL,
+                        "cannot look into the folder '%s': %s", folder, strerror(errno));
+                if (fd >= 0)
+                        close(fd);
+                return 0;
+        }
+        while (r == 0 && (entry = readdir(dir))) {
+                _cleanup_free_ char *path = NULL;
+                struct stat st;
+
+                if (entry->d_name[0] == '.')
+                        continue;
+                if (fstatat(fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+                        continue;
+                if (asprintf(&path, "%s/%s", folder, entry->d_name) < 0)
+                        r = no_memory(err);
+                else if (S_ISDIR(st.st_mode) && deep > 0)
+                        r = look_into(paths, findings, path, deep - 1, err);
+                else if (S_ISREG(st.st_mode) && is_sidecar(entry->d_name) &&
+                        json_array_size(paths) < SIDECARS_MAX)
+                        json_array_append_new(paths, json_string(path));
+        }
+        closedir(dir);
+        return r;
+}
+
+/* ---- believing one ---- */
+
+static struct image_row *find_image(struct sidecar *sidecar, const char *path)
+{
+        for (size_t i = 0; path && i < sidecar->n_images; i++)
+                if (strcmp(sidecar->images[i].path, path) == 0)
+                        return &sidecar->images[i];
+        return NULL;
+}
+
+static bool is_parent(const struct sidecar *sidecar, const char *path)
+{
+        for (size_t i = 0; i < sidecar->n_images; i++)
+                if (sidecar->images[i].parent && strcmp(sidecar->images[i].parent, path) == 0)
+                        return true;
+        return false;
+}
+
+static int confirm_layer(struct image_row *image, const struct resolved_layer *layer,
+        const struct resolved_layer *below, struct error *err)
+{
+        const char *parent = below ? below->path : NULL;
+
+        if (strcmp(image->format, "vhd") == 0 && !uuid_equal(image->uuid, layer->uuid))
+                return fail(err, EUCLEAN, "'%s' has another id than its sidecar says", layer->path);
+        if (!parent != !image->parent || (parent && strcmp(parent, image->parent) != 0))
+                return fail(err, EUCLEAN, "'%s' stands on '%s', and its sidecar says on '%s'",
+                        layer->path, parent ? parent : "nothing",
+                        image->parent ? image->parent : "nothing");
+        image->device = layer->device;
+        image->inode = layer->inode;
+        image->birth_ns = layer->birth_ns;
+        return 0;
+}
+
+static int confirm_tip(const struct doctor *doctor, struct sidecar *sidecar, const char *path,
+        const char *format, struct error *err)
+{
+        struct resolved_layer *layers = NULL;
+        size_t n = 0;
+        int r = doctor->resolve(
+                doctor->opaque, path, format, doctor->roots, doctor->n_roots, &layers, &n, err);
+
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                struct image_row *image = find_image(sidecar, layers[i].path);
+
+                r = image ? confirm_layer(image, &layers[i], i + 1 < n ? &layers[i + 1] : NULL, err)
+                          : fail(err, EUCLEAN, "the sidecar does not know the image '%s'",
+                                    layers[i].path);
+        }
+        resolved_layers_free(layers, n);
+        return r;
+}
+
+/* Every image that a disk or a snapshot names is among those that are confirmed. */
+static int confirm_names(struct sidecar *sidecar, struct error *err)
+{
+        for (size_t i = 0; i < sidecar->n_disks; i++) {
+                const struct disk_row *disk = &sidecar->disks[i];
+
+                if (strcmp(disk->kind, "pass-through") != 0 && !find_image(sidecar, disk->file))
+                        return fail(err, EUCLEAN, "the sidecar does not know the image '%s'",
+                                disk->file);
+        }
+        for (size_t i = 0; i < sidecar->n_held; i++)
+                if (sidecar->held[i].file && !find_image(sidecar, sidecar->held[i].file))
+                        return fail(err, EUCLEAN, "the sidecar does not know the image '%s'",
+                                sidecar->held[i].file);
+        return 0;
+}
+
+static int confirm(const struct doctor *doctor, struct sidecar *sidecar, struct error *err)
+{
+        int r = confirm_names(sidecar, err);
+
+        for (size_t i = 0; r == 0 && i < sidecar->n_images; i++)
+                if (!is_parent(sidecar, sidecar->images[i].path))
+                        r = confirm_tip(doctor, sidecar, sidecar->images[i].path,
+                                sidecar->images[i].format, err);
+        return r;
+}
+
+/* ---- bringing it back ---- */
+
+static int insert(struct catalog *catalog, const struct sidecar *sidecar, struct error *err)
+{
+        _cleanup_(catalog_rollbackp) struct catalog *transaction = catalog;
+        int r = catalog_begin(transaction, err);
+
+        if (r == 0)
+                r = sidecar_insert(transaction, sidecar, err);
+        return r == 0 ? catalog_commit(transaction, err) : r;
+}
+
+static bool is_known(struct catalog *catalog, const char *id)
+{
+        struct vm_row row;
+
+        if (catalog_vm_find(catalog, id, &row, NULL) < 0)
+                return false;
+        vm_row_done(&row);
+        return true;
+}
+
+static int rebuild_one(const struct doctor *doctor, const char *path, bool dry_run,
+        struct doctor_rebuilt *rebuilt, struct error *err)
+{
+        _cleanup_(sidecar_done) struct sidecar sidecar = {0};
+        int r = sidecar_read(host_fs(), path, &sidecar, err);
+
+        if (r < 0 || is_known(doctor->catalog, sidecar.vm.id))
+                return r;
+        r = confirm(doctor, &sidecar, err);
+        if (r == 0 && !dry_run)
+                r = insert(doctor->catalog, &sidecar, err);
+        if (r < 0)
+                return fail_prefix(err, r, "the vm '%s' cannot be brought back", sidecar.vm.name);
+        rebuilt->n_vms++;
+        rebuilt->n_disks += (unsigned)sidecar.n_disks;
+        rebuilt->n_snapshots += (unsigned)sidecar.n_snapshots;
+        if (json_array_append_new(rebuilt->ids, json_string(sidecar.vm.id)) < 0)
+                return no_memory(err);
+        return 0;
+}
+
+int doctor_rebuild(const struct doctor *doctor, bool dry_run, json_t *findings,
+        struct doctor_rebuilt *ret, struct error *err)
+{
+        json_auto_t *paths = json_array(), *ids = json_array();
+        struct doctor_rebuilt rebuilt = {.ids = ids};
+        json_t *path;
+        size_t i;
+        int r = paths && ids ? 0 : no_memory(err);
+
+        for (size_t k = 0; r == 0 && k < doctor->n_roots; k++)
+                r = look_into(paths, findings, doctor->roots[k], FOLDERS_DEEP, err);
+        if (r < 0)
+                return r;
+        json_array_foreach(paths, i, path)
+        {
+                struct error why = ERROR_INIT;
+
+                r = rebuild_one(doctor, json_string_value(path), dry_run, &rebuilt, &why);
+                if (r < 0)
+                        doctor_add(findings, "sidecar-unusable", "warning", NULL,
+                                json_string_value(path), why.hint, "%s", why.message);
+        }
+        *ret = rebuilt;
+        ids = NULL;
+        return 0;
+}
