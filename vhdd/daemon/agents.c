@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vhdd/daemon/agents.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "vhdd/control/server.h"
+#include "vhdd/daemon/methods.h"
+#include "vhdd/daemon/params.h"
+
+#define AGENT_VERBS_MAX       32u
+#define AGENT_DEFAULT_SECONDS 60
+
+/* One that is waited for. On the asker's stack, in the agent's list while it waits. */
+struct request {
+        struct request *next;
+        json_int_t number;
+        bool answered;
+        json_t *result; /* or */
+        char *error;
+        pthread_cond_t done;
+};
+
+struct agent {
+        /* immutable */
+        struct vm *vm;
+        struct control_client *client;
+        char *name;
+        char *verbs[AGENT_VERBS_MAX];
+        size_t n_verbs;
+        unsigned timeout_s;
+
+        /* guarded by vms->lock */
+        unsigned refs;
+        bool gone;
+        json_int_t next_number;
+        struct request *requests;
+};
+
+static void agent_free(struct agent *agent)
+{
+        for (size_t i = 0; i < agent->n_verbs; i++)
+                free(agent->verbs[i]);
+        free(agent->name);
+        control_client_unref(agent->client);
+        vm_unref(agent->vm);
+        free(agent);
+}
+
+static void agent_unref(struct agent *agent)
+{
+        struct vms *vms = agent->vm->vms;
+        bool last;
+
+        pthread_mutex_lock(&vms->lock);
+        last = --agent->refs == 0;
+        pthread_mutex_unlock(&vms->lock);
+        if (last)
+                agent_free(agent);
+}
+DEFINE_CLEANUP(struct agent *, agent_unref)
+
+static struct agent *agent_get(struct vm *vm)
+{
+        struct agent *agent;
+
+        /* A vm that is only shown (a dry run's) is in no table. */
+        if (!vm->refs)
+                return NULL;
+        pthread_mutex_lock(&vm->vms->lock);
+        agent = vm->agent;
+        if (agent)
+                agent->refs++;
+        pthread_mutex_unlock(&vm->vms->lock);
+        return agent;
+}
+
+bool agent_is_there(struct vm *vm)
+{
+        _cleanup_(agent_unrefp) struct agent *agent = agent_get(vm);
+
+        return agent != NULL;
+}
+
+bool agent_offers(struct vm *vm, const char *verb)
+{
+        _cleanup_(agent_unrefp) struct agent *agent = agent_get(vm);
+
+        for (size_t i = 0; agent && i < agent->n_verbs; i++)
+                if (strcmp(agent->verbs[i], verb) == 0)
+                        return true;
+        return false;
+}
+
+const char *agent_name(struct vm *vm, char *ret, size_t size)
+{
+        _cleanup_(agent_unrefp) struct agent *agent = agent_get(vm);
+
+        if (!agent)
+                return NULL;
+        snprintf(ret, size, "%s", agent->name);
+        return ret;
+}
+
+int agent_must(struct vm *vm, const struct vm_row *row, const char *verb, struct error *err)
+{
+        int r;
+
+        if (agent_offers(vm, verb))
+                return 0;
+        if (agent_is_there(vm))
+                return fail(err, EOPNOTSUPP, "the agent of vm '%s' does not offer '%s'", row->name,
+                        verb);
+        r = fail(err, ENXIO, "no agent is registered for vm '%s'", row->name);
+        error_set_hint(err, "the daemon has the disks only; whoever runs the vm does this");
+        return r;
+}
+
+/* ---- asking ---- */
+
+static void unlink_request(struct agent *agent, struct request *request)
+{
+        for (struct request **p = &agent->requests; *p; p = &(*p)->next)
+                if (*p == request) {
+                        *p = request->next;
+                        return;
+                }
+}
+
+/* With vms->lock, which is given up while it waits. */
+static int wait_for(struct agent *agent, struct request *request)
+{
+        struct timespec until;
+
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec += agent->timeout_s;
+        while (!request->answered && !agent->gone)
+                if (pthread_cond_timedwait(&request->done, &agent->vm->vms->lock, &until) ==
+                        ETIMEDOUT)
+                        break;
+        if (request->answered)
+                return 0;
+        return agent->gone ? -EPIPE : -ETIMEDOUT;
+}
+
+static int judge(const struct agent *agent, const char *verb, int r, struct request *request,
+        json_t **ret, struct error *err)
+{
+        _cleanup_free_ char *text = TAKE_PTR(request->error);
+        json_auto_t *result = TAKE_PTR(request->result);
+
+        if (r == -EPIPE)
+                return fail(err, EPIPE, "the vm's agent went away while it was asked to %s", verb);
+        if (r == -ETIMEDOUT)
+                return fail(err, ETIMEDOUT, "the vm's agent did not %s within %u s", verb,
+                        agent->timeout_s);
+        if (text)
+                return fail(err, EREMOTEIO, "the vm's agent could not %s: %.400s", verb, text);
+        if (ret) {
+                *ret = result ? TAKE_PTR(result) : json_object();
+                if (!*ret)
+                        return fail(err, ENOMEM, "no memory for the agent's answer");
+        }
+        return 0;
+}
+
+int agent_ask(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
+        json_t **ret, struct error *err)
+{
+        _cleanup_(agent_unrefp) struct agent *agent = agent_get(vm);
+        struct request request = {.done = PTHREAD_COND_INITIALIZER};
+        int r;
+
+        if (!agent || !params) {
+                json_decref(params);
+                return fail(err, agent ? ENOMEM : ENXIO, "no agent is registered for the vm");
+        }
+        pthread_mutex_lock(&vm->vms->lock);
+        request.number = ++agent->next_number;
+        request.next = agent->requests;
+        agent->requests = &request;
+        pthread_mutex_unlock(&vm->vms->lock);
+        json_object_set_new(params, "request", json_integer(request.number));
+        json_object_set_new(params, "vm", json_string(vm->id));
+        json_object_set_new(params, "verb", json_string(verb));
+        r = control_client_notify(agent->client, "agent.request", params, fds, n_fds, err);
+        pthread_mutex_lock(&vm->vms->lock);
+        if (r == 0)
+                r = wait_for(agent, &request);
+        unlink_request(agent, &request);
+        pthread_mutex_unlock(&vm->vms->lock);
+        return judge(agent, verb, r, &request, ret, err);
+}
+
+/* ---- coming, going, answering ---- */
+
+static int set_on(struct vm *vm, bool on, struct error *err)
+{
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        int r = catalog_vm_find(vm->broker->catalog, vm->id, &row, err);
+
+        if (r < 0 || row.is_on_by_agent == on)
+                return r;
+        row.is_on_by_agent = on;
+        return catalog_vm_update(vm->broker->catalog, &row, err);
+}
+
+/* On the connection's thread, once. */
+static void agent_gone(void *opaque)
+{
+        struct agent *agent = opaque;
+        struct vm *vm = agent->vm;
+        bool was;
+
+        pthread_mutex_lock(&vm->vms->lock);
+        agent->gone = true;
+        for (struct request *request = agent->requests; request; request = request->next)
+                pthread_cond_broadcast(&request->done);
+        was = vm->agent == agent;
+        if (was)
+                vm->agent = NULL;
+        pthread_mutex_unlock(&vm->vms->lock);
+        if (was)
+                broker_publish(vm->broker, "agent-gone", json_pack("{s:s}", "id", vm->id));
+        agent_unref(agent);
+        if (was)
+                agent_unref(agent);
+}
+
+static int agent_new(struct vm *vm, const json_t *params, struct control_client *client,
+        struct agent **ret, struct error *err)
+{
+        struct agent *agent = calloc(1, sizeof(*agent));
+        const char *name = param_text(params, "name");
+        json_t *verb;
+        size_t i;
+
+        if (!agent)
+                return fail(err, ENOMEM, "no memory for an agent");
+        pthread_mutex_lock(&vm->vms->lock);
+        vm->refs++;
+        pthread_mutex_unlock(&vm->vms->lock);
+        agent->vm = vm;
+        agent->client = control_client_ref(client);
+        agent->timeout_s = (unsigned)param_int(params, "timeout", AGENT_DEFAULT_SECONDS);
+        agent->name = strdup(name ? name : "agent");
+        json_array_foreach(json_object_get(params, "verbs"), i, verb)
+        {
+                char *text = strdup(json_string_value(verb));
+
+                if (text && agent->n_verbs < AGENT_VERBS_MAX)
+                        agent->verbs[agent->n_verbs++] = text;
+                else
+                        free(text);
+        }
+        if (!agent->name) {
+                agent_free(agent);
+                return fail(err, ENOMEM, "no memory for an agent");
+        }
+        *ret = agent;
+        return 0;
+}
+
+static int agent_register(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret, struct error *err)
+{
+        _cleanup_(vm_unrefp) struct vm *vm = NULL;
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        struct agent *agent = NULL;
+        bool taken;
+        int r = vm_peek(broker, param_text(params, "vm"), &vm, &row, err);
+
+        if (r == 0 && agent_is_there(vm))
+                r = fail(err, EBUSY, "vm '%s' has an agent already", row.name);
+        if (r < 0)
+                return r;
+        *ret = json_pack("{s:s, s:s}", "vm", row.name, "id", row.id);
+        if (!*ret)
+                return fail(err, ENOMEM, "no memory for the answer");
+        if (param_bool(params, "dry-run"))
+                return 0;
+        r = agent_new(vm, params, caller->client, &agent, err);
+        if (r == 0)
+                r = set_on(vm, param_bool(params, "on"), err);
+        if (r < 0) {
+                if (agent)
+                        agent_free(agent);
+                json_decref(*ret);
+                *ret = NULL;
+                return r;
+        }
+        pthread_mutex_lock(&vm->vms->lock);
+        taken = vm->agent != NULL;
+        if (!taken) {
+                agent->refs = 2; /* the vm's, and the connection's */
+                vm->agent = agent;
+        }
+        pthread_mutex_unlock(&vm->vms->lock);
+        if (taken) {
+                agent_free(agent);
+                json_decref(*ret);
+                *ret = NULL;
+                return fail(err, EBUSY, "vm '%s' has an agent already", row.name);
+        }
+        control_client_on_gone(caller->client, agent_gone, agent);
+        broker_publish(broker, "agent-registered",
+                json_pack("{s:s, s:s}", "vm", row.name, "agent", agent->name));
+        return 0;
+}
+
+/* The agent whose connection this is; requests are numbered for each agent. */
+static struct agent *agent_of(struct broker *broker, const struct caller *caller)
+{
+        struct agent *found = NULL;
+
+        pthread_mutex_lock(&broker->vms->lock);
+        for (size_t i = 0; i < broker->vms->n_items; i++) {
+                struct agent *agent = broker->vms->items[i]->agent;
+
+                if (agent && agent->client == caller->client) {
+                        found = agent;
+                        found->refs++;
+                        break;
+                }
+        }
+        pthread_mutex_unlock(&broker->vms->lock);
+        return found;
+}
+
+static int agent_reply(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret, struct error *err)
+{
+        _cleanup_(agent_unrefp) struct agent *agent = agent_of(broker, caller);
+        json_int_t number = param_int(params, "request", 0);
+        const char *text = param_text(params, "error");
+        bool found = false;
+
+        if (!agent)
+                return fail(err, ENXIO, "this connection is no vm's agent");
+        pthread_mutex_lock(&broker->vms->lock);
+        for (struct request *request = agent->requests; request; request = request->next) {
+                if (request->number != number || request->answered)
+                        continue;
+                found = request->answered = true;
+                request->error = text ? strdup(text) : NULL;
+                request->result = json_incref(json_object_get(params, "result"));
+                pthread_cond_broadcast(&request->done);
+        }
+        pthread_mutex_unlock(&broker->vms->lock);
+        if (!found)
+                return fail(err, ENOENT,
+                        "nobody waits for an answer to request %" JSON_INTEGER_FORMAT, number);
+        *ret = json_object();
+        return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
+}
+
+static int agent_state(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret, struct error *err)
+{
+        _cleanup_(agent_unrefp) struct agent *agent = agent_of(broker, caller);
+        _cleanup_(vm_unrefp) struct vm *vm = NULL;
+        bool on = param_bool(params, "on");
+        int r = vm_peek(broker, param_text(params, "vm"), &vm, NULL, err);
+
+        if (r < 0)
+                return r;
+        if (!agent || agent->vm != vm)
+                return fail(err, EPERM, "only a vm's own agent says whether it is on");
+        r = set_on(vm, on, err);
+        if (r < 0)
+                return r;
+        broker_publish(broker, "vm-state", json_pack("{s:s, s:b}", "id", vm->id, "on", on));
+        *ret = json_object();
+        return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
+}
+
+const struct method agent_methods[] = {
+        {"agent.register", agent_register, true},
+        {"agent.reply", agent_reply, false},
+        {"agent.state", agent_state, false},
+        {NULL, NULL, false},
+};

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* agents.h - the compute side of a vm, registered over the control socket.
+ *
+ * The daemon asks it by notifications on its connection, {"method": "agent.request", "params":
+ * {"request": N, "vm": NAME, "verb": VERB, ...}}, and it answers with agent.reply. The saved memory
+ * goes to, or comes from, a descriptor that comes with the notification. An agent that dies, or does
+ * not answer in its time, is an error to whoever asked and holds up nothing else.
+ *
+ * Units      milliseconds where a name ends in _ms.
+ * Ownership  answers are the caller's.
+ * Errors     0 or -errno with one sentence. -ENXIO there is no agent. -EOPNOTSUPP it does not offer
+ *            that verb. -ETIMEDOUT, -EPIPE (it is gone), -EREMOTEIO (it says that it could not).
+ * Threads    any, with or without the vm's lock.
+ */
+#pragma once
+
+#include <jansson.h>
+
+#include "vhdd/daemon/vms.h"
+
+bool agent_is_there(struct vm *vm);
+bool agent_offers(struct vm *vm, const char *verb);
+const char *agent_name(struct vm *vm, char *ret, size_t size); /* NULL: there is none */
+/* There is one that does this; else a sentence that says so. */
+int agent_must(struct vm *vm, const struct vm_row *row, const char *verb, struct error *err);
+/* Asks and waits. @params is taken over; @fds stay the caller's. @ret may be NULL. */
+int agent_ask(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
+        json_t **ret, struct error *err);

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vhdd/daemon/discarded.h"
+
+#include <string.h>
+
+#include "base/file.h"
+#include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/params.h"
+#include "vhdd/daemon/release.h"
+#include "vhdd/daemon/worker_link.h"
+
+#define SWEEP_MS 10000
+
+static bool undo_has_expired(const struct vm_row *row)
+{
+        json_auto_t *undo = row->undo ? json_loads(row->undo, 0, NULL) : NULL;
+
+        return undo && param_int(undo, "until", 0) <= now_us();
+}
+
+/* Deleted, and nobody reads it any more. */
+static int find_unread(struct vm *vm, json_t *ids, struct error *err)
+{
+        struct snapshot_row *rows = NULL;
+        size_t n = 0;
+        int r = catalog_snapshot_list(vm->broker->catalog, vm->id, &rows, &n, err);
+
+        for (size_t i = 0; r == 0 && i < n; i++)
+                if (strcmp(rows[i].state, "hidden") == 0 &&
+                        worker_snapshots_close(vm, rows[i].id, false) == 0)
+                        json_array_append_new(ids, json_string(rows[i].id));
+        snapshot_rows_free(rows, n);
+        return r;
+}
+
+static int sweep_rows(struct vm *vm, struct vm_row *row, bool undo, const json_t *ids,
+        struct operation *operation, struct error *err)
+{
+        _cleanup_(release_done) struct release release = {0};
+        json_t *path;
+        size_t i;
+        int r = release_init(&release, err);
+
+        if (r == 0 && undo)
+                r = release_undo(vm, row, &release, err);
+        if (r == 0)
+                r = release_snapshots(vm, row, ids, &release, err);
+        if (r == 0)
+                r = release_images(vm, &release, "live", err);
+        json_array_foreach(release.files, i, path)
+        {
+                if (r == 0)
+                        r = operation_will_remove(operation, json_string_value(path), err);
+        }
+        return r == 0 ? operation_commit(operation, err) : r;
+}
+
+static int sweep(struct vm *vm, struct error *err)
+{
+        _cleanup_(operation_freep) struct operation *operation = NULL;
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        struct catalog *catalog = vm->broker->catalog;
+        json_auto_t *ids = json_array();
+        bool undo;
+        int r = catalog_vm_find(catalog, vm->id, &row, err);
+
+        if (r == 0)
+                r = find_unread(vm, ids, err);
+        undo = r == 0 && undo_has_expired(&row);
+        if (r < 0 || (!undo && json_array_size(ids) == 0))
+                return r;
+        r = operation_begin(catalog, host_fs(), "sweep", vm->id, NULL, 0, NULL, &operation, err);
+        if (r == 0)
+                r = operation_made(operation, err);
+        if (r == 0)
+                r = catalog_begin(catalog, err);
+        if (r < 0)
+                return r;
+        r = sweep_rows(vm, &row, undo, ids, operation, err);
+        if (r < 0) {
+                catalog_rollback(catalog);
+                return r;
+        }
+        return operation_end(operation, err);
+}
+
+void discarded_sweep(struct vm *vm)
+{
+        struct error err = ERROR_INIT;
+
+        if (sweep(vm, &err) < 0)
+                broker_log_error(vm->broker, vm->id, &err);
+}
+
+static void sweep_all(struct broker *broker)
+{
+        struct vm_row *rows = NULL;
+        size_t n = 0;
+
+        if (catalog_vm_list(broker->catalog, &rows, &n, NULL) < 0)
+                return;
+        for (size_t i = 0; i < n; i++) {
+                _cleanup_(vm_releasep) struct vm *vm = NULL;
+
+                if (undo_has_expired(&rows[i]) &&
+                        vm_get_within(broker, rows[i].id, 1000, &vm, NULL, NULL) == 0)
+                        discarded_sweep(vm);
+        }
+        vm_rows_free(rows, n);
+}
+
+static void sweeper(void *opaque)
+{
+        struct broker *broker = opaque;
+
+        while (vms_sleep(broker->vms, SWEEP_MS))
+                sweep_all(broker);
+}
+
+void discarded_start(struct broker *broker)
+{
+        struct error err = ERROR_INIT;
+
+        if (vms_spawn(broker->vms, sweeper, broker, &err) < 0)
+                broker_log_error(broker, NULL, &err);
+}

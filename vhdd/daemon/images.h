@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* images.h - the files under disks and snapshots, as the catalog knows them: who stands on whom, and
+ * which may go.
+ *
+ * An image's row says its state:
+ *      in-use      a disk's leaf, a snapshot's frozen image, or a parent of these
+ *      hidden      its snapshot was deleted, and others stand on it: it waits for a merge
+ *      discarded   an apply gave it up, and undo may still want it
+ *      detached    its disk was taken away; the file is kept, and what it stands on too
+ *
+ * Units      bytes.
+ * Ownership  answered lists are the caller's: their _done functions.
+ * Errors     0 or -errno with one sentence.
+ * Threads    as the catalog's.
+ */
+#pragma once
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "vhdd/daemon/broker.h"
+#include "vhdd/daemon/catalog.h"
+#include "vhdd/daemon/resolver.h"
+
+#define IMAGE_IN_USE    "in-use"
+#define IMAGE_HIDDEN    "hidden"
+#define IMAGE_DISCARDED "discarded"
+#define IMAGE_DETACHED  "detached"
+
+struct image_chain {
+        struct image_row *rows; /* the leaf first */
+        size_t n;
+};
+void image_chain_done(struct image_chain *chain);
+/* @path and what it stands on. */
+int image_chain_get(
+        struct catalog *catalog, const char *path, struct image_chain *ret, struct error *err);
+
+/* Rows for layers that a resolver found (leaf first); those that are there already stay. */
+int images_put_layers(struct catalog *catalog, const struct resolved_layer *layers, size_t n,
+        bool leaf_made_by_us, struct error *err);
+/* A row for a child that a worker made over @parent (NULL: over nothing). */
+int image_put_child(struct catalog *catalog, const char *path, const uint8_t uuid[16],
+        const char *parent, struct error *err);
+
+/* Is @layers' file used in a way that forbids opening it (@writable: to write) for one more disk?
+ *   -EBUSY and a sentence that names who has it */
+int images_refuse_used(struct catalog *catalog, const struct resolved_layer *layers, size_t n,
+        bool writable, struct error *err);
+
+/* Gives up what nobody needs any more, inside the caller's transaction: of the images @paths, and
+ * of what they stand on, those that no disk, no snapshot, no undo and no other image names. Their
+ * rows go; files of ours are appended to @files (an array of paths, to be removed after the commit),
+ * others to @kept. One that is still stood on, and that no snapshot names, becomes hidden. */
+int images_release(struct catalog *catalog, const char *const *paths, size_t n_paths, json_t *files,
+        json_t *kept, struct error *err);
+/* The same for one that a user's disk was detached from: it is kept, whoever made it. */
+int image_detach(struct catalog *catalog, const char *path, struct error *err);
+
+/* Removes files that no row names, and syncs their folders. One that is gone already is fine. */
+int files_remove(struct broker *broker, const json_t *files, struct error *err);
+
+/* What the file takes on disk; 0 when it cannot be seen. */
+uint64_t file_allocated(const char *path);

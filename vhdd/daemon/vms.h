@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* vms.h - every vm of the daemon: its lock, its worker, and what is served of it.
+ *
+ * What a vm is, the catalog says; here is what lives only as long as the process. An operation on a
+ * vm holds its lock from the first check to the end, so that two never mix; what only looks does
+ * not take it.
+ *
+ *      no worker --worker_up--> up --died (link's thread)--> down --worker_up (a thread of ours)--> up
+ *
+ * Units      milliseconds where a name ends in _ms.
+ * Ownership  vms are counted: vm_get hands out a reference, vm_release gives it back.
+ * Errors     0 or -errno with one sentence.
+ * Threads    fields say what guards them. Lock order: vm.lock, link_lock, vms.lock, catalog.
+ */
+#pragma once
+
+#include <jansson.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "vhdd/daemon/broker.h"
+#include "vhdd/daemon/catalog.h"
+#include "vhdd/daemon/link.h"
+
+struct agent;
+struct operation;
+
+/* An open chain of a worker: a live disk's is called by the disk's id, a snapshot's by
+ * DISKID@SNAPSHOTID. */
+struct vm_chain {
+        char *name;
+        char **paths; /* the leaf first */
+        size_t n_paths;
+        bool writable;
+        uint64_t size;
+        uint32_t preferred; /* block size, as the worker says; 0: not known */
+        char *export_name;  /* of a snapshot's chain: its export, or NULL */
+        char *trouble;      /* it could not be opened: why. Then the rest is empty. */
+};
+
+struct vm {
+        struct vms *vms;
+        struct broker *broker;
+        char id[UUID_TEXT_SIZE]; /* immutable */
+
+        /* Held over a whole operation. */
+        pthread_mutex_t lock;
+
+        /* guarded by lock */
+        bool removed;
+        json_t *rolling; /* a snapshot that was switched and is not committed: its operation's data */
+        struct operation *rolling_operation;
+        uint64_t stall_us; /* of the last snapshot */
+        bool has_stall;
+
+        /* Written with lock and link_lock (for writing) held; read with either. */
+        pthread_rwlock_t link_lock;
+        struct link *link;
+        struct vm_chain *chains; /* that the worker has open */
+        size_t n_chains;
+        bool up;       /* the worker has every chain and export that the catalog says */
+        char *trouble; /* why it is not, or NULL */
+
+        /* guarded by vms->lock */
+        unsigned refs;
+        bool reviving;          /* a thread is on its way to bring the worker up */
+        bool tidying;           /* a thread is on its way to close what nobody reads */
+        pthread_cond_t changed; /* up, or trouble, or an agent */
+        struct agent *agent;
+};
+
+struct vms {
+        struct broker *broker;
+        pthread_mutex_t lock;
+        /* guarded by lock */
+        struct vm **items;
+        size_t n_items;
+        unsigned n_threads; /* of ours that run */
+        bool stopping;
+        pthread_cond_t idle;   /* n_threads became 0 */
+        pthread_cond_t wakeup; /* stopping, for those who sleep */
+};
+
+/* Reads the catalog, starts or adopts each vm's worker, finishes or undoes what was cut off. Several at
+ * once. One vm's trouble is logged and shown in its state; it does not stop the others. */
+int vms_start(struct broker *broker, struct error *err);
+/* Ends every worker (drain, flush, clean close) and frees; with @leave_workers they go on. */
+void vms_stop(struct broker *broker, bool leave_workers, unsigned timeout_ms);
+
+/* The vm of that name or id, locked. With @row (may be NULL) what the catalog says, for
+ * vm_row_done().  -ENOENT there is none   -ESHUTDOWN the daemon ends */
+int vm_get(struct broker *broker, const char *name_or_id, struct vm **ret, struct vm_row *row,
+        struct error *err);
+/* The same, but gives up after @timeout_ms: -EBUSY. */
+int vm_get_within(struct broker *broker, const char *name_or_id, unsigned timeout_ms,
+        struct vm **ret, struct vm_row *row, struct error *err);
+struct vm *vm_release(struct vm *vm); /* unlocks; NULL is fine; always returns NULL */
+DEFINE_CLEANUP(struct vm *, vm_release)
+
+/* Without its lock, for those who only look. */
+int vm_peek(struct broker *broker, const char *name_or_id, struct vm **ret, struct vm_row *row,
+        struct error *err);
+struct vm *vm_unref(struct vm *vm); /* NULL is fine; always returns NULL */
+DEFINE_CLEANUP(struct vm *, vm_unref)
+
+/* A new one, not locked, one reference for the caller. */
+int vm_add(struct broker *broker, const char *id, struct vm **ret, struct error *err);
+/* Out of the table: no name finds it any more. Locked by the caller. */
+void vm_drop(struct vm *vm);
+
+/* Is it on? By its agent's word; without an agent: somebody has a live disk open. */
+int vm_is_on(struct vm *vm, const struct vm_row *row, bool *ret, struct error *err);
+/* The same; on a worker that does not answer at once: false. For lists. */
+bool vm_looks_on(struct vm *vm, const struct vm_row *row, const json_t *clients);
+
+/* What the catalog says of it has changed: its sidecar is written anew, and @event is told to those
+ * who subscribed (with "vm" and @details, which may be NULL and is taken over). */
+void vm_changed(struct vm *vm, const char *event, json_t *details);
+
+/* The vm as the API shows it. */
+int vm_to_json(struct vm *vm, const struct vm_row *row, bool full, json_t **ret, struct error *err);
+
+/* For worker_link.c: how the worker is. down also sends a thread to bring it up. */
+void vm_set_up(struct vm *vm);
+void vm_set_down(struct vm *vm, const char *why);
+void vm_worker_died(struct vm *vm, int status);           /* on the link's thread */
+void vm_worker_event(struct vm *vm, const json_t *event); /* on the link's thread */
+/* Waits until the worker is up, without the vm's lock.  -ETIMEDOUT it is not; says why */
+int vm_wait_up(struct vm *vm, unsigned timeout_ms, struct error *err);
+
+/* A thread that vms_stop() waits for. */
+int vms_spawn(struct vms *vms, void (*run)(void *opaque), void *opaque, struct error *err);
+/* Sleeps, but not beyond the beginning of the end: then it answers false. */
+bool vms_sleep(struct vms *vms, unsigned ms);
+
+/* Now, in microseconds since 1970. */
+int64_t now_us(void);
+/* RFC 3339 in UTC. */
+#define TIME_TEXT_MAX 32
+const char *time_to_text(int64_t us, char ret[TIME_TEXT_MAX]);
