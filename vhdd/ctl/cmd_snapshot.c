@@ -96,15 +96,16 @@ static void draw_row(void *opaque, const void *drawn, const char *branch)
         struct drawing *drawing = opaque;
         const struct node *node = drawn;
         const json_t *now = json_object_get(drawing->tree, "now");
+        const char *note = show_text(node->snapshot, "note");
+        bool memory = show_flag(node->snapshot, "memory");
         char size[SIZE_TEXT_MAX], time[SHOW_TIME_MAX];
 
         if (node->snapshot) {
                 table_cell(drawing->table, "%s%s", branch, show_text(node->snapshot, "name"));
                 table_cell(drawing->table, "%s", show_time(node->snapshot, "created", time));
                 table_cell(drawing->table, "%s", show_size(node->snapshot, "size", size));
-                table_cell(drawing->table, "%s%s",
-                        show_flag(node->snapshot, "memory") ? "with memory  " : "",
-                        show_text(node->snapshot, "note"));
+                table_cell(drawing->table, "%s%s%s", memory ? "with memory" : "",
+                        memory && note[0] ? ": " : "", note);
                 return;
         }
         table_cell(drawing->table, "%s* now", branch);
