@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include "base/arith.h"
 #include "nbd/server/private.h"
 
 #define BACKLOG 256
@@ -138,10 +139,10 @@ static int open_address(
         return 0;
 }
 
-static int open_addresses(
-        struct nbd_server *server, const struct addrinfo *all, const char *host, struct error *err)
+static int open_addresses(struct listener *listeners, size_t *n, size_t max,
+        const struct addrinfo *all, const char *host, struct error *err)
 {
-        size_t before = server->n_listeners;
+        size_t before = *n;
         int r;
 
         /* No TLS: what the host's name means may change, so look at the addresses. */
@@ -151,26 +152,25 @@ static int open_addresses(
                                 "'%s' is not a loopback address, and without TLS anybody there could read and write the disk",
                                 host);
         for (const struct addrinfo *ai = all; ai; ai = ai->ai_next) {
-                if (server->n_listeners == NBD_SERVER_MAX_LISTENERS)
-                        return fail(err, EMFILE, "more than %u sockets to listen on",
-                                NBD_SERVER_MAX_LISTENERS);
-                r = open_address(&server->listeners[server->n_listeners], ai, host, err);
+                r = *n == max ? fail(err, EMFILE, "more than %zu sockets to listen on", max)
+                              : open_address(&listeners[*n], ai, host, err);
                 /* A host without IPv6 still knows localhost's ::1. */
                 if (r == -EADDRNOTAVAIL || r == -EAFNOSUPPORT)
                         continue;
                 if (r < 0) {
-                        while (server->n_listeners > before)
-                                listener_close(&server->listeners[--server->n_listeners]);
+                        while (*n > before)
+                                listener_close(&listeners[--*n]);
                         return r;
                 }
-                server->n_listeners++;
+                ++*n;
         }
-        if (server->n_listeners == before)
+        if (*n == before)
                 return fail(err, EADDRNOTAVAIL, "no address of '%s' can be listened on", host);
         return 0;
 }
 
-int listener_open_tcp(struct nbd_server *server, const char *host, uint16_t port, struct error *err)
+int listener_open_tcp(struct listener *listeners, size_t *n, size_t max, const char *host,
+        uint16_t port, struct error *err)
 {
         struct addrinfo hints = {
                 .ai_socktype = SOCK_STREAM,
@@ -185,7 +185,7 @@ int listener_open_tcp(struct nbd_server *server, const char *host, uint16_t port
         if (r != 0)
                 return fail(err, r == EAI_MEMORY ? ENOMEM : EINVAL,
                         "cannot find the address '%s': %s", host, gai_strerror(r));
-        r = open_addresses(server, all, host, err);
+        r = open_addresses(listeners, n, max, all, host, err);
         freeaddrinfo(all);
         return r;
 }
@@ -215,6 +215,42 @@ int listener_from_fd(struct listener *ret, int fd, struct error *err)
         if (!ret->path && !ret->uri_authority)
                 return fail(err, ENOMEM, "no memory for a socket");
         ret->fd = fd;
+        return 0;
+}
+
+/* Only the socket; whoever has it takes its path away. */
+static int keep_socket(struct listener *listener)
+{
+        int fd = TAKE_FD(listener->fd);
+
+        listener->inode = 0;
+        listener_close(listener);
+        return fd;
+}
+
+int nbd_listen_unix(const char *path, int *ret_fd, struct error *err)
+{
+        struct listener listener;
+        int r = listener_open_unix(&listener, path, err);
+
+        if (r == 0)
+                *ret_fd = keep_socket(&listener);
+        return r;
+}
+
+int nbd_listen_tcp(
+        const char *host, uint16_t port, int *ret_fds, size_t max, size_t *ret_n, struct error *err)
+{
+        struct listener listeners[NBD_SERVER_MAX_LISTENERS];
+        size_t n = 0;
+        int r = listener_open_tcp(
+                listeners, &n, MIN_OF(max, NBD_SERVER_MAX_LISTENERS), host, port, err);
+
+        if (r < 0)
+                return r;
+        for (size_t i = 0; i < n; i++)
+                ret_fds[i] = keep_socket(&listeners[i]);
+        *ret_n = n;
         return 0;
 }
 

@@ -405,8 +405,9 @@ bool ring_read(struct ring *ring, struct request *request);
 
 /* listen.c */
 int listener_open_unix(struct listener *ret, const char *path, struct error *err);
-int listener_open_tcp(
-        struct nbd_server *server, const char *host, uint16_t port, struct error *err);
+/* Adds to the @n of at most @max listeners. */
+int listener_open_tcp(struct listener *listeners, size_t *n, size_t max, const char *host,
+        uint16_t port, struct error *err);
 int listener_from_fd(struct listener *ret, int fd, struct error *err);
 void listener_close(struct listener *listener);
 /* Checks and prepares a connected socket; fills in peer and may_sendfile. */

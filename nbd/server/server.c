@@ -214,7 +214,9 @@ int nbd_server_listen_tcp(
 {
         int r = check_listeners(server, err);
 
-        return r < 0 ? r : listener_open_tcp(server, host, port, err);
+        return r < 0 ? r
+                     : listener_open_tcp(server->listeners, &server->n_listeners,
+                               NBD_SERVER_MAX_LISTENERS, host, port, err);
 }
 
 int nbd_server_listen_fd(struct nbd_server *server, int fd, struct error *err)
