@@ -198,5 +198,11 @@ const struct method snapshot_methods[] = {
         {"snapshot.tree", snapshot_tree, false},
         {"snapshot.show", snapshot_show, false},
         {"snapshot.rename", snapshot_rename, true},
+        {"snapshot.apply", snapshot_apply, true},
+        {"snapshot.revert", snapshot_revert, true},
+        {"snapshot.undo", snapshot_undo, true},
+        {"snapshot.delete", snapshot_delete, true},
+        {"snapshot.prune", snapshot_prune, true},
+        {"snapshot.diff", snapshot_diff, false},
         {NULL, NULL, false},
 };

@@ -229,6 +229,15 @@ static int grant_chain(
         return r;
 }
 
+int worker_grant_parent(struct vm *vm, const struct image_row *row, struct error *err)
+{
+        bool write = is_unsettled(vm, row->path) || is_live_leaf(vm, row->path);
+
+        if (!vm->link)
+                return fail(err, EHOSTDOWN, "the vm's worker does not run");
+        return grant_image(vm, row, write ? LINK_READ | LINK_WRITE : LINK_READ, err);
+}
+
 static bool is_used(const struct vm *vm, const char *path)
 {
         for (size_t i = 0; i < vm->n_chains; i++)
@@ -872,6 +881,13 @@ int worker_up(struct vm *vm, struct error *err)
         }
         vm_set_up(vm);
         return 0;
+}
+
+void worker_stale(struct vm *vm)
+{
+        pthread_rwlock_wrlock(&vm->link_lock);
+        vm->up = false;
+        pthread_rwlock_unlock(&vm->link_lock);
 }
 
 int worker_down(struct vm *vm, unsigned timeout_ms, struct error *err)
