@@ -8,9 +8,12 @@
  * pages past the cache, errors to explain) goes to the pool, and so does a read that fails or comes
  * back short here. A request's buffer belongs to the kernel from submit to its last completion. */
 #include <assert.h>
+#include <errno.h>
 #include <liburing.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/arith.h"
 #include "nbd/server/private.h"
@@ -263,6 +266,39 @@ static bool can_read(struct io_uring *uring)
         return can;
 }
 
+/* The library of some distributions declares these calls and does not have them. */
+static int register_with(struct io_uring *uring, unsigned what, const void *data, unsigned n)
+{
+        return syscall(SYS_io_uring_register, uring->ring_fd, what, data, n) < 0 ? -errno : 0;
+}
+
+/* Calls of the ring pass by a sandbox's filter of system calls: so it can do nothing but what we use.
+ * Kernels before 5.10 have no such thing. */
+static int make_uring(struct io_uring *uring)
+{
+        struct io_uring_restriction allowed[] = {
+                {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_READ},
+                {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_NOP},
+        };
+        int r = io_uring_queue_init(RING_ENTRIES, uring, IORING_SETUP_R_DISABLED);
+        bool restricted = r != -EINVAL;
+
+        if (!restricted)
+                r = io_uring_queue_init(RING_ENTRIES, uring, 0);
+        if (r < 0)
+                return r;
+        if (!can_read(uring))
+                r = -ENOSYS;
+        if (r == 0 && restricted)
+                r = register_with(uring, IORING_REGISTER_RESTRICTIONS, allowed,
+                        sizeof(allowed) / sizeof(allowed[0]));
+        if (r == 0 && restricted)
+                r = register_with(uring, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+        if (r < 0)
+                io_uring_queue_exit(uring);
+        return r;
+}
+
 int ring_new(struct nbd_server *server, struct ring **ret)
 {
         struct ring *ring = calloc(1, sizeof(*ring));
@@ -270,14 +306,14 @@ int ring_new(struct nbd_server *server, struct ring **ret)
 
         if (!ring)
                 return -ENOMEM;
-        r = io_uring_queue_init(RING_ENTRIES, &ring->uring, 0);
+        r = make_uring(&ring->uring);
         if (r < 0) {
                 free(ring);
                 return r;
         }
         ring->server = server;
         pthread_mutex_init(&ring->lock, NULL);
-        r = can_read(&ring->uring) ? start_thread(ring) : -ENOSYS;
+        r = start_thread(ring);
         if (r < 0) {
                 ring_free(ring);
                 return r;
