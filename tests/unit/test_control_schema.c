@@ -162,7 +162,7 @@ Test(control_schema, ends_where_a_type_contains_itself)
 static bool is_name(const char *name)
 {
         struct error err = ERROR_INIT;
-        int r = name_check(name, &err);
+        int r = control_name_check(name, &err);
 
         cr_expect(eq(int, r < 0, err.message[0] != 0));
         return r == 0;
@@ -195,16 +195,16 @@ Test(names, are_what_the_design_says)
 
 static bool is_place(const char *text)
 {
-        struct place place;
+        struct control_place place;
 
-        return place_parse(text, &place, NULL) == 0;
+        return control_place_parse(text, &place, NULL) == 0;
 }
 
 Test(places, are_two_ide_and_four_scsi_controllers)
 {
-        struct place place;
+        struct control_place place;
 
-        cr_expect(place_parse("scsi2:41", &place, NULL) == 0);
+        cr_expect(control_place_parse("scsi2:41", &place, NULL) == 0);
         cr_expect(place.scsi && place.controller == 2 && place.unit == 41);
         cr_expect(is_place("ide0:0"));
         cr_expect(is_place("ide1:1"));

@@ -28,7 +28,7 @@ static bool is_control(uint32_t c)
         return c < 0x20 || (c >= 0x7f && c < 0xa0);
 }
 
-int name_check(const char *name, struct error *err)
+int control_name_check(const char *name, struct error *err)
 {
         size_t length = strlen(name);
         uint32_t c = 0;
@@ -69,9 +69,9 @@ static bool take_number(const char **text, unsigned *ret)
         return digits == 1 || (digits == 2 && n >= 10);
 }
 
-int place_parse(const char *text, struct place *ret, struct error *err)
+int control_place_parse(const char *text, struct control_place *ret, struct error *err)
 {
-        struct place place = {.scsi = strncmp(text, "scsi", 4) == 0};
+        struct control_place place = {.scsi = strncmp(text, "scsi", 4) == 0};
         const char *p = text + (place.scsi ? 4 : 3);
         bool good = (place.scsi || strncmp(text, "ide", 3) == 0) &&
                 take_number(&p, &place.controller) && *p++ == ':' && take_number(&p, &place.unit) &&
@@ -87,7 +87,7 @@ int place_parse(const char *text, struct place *ret, struct error *err)
         return 0;
 }
 
-int mac_check(const char *text, struct error *err)
+int control_mac_check(const char *text, struct error *err)
 {
         bool good = strlen(text) == 17;
 

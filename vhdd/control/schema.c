@@ -35,7 +35,7 @@ static int check_value(struct check *check, const json_t *schema, const json_t *
 
 static int check_name_or_now(const char *text, struct error *err)
 {
-        return strcmp(text, "now") == 0 ? 0 : name_check(text, err);
+        return strcmp(text, "now") == 0 ? 0 : control_name_check(text, err);
 }
 
 static int check_path(const char *text, struct error *err)
@@ -56,9 +56,9 @@ static int check_uuid(const char *text, struct error *err)
 
 static int check_place(const char *text, struct error *err)
 {
-        struct place place;
+        struct control_place place;
 
-        return place_parse(text, &place, err);
+        return control_place_parse(text, &place, err);
 }
 
 /* "2026-01-31T12:00:00Z", with a fraction of a second or without. */
@@ -82,13 +82,13 @@ static const struct format {
         const char *name;
         int (*check)(const char *text, struct error *err);
 } formats[] = {
-        {"name", name_check},
+        {"name", control_name_check},
         {"name-or-now", check_name_or_now},
         {"path", check_path},
         {"uuid", check_uuid},
         {"place", check_place},
         {"time", check_time},
-        {"mac", mac_check},
+        {"mac", control_mac_check},
 };
 
 static const struct format *format_find(const char *name)
