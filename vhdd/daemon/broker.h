@@ -38,8 +38,8 @@ struct broker_options {
         size_t n_image_roots;
         char *metrics_path; /* NULL: no metrics socket */
         unsigned threads;   /* that may block, in each worker; 0: its default */
-        char *user,
-                *group; /* of workers and resolvers, when we are root; NULL: vhdd, else nobody */
+        char *user;  /* what workers become when we are root; NULL: vhdd-worker, else nobody */
+        char *group; /* who may use the sockets beside root and us; NULL: vhdd, if there is such */
         bool insecure;
 };
 
@@ -69,7 +69,7 @@ void broker_log(struct broker *broker, enum broker_log_level level, const char *
 /* The sentence, with file and hint behind it. */
 void broker_log_error(struct broker *broker, const char *about, const struct error *err);
 
-/* Tells everybody who subscribed: @event (taken over) gets "event": @name and "time". Any thread. */
+/* Tells everybody who subscribed: @event (taken over) gets "type": @name and "time". Any thread. */
 void broker_publish(struct broker *broker, const char *name, json_t *event);
 
 /* Ends the daemon as SIGTERM does, or executes it anew as SIGHUP does; answers at once. Any thread. */
