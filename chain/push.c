@@ -150,6 +150,14 @@ static int check_child(const struct chain *chain, const struct image *child, str
         return 0;
 }
 
+/* Right after the switch every write wants a place. */
+static int make_room(struct image *child, struct error *err)
+{
+        int r = child->format->make_room(child);
+
+        return r < 0 ? fail_os(err, -r, "cannot make room in '%s'", child->file->path) : 0;
+}
+
 int chain_child_open(struct chain *chain, const char *path, struct image **ret, struct error *err)
 {
         unsigned flags = FILE_WRITE | FILE_NOFOLLOW | (chain->direct ? FILE_DIRECT : 0);
@@ -167,6 +175,8 @@ int chain_child_open(struct chain *chain, const char *path, struct image **ret, 
                 return r;
         }
         r = check_child(chain, child, err);
+        if (r == 0)
+                r = make_room(child, err);
         if (r < 0) {
                 error_set_file(err, path);
                 chain_child_close(child);

@@ -410,6 +410,11 @@ static int image_flush(struct image *image)
         return vhd_flush(vhd_of(image));
 }
 
+static int image_make_room(struct image *image)
+{
+        return vhd_make_room(vhd_of(image));
+}
+
 static int image_settle_in_place(struct image *image, struct error *err)
 {
         return vhd_settle(vhd_of(image), err);
@@ -718,5 +723,6 @@ const struct format vhd_format = {
         .is_durable = vhd_is_durable,
         .flush = image_flush,
         .poison = image_poison,
+        .make_room = image_make_room,
         .settle = image_settle_in_place,
 };

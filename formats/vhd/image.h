@@ -124,6 +124,8 @@ void vhd_dirty_free_all(struct vhd_image *vhd);
 
 /* Gives @block a place and an empty bitmap, in memory. *ret_zero: its data reads as zeros. */
 int vhd_allocate(struct vhd_image *vhd, uint32_t block, bool *ret_zero);
+/* Moves the footer out by what a busy guest may ask for at once. */
+int vhd_make_room(struct vhd_image *vhd);
 /* The freed places for which round @n was the one: ready for their grace. The caller holds lock. */
 void vhd_freed_committed_locked(struct vhd_image *vhd, uint64_t n);
 /* Begins it, without the lock: a call that is due at once takes the lock itself. */

@@ -43,8 +43,8 @@ static uint64_t ahead_of(const struct vhd_image *vhd, uint64_t file_size)
 }
 
 /* Where the footer should go so that at least one block fits before it, or -ENOSPC. */
-static int next_footer_offset(
-        const struct vhd_image *vhd, uint64_t next_free, uint64_t footer, uint64_t *ret)
+static int next_footer_offset(const struct vhd_image *vhd, uint64_t next_free, uint64_t footer,
+        uint64_t ahead, uint64_t *ret)
 {
         uint64_t limit = LAST_SECTOR * SECTOR_SIZE;
         uint64_t least = place_at(vhd, next_free) + vhd->block_bytes;
@@ -52,7 +52,7 @@ static int next_footer_offset(
 
         if (least > limit)
                 return -ENOSPC;
-        offset = MAX_OF(round_up_to(footer, DATA_ALIGNMENT) + ahead_of(vhd, footer), least);
+        offset = MAX_OF(round_up_to(footer, DATA_ALIGNMENT) + ahead, least);
         *ret = round_up_to(MIN_OF(offset, limit), SECTOR_SIZE);
         return *ret >= footer + SECTOR_SIZE ? 0 : -ENOSPC;
 }
@@ -64,7 +64,7 @@ static int write_footer(struct vhd_image *vhd, uint64_t offset)
 
 /* Moves the end footer further out. The old one's bytes are made zero before anybody may be given
  * the space: S4 counts on it. */
-static int extend(struct vhd_image *vhd, uint64_t seen_footer)
+static int extend(struct vhd_image *vhd, uint64_t seen_footer, uint64_t ahead)
 {
         static const uint8_t zeros[VHD_FOOTER_SIZE];
         uint64_t old, new, next_free;
@@ -79,7 +79,7 @@ static int extend(struct vhd_image *vhd, uint64_t seen_footer)
                 return 0; /* somebody else did it meanwhile */
         if (vhd->poisoned)
                 return -EIO;
-        r = next_footer_offset(vhd, next_free, old, &new);
+        r = next_footer_offset(vhd, next_free, old, ahead, &new);
         if (r == 0 && !MUTANT("footer-not-ahead"))
                 r = write_footer(vhd, new); /* S2 */
         if (r < 0)
@@ -96,10 +96,22 @@ static int extend(struct vhd_image *vhd, uint64_t seen_footer)
                 return r;
         pthread_mutex_lock(&vhd->lock);
         vhd->footer_offset = new;
+        vhd->touched = true;
         if (vhd->zero_from == UINT64_MAX)
                 vhd->zero_from = old;
         pthread_mutex_unlock(&vhd->lock);
         return 0;
+}
+
+int vhd_make_room(struct vhd_image *vhd)
+{
+        uint64_t n = MIN_OF(vhd->metadata.n_blocks / AHEAD_FRACTION + 1, MAX_AHEAD_BLOCKS);
+        uint64_t footer;
+
+        pthread_mutex_lock(&vhd->lock);
+        footer = vhd->footer_offset;
+        pthread_mutex_unlock(&vhd->lock);
+        return extend(vhd, footer, MAX_OF(n, (uint64_t)MIN_AHEAD_BLOCKS) * stride(vhd));
 }
 
 static void *keeper_main(void *opaque)
@@ -119,7 +131,7 @@ static void *keeper_main(void *opaque)
                 pthread_mutex_unlock(&vhd->lock);
                 /* Failures meet the request that needs what was not done, or the next flush. */
                 if (want_extend)
-                        extend(vhd, footer);
+                        extend(vhd, footer, ahead_of(vhd, footer));
                 if (want_flush)
                         vhd_flush(vhd);
                 pthread_mutex_lock(&vhd->lock);
@@ -244,7 +256,7 @@ int vhd_allocate(struct vhd_image *vhd, uint32_t block, bool *ret_zero)
         if (vhd_bat_get(vhd->bat, block) != VHD_BAT_UNUSED)
                 return 0; /* another write of the same block was quicker */
         while ((r = take_place(vhd, &place, &zero, &footer)) == -EAGAIN) {
-                r = extend(vhd, footer);
+                r = extend(vhd, footer, ahead_of(vhd, footer));
                 if (r < 0)
                         return r;
         }
