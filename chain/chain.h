@@ -64,6 +64,9 @@ enum chain_io_flags {
         CHAIN_NO_HOLE = 1u << 2,   /* zero: keep the space (NBD_CMD_FLAG_NO_HOLE) */
         CHAIN_FAST_ZERO = 1u << 3, /* zero: -EOPNOTSUPP rather than be slow, and nothing was done */
         CHAIN_HOLES = 1u << 4,     /* map: holes of flat files are zeros too (lseek) */
+        /* With FUA: -EINPROGRESS rather than wait for a snapshot's commit (chain/push.h). It is done; a
+         * flush that comes now is answered when it may be. */
+        CHAIN_LATER = 1u << 5,
 };
 
 int chain_read(struct chain *chain, void *data, size_t length, uint64_t offset, unsigned flags);

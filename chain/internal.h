@@ -67,9 +67,12 @@ int chain_flush_layers(struct chain *chain);
  *   -ESHUTDOWN  it never will be committed by this process */
 int chain_wait_committed_slowly(struct chain *chain);
 
+static inline bool chain_is_uncommitted(const struct chain *chain)
+{
+        return atomic_load(&chain->switches_begun) != atomic_load(&chain->switches_ended);
+}
+
 static inline int chain_wait_committed(struct chain *chain)
 {
-        if (atomic_load(&chain->switches_begun) == atomic_load(&chain->switches_ended))
-                return 0;
-        return chain_wait_committed_slowly(chain);
+        return chain_is_uncommitted(chain) ? chain_wait_committed_slowly(chain) : 0;
 }

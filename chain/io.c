@@ -487,6 +487,16 @@ static int change_held(struct change *c, enum change_kind kind, const uint8_t *d
         return r;
 }
 
+/* The pieces are in the file: what is left before a FUA change is answered (E3, E10). */
+static int finish_fua(struct chain *chain, bool needs_round, unsigned flags)
+{
+        if (flags & CHAIN_LATER && chain_is_uncommitted(chain))
+                return -EINPROGRESS; /* the flush that the caller asks for makes the round, too */
+        if (needs_round)
+                return chain_flush(chain);
+        return MUTANT("fua-before-commit") ? 0 : chain_wait_committed(chain);
+}
+
 static int change_range(struct chain *chain, enum change_kind kind, const uint8_t *data,
         uint64_t length, uint64_t offset, unsigned flags)
 {
@@ -511,11 +521,7 @@ static int change_range(struct chain *chain, enum change_kind kind, const uint8_
                 offset += c.length;
                 length -= c.length;
         }
-        if (!(flags & CHAIN_FUA))
-                return 0;
-        if (needs_round)
-                return chain_flush(chain);
-        return MUTANT("fua-before-commit") ? 0 : chain_wait_committed(chain);
+        return flags & CHAIN_FUA ? finish_fua(chain, needs_round, flags) : 0;
 }
 
 int chain_write(

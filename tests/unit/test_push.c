@@ -325,7 +325,10 @@ Test(push, flushes_and_fua_are_answered_after_the_commit)
         usleep(PAUSE_US);
         cr_assert(!atomic_load(&flush.done));
         cr_assert(!atomic_load(&fua.done));
+        cr_assert_eq(chain_write(w.chain, w.model, 512, 0, CHAIN_FUA | CHAIN_LATER), -EINPROGRESS);
+        cr_assert_eq(chain_zero(w.chain, BLOCK, BLOCK, CHAIN_FUA | CHAIN_LATER), -EINPROGRESS);
         chain_committed(w.chain);
+        cr_assert_eq(chain_write(w.chain, w.model, 512, 0, CHAIN_FUA | CHAIN_LATER), 0);
         pthread_join(flush.thread, NULL);
         pthread_join(fua.thread, NULL);
         cr_assert_eq(flush.result, 0);
