@@ -254,6 +254,7 @@ struct request {
         struct command command;
         uint64_t charged; /* bytes in flight */
         uint64_t done;    /* trim and zero: so far */
+        bool later;       /* trim and zero: some of it waits for a snapshot's commit */
         uint8_t *payload; /* write: the data; owned */
         uint8_t *reply;   /* the reply, if it is longer than small; owned */
         uint8_t small[128];

@@ -99,21 +99,31 @@ static void request_status(struct request *request)
                 post(request, request->reply, (size_t)n);
 }
 
+/* -EINPROGRESS: it is done, and a snapshot's commit has to come before the answer. Flushes wait for
+ * that all together, on one thread. */
+static void request_end(struct request *request, int r)
+{
+        if (r == -EINPROGRESS)
+                volume_flush(request->client->agreement.export->volume, request);
+        else
+                request_answer(request, r);
+}
+
 static void request_write(struct request *request)
 {
         struct volume *volume = request->client->agreement.export->volume;
         struct command *command = &request->command;
-        unsigned flags = command->flags & NBD_CMD_FLAG_FUA ? CHAIN_FUA : 0;
+        unsigned flags = command->flags & NBD_CMD_FLAG_FUA ? CHAIN_FUA | CHAIN_LATER : 0;
         int r = chain_write(
                 volume->chain, request->payload, command->length, command->offset, flags);
 
         count(&volume->server->pool_writes, 1);
-        if (r == 0) {
+        if (r == 0 || r == -EINPROGRESS) {
                 count(&request->client->bytes_written, command->length);
                 if (!flags)
                         volume_wrote(volume, command->length);
         }
-        request_answer(request, r);
+        request_end(request, r);
 }
 
 /* One step of a trim or zero; true: there is more to do. */
@@ -126,15 +136,16 @@ static bool clear_step(struct request *request, int *ret_r)
         unsigned flags = 0;
 
         if (command->flags & NBD_CMD_FLAG_FUA)
-                flags |= CHAIN_FUA;
+                flags |= CHAIN_FUA | CHAIN_LATER;
         if (command->flags & NBD_CMD_FLAG_NO_HOLE)
                 flags |= CHAIN_NO_HOLE;
         if (command->flags & NBD_CMD_FLAG_FAST_ZERO)
                 flags |= CHAIN_FAST_ZERO;
         *ret_r = command->type == NBD_CMD_TRIM ? chain_trim(chain, length, offset, flags)
                                                : chain_zero(chain, length, offset, flags);
-        if (*ret_r < 0)
+        if (*ret_r < 0 && *ret_r != -EINPROGRESS)
                 return false;
+        request->later |= *ret_r == -EINPROGRESS;
         request->done += length;
         return request->done < command->length;
 }
@@ -146,7 +157,7 @@ static void request_clear(struct request *request)
         if (clear_step(request, &r))
                 pool_submit(request->client->server->pool, &request->task);
         else
-                request_answer(request, r);
+                request_end(request, r == 0 && request->later ? -EINPROGRESS : r);
 }
 
 static void run_request(struct pool_task *task)

@@ -198,6 +198,14 @@ int chain_read(struct chain *chain, void *data, size_t length, uint64_t offset, 
         return 0;
 }
 
+static int end_change(struct chain *chain, unsigned flags)
+{
+        if (!(flags & CHAIN_FUA))
+                return 0;
+        chain->fua_writes++;
+        return flags & CHAIN_LATER && atomic_load(&chain->switches.uncommitted) ? -EINPROGRESS : 0;
+}
+
 int chain_write(
         struct chain *chain, const void *data, size_t length, uint64_t offset, unsigned flags)
 {
@@ -214,9 +222,7 @@ int chain_write(
         memcpy(chain->bytes + offset, data, length);
         chain->counters.writes++;
         chain->counters.bytes_written += length;
-        if (flags & CHAIN_FUA)
-                chain->fua_writes++;
-        return 0;
+        return end_change(chain, flags);
 }
 
 static int clear(
@@ -233,10 +239,8 @@ static int clear(
         for (uint64_t b = div_round_up(offset, FAKE_BLOCK); (b + 1) * FAKE_BLOCK <= offset + length;
                 b++)
                 chain->kinds[b] = flags & CHAIN_NO_HOLE ? EXTENT_DATA : EXTENT_ZERO;
-        if (flags & CHAIN_FUA)
-                chain->fua_writes++;
         ++*counter;
-        return 0;
+        return end_change(chain, flags);
 }
 
 int chain_zero(struct chain *chain, uint64_t length, uint64_t offset, unsigned flags)

@@ -25,6 +25,7 @@ struct fake_switches {
         atomic_bool hold_reads, hold_flushes; /* blocking reads, flushes wait until it is false */
         atomic_int reads_held, flushes_held;  /* so many wait now */
         atomic_bool no_fast_zero;
+        atomic_bool uncommitted; /* CHAIN_FUA with CHAIN_LATER answers -EINPROGRESS */
         /* The map names another file, whose size fake_chain_other_file() lets a test change. */
         atomic_bool other_file;
 };

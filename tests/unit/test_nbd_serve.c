@@ -587,6 +587,37 @@ Test(nbd_serve, flushes_are_grouped_and_never_answered_early)
         close(fd);
 }
 
+/* While a snapshot waits for its commit FUA is answered with the flushes, and takes no thread each:
+ * more of them than there are threads hold nobody up. */
+Test(nbd_serve, fua_waits_for_a_commit_among_the_flushes)
+{
+        static const unsigned types[] = {NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES, NBD_CMD_TRIM};
+        struct nbd_answer answer;
+        uint8_t byte;
+        int fd = go("disk", true, NULL);
+
+        atomic_store(&switches->uncommitted, true);
+        atomic_store(&switches->cold_reads, true);
+        atomic_store(&switches->hold_flushes, true);
+        for (uint64_t i = 0; i < 60; i++) {
+                unsigned type = types[i % 3];
+
+                client_request(fd, (uint16_t)type, NBD_CMD_FLAG_FUA, i, i * 4096, 4096);
+                if (type == NBD_CMD_WRITE)
+                        client_send(fd, buffer, 4096);
+        }
+        while (atomic_load(&switches->flushes_held) < 1)
+                usleep(500);
+        cr_assert(eq(u32, client_read(fd, buffer, 512, 0), 0));
+        cr_assert(lt(int, recv(fd, &byte, 1, MSG_DONTWAIT), 0));
+        atomic_store(&switches->hold_flushes, false);
+        for (int i = 0; i < 60; i++) {
+                client_answer_get(fd, &answer, NULL, 0, 0);
+                cr_assert(eq(u32, answer.error, 0));
+        }
+        close(fd);
+}
+
 Test(nbd_serve_own, a_bound_on_unsynced_bytes_begins_a_flush)
 {
         struct nbd_server_options options = {.max_unsynced_bytes = 1u << 20};
