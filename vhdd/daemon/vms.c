@@ -10,6 +10,7 @@
 #include "vhdd/daemon/agents.h"
 #include "vhdd/daemon/discarded.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/metrics.h"
 #include "vhdd/daemon/recover.h"
 #include "vhdd/daemon/sidecar.h"
 #include "vhdd/daemon/worker_link.h"
@@ -540,6 +541,8 @@ int vms_start(struct broker *broker, struct error *err)
         for (; r == 0 && n_items < n; n_items++)
                 r = vm_add(broker, rows[n_items].id, &items[n_items], err);
         vm_rows_free(rows, n);
+        if (r == 0)
+                r = metrics_start(broker, &vms->metrics, err);
         if (r == 0) {
                 start_all(vms, items, n_items);
                 discarded_start(broker);
@@ -593,6 +596,7 @@ void vms_stop(struct broker *broker, bool leave_workers, unsigned timeout_ms)
 
         if (!vms)
                 return;
+        vms->metrics = metrics_stop(vms->metrics);
         pthread_mutex_lock(&vms->lock);
         vms->stopping = true;
         pthread_cond_broadcast(&vms->wakeup);

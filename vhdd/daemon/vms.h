@@ -73,6 +73,7 @@ struct vm {
 
 struct vms {
         struct broker *broker;
+        struct metrics_server *metrics;
         pthread_mutex_t lock;
         /* guarded by lock */
         struct vm **items;
