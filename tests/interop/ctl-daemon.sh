@@ -152,6 +152,7 @@ fresh           2026-01-28 12:00    2 MiB  after setup
 │  └─ Übung     2026-01-30 12:00   1 byte
 │     └─ * now  running             4 KiB  the vm is here
 └─ experiment   2026-01-30 13:00    1 GiB'
+# shellcheck disable=SC2001
 [ "$(sed 's/ *$//' <<<"$out")" = "$wanted" ] || fail 'the tree is drawn otherwise'
 expect 0 env LC_ALL=C "$vhdctl" snapshot tree web
 printed '|  `- '
@@ -213,6 +214,41 @@ expect 0 timeout 10 "$vhdctl" snapshot tree web
 grep -q 'vm.list disagrees with the schema' "$tmp/log" || fail 'nobody logged an answer against the schema'
 mv "$tmp/good.json" "$answers"
 [ ! -s "$tmp/log-good" ] || fail "the answers written down are not the schema's: $(cat "$tmp/log-good")"
+
+# The shell completes verbs and options from the program, names from the daemon, and is silent without
+# one. completes LINE: what is offered behind it, in one line.
+completes()
+{
+        (
+                compopt() { :; }
+                # shellcheck disable=SC1091
+                source "$VHDD_SOURCE/completions/vhdctl"
+                read -r -a COMP_WORDS <<<"${1/#vhdctl/$vhdctl}"
+                [[ $1 != *' ' ]] || COMP_WORDS+=('')
+                COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+                _vhdctl
+                echo "${COMPREPLY[*]}"
+        ) 2>&1
+}
+offers()
+{
+        local have
+        have=$(completes "$1")
+        [ "$have" = "$2" ] || fail "behind '$1' the shell offers '$have' instead of '$2'"
+}
+offers 'vhdctl sn' 'snippet snapshot'
+offers 'vhdctl disk ' 'attach detach list show uri'
+offers 'vhdctl vm show ' 'web the\ mail\ vm'
+offers 'vhdctl vm show the' 'the\ mail\ vm'
+offers 'vhdctl vm show --json w' 'web'
+offers 'vhdctl disk uri --control '"$tmp"'/control.sock web ' 'system data'
+offers 'vhdctl snapshot apply web m' 'monday'
+offers 'vhdctl snapshot apply --save-current x web ' 'fresh monday'
+offers 'vhdctl snapshot diff web system --from f' 'fresh'
+offers 'vhdctl snapshot delete web monday --mer' '--merge'
+offers 'vhdctl snippet qemu web/d' 'web/data'
+offers 'vhdctl vm create ' ''
+VHDD_CONTROL=$tmp/absent.sock offers 'vhdctl vm show ' ''
 
 # Events, filtered, as text and as JSON; terminal escapes in them do not arrive.
 "$vhdctl" events web --type snapshot --json >"$tmp/events-json" 2>/dev/null &

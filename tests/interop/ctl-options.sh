@@ -9,18 +9,28 @@ cd "$tmp"
 expect 0 "$vhdctl" --version
 [[ $out =~ ^vhdctl\ [0-9]+\.[0-9]+ ]] || fail "--version says '$out'"
 expect 0 "$vhdctl" --help
-verbs=$(sed -nE 's/^  ([a-z]+)  +.*/\1/p' <<<"$out")
+verbs=$(sed -nE 's/^  ([a-z]+( [a-z]+)?)  +.*/\1/p' <<<"$out")
 for verb in create tree info map check seal convert compare hash relink serve; do
         grep -qx "$verb" <<<"$verbs" || fail "--help does not name $verb"
 done
-for verb in $verbs; do
-        expect 0 "$vhdctl" "$verb" --help
-        printed "vhdctl $verb "
+while read -r -a verb; do
+        expect 0 "$vhdctl" "${verb[@]}" --help
+        printed "vhdctl ${verb[*]} "
         printed 'Examples:'
-        [ "$(awk 'length > 100' <<<"$out")" = '' ] || fail "$verb --help has lines that are too long"
+        [ "$(awk 'length > 100' <<<"$out")" = '' ] || fail "${verb[*]} --help has lines that are too long"
+done <<<"$verbs"
+for group in vm disk snapshot job; do
+        expect 0 "$vhdctl" "$group" --help
+        printed "  $group list"
+        expect 2 "$vhdctl" "$group"
+        said "  $group list"
+        expect 2 "$vhdctl" "$group" frobnicate
+        said "no verb '$group frobnicate'"
 done
+expect 0 "$vhdctl" help snapshot take
+printed 'vhdctl snapshot take '
 # What does not exist yet is not shown.
-for verb in mount umount resize compact merge; do
+for verb in mount umount resize compact merge memory 'switch list' 'vm console' 'disk compact' 'job pause'; do
         ! grep -qx "$verb" <<<"$verbs" || fail "--help names $verb"
 done
 
