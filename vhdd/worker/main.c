@@ -421,6 +421,8 @@ static int start(
                 r = sandbox_seal(sandbox, err);
         if (r < 0)
                 return r;
+        if (sandbox->notes[0])
+                worker_log(worker, LOG_INFO, sandbox->notes);
         r = pthread_create(&thread, NULL, job_main, worker);
         if (r != 0)
                 return fail_os(err, r, "cannot start a thread");

@@ -15,6 +15,8 @@
 #include "vhdd/worker/sandbox.h"
 
 #define CHANNEL_FD 3
+/* A chain of 1024 of the largest images, as chain_open() bounds it, and room to spare. */
+#define MAX_MEMORY (UINT64_C(4) << 30)
 
 struct resolving {
         pthread_mutex_t lock;
@@ -166,6 +168,7 @@ int resolver_main(int argc, char **argv)
                 return 2;
         }
         signal(SIGPIPE, SIG_IGN);
+        sandbox.max_memory = MAX_MEMORY;
         r = proxy_fs_new(&fs, &err);
         if (r == 0)
                 r = sandbox_enter(&sandbox, &err);

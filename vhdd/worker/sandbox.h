@@ -13,12 +13,16 @@
  * EPERM rather than killing: libraries ask for much that they can do without, and a vm's service should
  * not die of it. Those that only an attacker makes (execve, ptrace, mount, bpf ...) kill.
  *
+ * In a build with sanitizers, which need the rest themselves, only user and limits change.
+ *
+ * Units      bytes.
  * Ownership  a plain value.
  * Errors     0 or -errno with one sentence.
  * Threads    enter: before there are any. seal: any one.
  */
 #pragma once
 
+#include <stdint.h>
 #include <sys/types.h>
 
 #include "base/error.h"
@@ -27,7 +31,8 @@ struct sandbox {
         const char *name; /* for sentences */
         uid_t uid;        /* to become, as root; else unchanged */
         gid_t gid;
-        char notes[256]; /* what could not be had, or "" */
+        uint64_t max_memory; /* bytes of address space; 0: as it is */
+        char notes[256];     /* what could not be had, or "" */
 };
 #define SANDBOX_INIT(what) ((struct sandbox){.name = (what), .uid = 65534, .gid = 65534})
 
