@@ -18,7 +18,8 @@
 #include "vhdd/control/socket.h"
 
 #define BACKLOG 1024
-/* "KIND:FD " for each that execve() leaves: kinds l (lock), C and N (ours), c and n (handed to us). */
+/* "p:PID ", whom it is meant for, and "KIND:FD " for each that execve() leaves: kinds l (lock), C and N
+ * (ours), c and n (handed to us). */
 #define KEPT_VARIABLE "VHDD_KEPT_FDS"
 
 union address {
@@ -100,6 +101,11 @@ static int take_kept(struct listeners *listeners, const char *text, struct error
         int fd, n, r = 0;
 
         for (; r == 0 && sscanf(text, " %c:%d%n", &kind, &fd, &n) == 2; text += n) {
+                if (kind == 'p') {
+                        if (fd != (int)getpid())
+                                return 0;
+                        continue;
+                }
                 if (fd < 3 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
                         return fail(err, EBADF, "descriptor %d was not kept over the restart", fd);
                 switch (kind) {
@@ -148,6 +154,7 @@ int listeners_keep(const struct listeners *listeners, struct error *err)
 
         if (!out)
                 return fail(err, ENOMEM, "no memory to keep the sockets");
+        fprintf(out, "p:%d ", (int)getpid());
         r = keep(out, 'l', listeners->lock_fd);
         if (r == 0)
                 r = keep(out, listeners->control_is_own ? 'C' : 'c', listeners->control_fd);

@@ -233,6 +233,7 @@ static int start_control(struct daemon *daemon, struct error *err)
                 disk_methods,
                 snapshot_methods,
                 agent_methods,
+                job_methods,
                 NULL,
         };
         struct control_options options = {
