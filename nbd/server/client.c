@@ -26,6 +26,7 @@ void arena_flush(struct client *client)
         tx_send(&client->tx, client->arena, client->arena_used, false);
         client->arena_used = 0;
         tx_end(&client->tx);
+        stats_settle(client);
 }
 
 uint8_t *arena_reserve(struct client *client, size_t size)
@@ -54,6 +55,7 @@ void client_answer(struct client *client, const struct command *command, int r)
                         command->type, command->length, (unsigned long long)command->offset,
                         strerror(-r));
         }
+        stats_add(client, command, r < 0);
         arena_add(client, reply_plain(out, client, command, nbd_error_from(r)));
 }
 
@@ -82,6 +84,7 @@ static bool receive_more(struct client *client)
                 count(&client->receives, 1);
                 if (n > 0) {
                         client->rx_end += (size_t)n;
+                        client->batch.begun_ns = now_ns();
                         return true;
                 }
                 if (n < 0 && errno == EINTR)
@@ -186,6 +189,7 @@ static void start_read(struct client *client, const struct command *command)
                 if (n >= 0) {
                         count(&client->server->inline_reads, 1);
                         count(&client->bytes_read, command->length);
+                        stats_add(client, command, false);
                         arena_add(client, (size_t)n);
                         return;
                 }
@@ -199,10 +203,12 @@ static void start_status(struct client *client, const struct command *command)
         uint8_t *out = arena_reserve(client, STATUS_REPLY_BOUND);
         ssize_t n = status_reply_build(client, command, CHAIN_NOWAIT, out);
 
-        if (n >= 0)
+        if (n >= 0) {
+                stats_add(client, command, false);
                 arena_add(client, (size_t)n);
-        else
+        } else {
                 client_start_work(client, command, NULL);
+        }
 }
 
 /* Writes on this thread if that needs no waiting but for the page cache. */
@@ -374,6 +380,7 @@ static void serve(struct client *client)
                 while (!client->ended && take_request(client))
                         ;
                 arena_flush(client);
+                stats_settle(client);
                 if (client->ended || atomic_load(&client->tx.broken) || atomic_load(&client->cut) ||
                         !receive_more(client))
                         break;

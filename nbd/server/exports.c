@@ -367,6 +367,19 @@ int nbd_server_export_clients(struct nbd_server *server, const char *name)
         return r < 0 ? r : (int)export->n_clients;
 }
 
+int nbd_server_export_stats_get(
+        struct nbd_server *server, const char *name, struct nbd_export_stats *ret)
+{
+        struct export *export;
+        int r;
+        MUTEX_GUARD(&server->lock);
+
+        r = find_for_owner_locked(server, name, &export, NULL);
+        if (r == 0)
+                stats_get(&export->stats, ret);
+        return r;
+}
+
 /* ---- for those who negotiate ---- */
 
 void nbd_export_facts_done(struct nbd_export_facts *facts)

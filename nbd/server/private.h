@@ -11,6 +11,7 @@
  *   ring.c     cold reads through io_uring, answered likewise
  *   volume.c   flushes, grouped, and the bound on unsynced bytes
  *   flight.c   the bounds on requests and bytes in flight
+ *   stats.c    what was asked of each export, and how long it took
  *
  * Locks      server.lock, then flight.lock; server.lock, then log_lock; volume.lock and tx.lock are
  *            taken with none held.
@@ -87,6 +88,23 @@ struct changed {
         unsigned layer; /* counted from the root, so that a layer pushed on top moves nothing */
 };
 
+struct stats {
+        struct kind_stats {
+                atomic_uint_fast64_t requests, errors, bytes, latency_us;
+                atomic_uint_fast64_t latency[NBD_LATENCY_BUCKETS];
+        } kinds[NBD_N_KINDS];
+};
+
+/* Requests of one client that were answered and whose replies are not sent yet. */
+struct batch {
+        uint64_t begun_ns; /* the receive that brought them */
+        unsigned n;
+        struct batch_kind {
+                uint32_t requests, errors;
+                uint64_t bytes;
+        } kinds[NBD_N_KINDS];
+};
+
 struct export
 {
         /* immutable */
@@ -97,6 +115,8 @@ struct export
         bool read_only, is_default;
         uint64_t size;
         uint32_t preferred_size;
+
+        struct stats stats;
 
         /* guarded by server.lock */
         unsigned n_clients; /* whoever counts here may use it without the lock */
@@ -182,6 +202,7 @@ struct client {
         struct sent_ticket tickets[MAX_SENT_TICKETS]; /* a ring, oldest at tickets_start */
         unsigned tickets_start, n_tickets;
         atomic_uint_fast64_t receives;
+        struct batch batch;
         bool ended; /* no more requests are taken */
 };
 
@@ -252,11 +273,12 @@ struct request {
         struct request *next; /* volume.c */
         struct client *client;
         struct command command;
-        uint64_t charged; /* bytes in flight */
-        uint64_t done;    /* trim and zero: so far */
-        bool later;       /* trim and zero: some of it waits for a snapshot's commit */
-        uint8_t *payload; /* write: the data; owned */
-        uint8_t *reply;   /* the reply, if it is longer than small; owned */
+        uint64_t begun_ns; /* the receive that brought it */
+        uint64_t charged;  /* bytes in flight */
+        uint64_t done;     /* trim and zero: so far */
+        bool later;        /* trim and zero: some of it waits for a snapshot's commit */
+        uint8_t *payload;  /* write: the data; owned */
+        uint8_t *reply;    /* the reply, if it is longer than small; owned */
         uint8_t small[128];
 };
 
@@ -324,6 +346,16 @@ void arena_add(struct client *client, size_t size); /* so many of the reserved b
 void arena_flush(struct client *client);
 /* Answers at once, into the arena. */
 void client_answer(struct client *client, const struct command *command, int r);
+
+/* stats.c */
+uint64_t now_ns(void);
+/* A request was answered into the arena or the socket, on the client's thread. */
+void stats_add(struct client *client, const struct command *command, bool failed);
+/* Their replies are on their way. */
+void stats_settle(struct client *client);
+/* One that was answered elsewhere. */
+void stats_answered(const struct request *request, bool failed);
+void stats_get(const struct stats *stats, struct nbd_export_stats *ret);
 
 /* error numbers: errors.c. @r: 0 or -errno. */
 enum nbd_error nbd_error_from(int r);

@@ -105,7 +105,8 @@ static int send_piece(struct client *client, const struct piece *piece)
         return r;
 }
 
-static void send_simple(struct client *client, const struct command *command,
+/* False: it failed, and the client was told in the one way or the other. */
+static bool send_simple(struct client *client, const struct command *command,
         const struct piece *pieces, unsigned n)
 {
         uint8_t header[sizeof(struct nbd_wire_simple_reply)];
@@ -117,12 +118,13 @@ static void send_simple(struct client *client, const struct command *command,
                         tx_break(&client->tx);
                         client->ended = true;
                         count(&client->errors, 1);
-                        return;
+                        return false;
                 }
         }
+        return true;
 }
 
-static void send_structured(struct client *client, const struct command *command,
+static bool send_structured(struct client *client, const struct command *command,
         const struct piece *pieces, unsigned n)
 {
         bool one_chunk = command->flags & NBD_CMD_FLAG_DF;
@@ -153,11 +155,12 @@ static void send_structured(struct client *client, const struct command *command
                         tx_send(&client->tx, header,
                                 reply_error_offset(header, command, nbd_error_from(r), at), false);
                         count(&client->errors, 1);
-                        return;
+                        return false;
                 }
                 at += length;
         }
         tx_send(&client->tx, header, reply_plain(header, client, command, NBD_SUCCESS), false);
+        return true;
 }
 
 static void keep_ticket(struct client *client, uint64_t ticket)
@@ -206,6 +209,7 @@ bool client_sendfile(struct client *client, const struct command *command)
         struct piece pieces[MAX_PIECES];
         uint64_t ticket;
         unsigned n;
+        bool sent;
 
         if (!client->may_sendfile || command->length < SENDFILE_MIN)
                 return false;
@@ -220,10 +224,9 @@ bool client_sendfile(struct client *client, const struct command *command)
         }
         arena_flush(client);
         tx_begin(&client->tx);
-        if (client->agreement.structured)
-                send_structured(client, command, pieces, n);
-        else
-                send_simple(client, command, pieces, n);
+        sent = client->agreement.structured ? send_structured(client, command, pieces, n)
+                                            : send_simple(client, command, pieces, n);
+        stats_add(client, command, !sent);
         keep_ticket(client, ticket);
         tx_end(&client->tx);
         count(&client->server->sendfile_reads, 1);

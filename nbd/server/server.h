@@ -235,5 +235,37 @@ struct nbd_server_counters {
 };
 void nbd_server_counters_get(struct nbd_server *server, struct nbd_server_counters *ret);
 
+/* What was asked of one export since it was added, for metrics. */
+enum nbd_request_kind {
+        NBD_KIND_READ,
+        NBD_KIND_WRITE,
+        NBD_KIND_FLUSH,
+        NBD_KIND_TRIM,
+        NBD_KIND_CACHE,
+        NBD_KIND_WRITE_ZEROES,
+        NBD_KIND_BLOCK_STATUS,
+        NBD_N_KINDS,
+};
+const char *nbd_request_kind_to_string(enum nbd_request_kind kind); /* "read", "write-zeroes" */
+
+/* Latency is from the receive that brought the request until its reply is on its way: handed to the
+ * socket or, if that is full, to its queue. Requests that came in one receive and were answered in one
+ * send have one latency, that of the send's end: what a client sees, and one look at the clock for all
+ * of them. Bucket i counts those below 2^i microseconds and not below half of that; the last one
+ * everything from 2^(NBD_LATENCY_BUCKETS - 2) (16 s) on. */
+#define NBD_LATENCY_BUCKETS 26u
+struct nbd_export_stats {
+        struct nbd_kind_stats {
+                uint64_t requests;
+                uint64_t errors;     /* of them, answered with one */
+                uint64_t bytes;      /* that successful ones were about */
+                uint64_t latency_us; /* sum */
+                uint64_t latency[NBD_LATENCY_BUCKETS];
+        } kinds[NBD_N_KINDS];
+};
+/* -ENOENT: no such export. */
+int nbd_server_export_stats_get(
+        struct nbd_server *server, const char *name, struct nbd_export_stats *ret);
+
 /* Copies up to @max clients, oldest first; answers how many there are. */
 size_t nbd_server_clients_get(struct nbd_server *server, struct nbd_client_info *ret, size_t max);

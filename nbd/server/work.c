@@ -24,8 +24,10 @@ static void request_sent(struct tx_item *item)
         flight_leave(client, charged);
 }
 
-static void post(struct request *request, const uint8_t *data, size_t length)
+/* The request may be gone when this returns. */
+static void post(struct request *request, const uint8_t *data, size_t length, bool failed)
 {
+        stats_answered(request, failed);
         request->item.data = data;
         request->item.length = length;
         request->item.done = request_sent;
@@ -45,13 +47,13 @@ void request_answer(struct request *request, int r)
         }
         static_assert(sizeof(request->small) >= REPLY_ERROR_MAX, "every plain reply fits");
         length = reply_plain(request->small, request->client, &request->command, nbd_error_from(r));
-        post(request, request->small, length);
+        post(request, request->small, length, r < 0);
 }
 
 void request_answer_read(struct request *request, size_t length)
 {
         count(&request->client->bytes_read, request->command.length);
-        post(request, request->reply, length);
+        post(request, request->reply, length, false);
 }
 
 void request_read(struct request *request)
@@ -73,7 +75,8 @@ void request_read(struct request *request)
                         (unsigned long long)failed_at, strerror((int)-n));
                 post(request, request->small,
                         reply_error_offset(request->small, &request->command,
-                                nbd_error_from((int)n), failed_at));
+                                nbd_error_from((int)n), failed_at),
+                        true);
                 return;
         }
         if (n < 0) {
@@ -96,7 +99,7 @@ static void request_status(struct request *request)
         if (n < 0)
                 request_answer(request, (int)n);
         else
-                post(request, request->reply, (size_t)n);
+                post(request, request->reply, (size_t)n, false);
 }
 
 /* -EINPROGRESS: it is done, and a snapshot's commit has to come before the answer. Flushes wait for
@@ -217,6 +220,7 @@ void client_start_work(struct client *client, const struct command *command, uin
         request->task.run = run_request;
         request->client = client;
         request->command = *command;
+        request->begun_ns = client->batch.begun_ns;
         request->charged = charge;
         request->payload = payload;
 

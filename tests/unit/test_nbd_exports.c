@@ -517,3 +517,108 @@ Test(nbd_exports, refuse_snapshots_that_make_no_sense)
         cr_expect(eq(int, nbd_server_set_changed(server, "disk", &bad[3], 1, &err), 0));
         end();
 }
+
+/* ---- counters ---- */
+
+static struct nbd_kind_stats stats_of(enum nbd_request_kind kind, uint64_t n)
+{
+        struct nbd_export_stats stats;
+
+        /* The last reply reaches the client a little before it is counted. */
+        for (int tries = 0;; tries++) {
+                cr_assert(eq(int, nbd_server_export_stats_get(server, "disk", &stats), 0));
+                if (stats.kinds[kind].requests >= n)
+                        return stats.kinds[kind];
+                cr_assert(lt(int, tries, 4000));
+                usleep(1000);
+        }
+}
+
+static uint64_t in_buckets(const struct nbd_kind_stats *stats, unsigned from)
+{
+        uint64_t n = 0;
+
+        for (unsigned i = from; i < NBD_LATENCY_BUCKETS; i++)
+                n += stats->latency[i];
+        return n;
+}
+
+Test(nbd_exports, count_what_was_asked_on_every_path)
+{
+        static const char *const contexts[] = {"base:allocation", NULL};
+        struct nbd_kind_stats reads, writes, others;
+        struct fake_switches *switches;
+        struct nbd_export_stats stats;
+        struct nbd_answer answer;
+        int fd;
+
+        start();
+        switches = fake_chain_switches(chain);
+        memset(fake_chain_bytes(chain), 1, DISK_SIZE);
+        fake_chain_set(chain, 0, DISK_SIZE, EXTENT_DATA, 0);
+        fd = client_connect(server);
+        client_go(fd, "disk", true, contexts, NULL);
+        cr_expect(eq(u32, client_read(fd, buffer, 4096, 0), 0));     /* at once */
+        cr_expect(eq(u32, client_read(fd, buffer, 1u << 20, 0), 0)); /* from the page cache */
+        atomic_store(&switches->cold_reads, true);
+        cr_expect(eq(u32, client_read(fd, buffer, 512, 0), 0)); /* elsewhere */
+        atomic_store(&switches->read_error, -EIO);
+        cr_expect(eq(u32, client_read(fd, buffer, 512, 0), NBD_EIO));
+        cr_expect(eq(u32, client_read(fd, buffer, 512, DISK_SIZE), NBD_EINVAL));
+        atomic_store(&switches->read_error, 0);
+        reads = stats_of(NBD_KIND_READ, 5);
+        cr_expect(eq(u64, reads.requests, 5));
+        cr_expect(eq(u64, reads.errors, 2));
+        cr_expect(eq(u64, reads.bytes, 4096 + (1u << 20) + 512));
+        cr_expect(eq(u64, in_buckets(&reads, 0), 5));
+
+        cr_expect(eq(u32, client_write(fd, buffer, 4096, 0, 0), 0));
+        cr_expect(eq(u32, client_write(fd, buffer, 4096, 0, NBD_CMD_FLAG_FUA), 0));
+        writes = stats_of(NBD_KIND_WRITE, 2);
+        cr_expect(eq(u64, writes.requests, 2));
+        cr_expect(eq(u64, writes.bytes, 8192));
+        cr_expect(eq(u32, client_do(fd, NBD_CMD_TRIM, 0, 0, 65536), 0));
+        cr_expect(eq(u32, client_do(fd, NBD_CMD_WRITE_ZEROES, 0, 0, 65536), 0));
+        cr_expect(eq(u32, client_do(fd, NBD_CMD_CACHE, 0, 0, 65536), 0));
+        cr_expect(eq(u32, client_do(fd, 99, 0, 0, 0), NBD_EINVAL));
+        client_request(fd, NBD_CMD_BLOCK_STATUS, 0, 9, 0, DISK_SIZE);
+        client_answer_get(fd, &answer, NULL, 0, 0);
+        others = stats_of(NBD_KIND_BLOCK_STATUS, 1);
+        cr_expect(eq(u64, others.requests, 1));
+        cr_expect(eq(u64, stats_of(NBD_KIND_TRIM, 1).bytes, 65536));
+        cr_expect(eq(u64, stats_of(NBD_KIND_WRITE_ZEROES, 1).bytes, 65536));
+        cr_expect(eq(u64, stats_of(NBD_KIND_CACHE, 1).requests, 1));
+        cr_expect(eq(int, nbd_server_export_stats_get(server, "none", &stats), -ENOENT));
+        /* Another export's are its own. */
+        cr_expect(eq(int, nbd_server_export_stats_get(server, "other", &stats), 0));
+        cr_expect(eq(u64, stats.kinds[NBD_KIND_READ].requests, 0));
+        close(fd);
+        end();
+}
+
+/* A flush that takes 40 ms is in a bucket of at least 32 ms, and a quick one is not. */
+Test(nbd_exports, latency_is_what_the_client_waited_for)
+{
+        struct fake_switches *switches;
+        struct nbd_kind_stats flushes;
+        struct nbd_answer answer;
+        int fd;
+
+        start();
+        switches = fake_chain_switches(chain);
+        fd = go("disk");
+        cr_expect(eq(u32, client_do(fd, NBD_CMD_FLUSH, 0, 0, 0), 0));
+        atomic_store(&switches->hold_flushes, true);
+        client_request(fd, NBD_CMD_FLUSH, 0, 7, 0, 0);
+        while (atomic_load(&switches->flushes_held) == 0)
+                usleep(500);
+        usleep(40000);
+        atomic_store(&switches->hold_flushes, false);
+        client_answer_get(fd, &answer, NULL, 0, 0);
+        flushes = stats_of(NBD_KIND_FLUSH, 2);
+        cr_expect(eq(u64, in_buckets(&flushes, 16), 1)); /* 2^15 us and more */
+        cr_expect(eq(u64, in_buckets(&flushes, 0), 2));
+        cr_expect(ge(u64, flushes.latency_us, 40000));
+        close(fd);
+        end();
+}
