@@ -46,6 +46,11 @@ int doctor_add(json_t *findings, const char *id, const char *severity, const cha
 /* Everything that catalog and files say; appended to @findings (an array), the worst first. */
 int doctor_examine(const struct doctor *doctor, json_t *findings, struct error *err);
 
+struct sidecar;
+/* Do the headers of its images say what the sidecar says? If so the images' rows get the places of the
+ * files that were found (device, inode, birth).   -EUCLEAN they do not, or as resolve answers */
+int doctor_confirm(const struct doctor *doctor, struct sidecar *sidecar, struct error *err);
+
 struct doctor_rebuilt {
         unsigned n_vms, n_disks, n_snapshots;
         json_t *ids; /* of the vms that came back: an array, the caller's */

@@ -134,7 +134,7 @@ static int confirm_names(struct sidecar *sidecar, struct error *err)
         return 0;
 }
 
-static int confirm(const struct doctor *doctor, struct sidecar *sidecar, struct error *err)
+int doctor_confirm(const struct doctor *doctor, struct sidecar *sidecar, struct error *err)
 {
         int r = confirm_names(sidecar, err);
 
@@ -175,7 +175,7 @@ static int rebuild_one(const struct doctor *doctor, const char *path, bool dry_r
 
         if (r < 0 || is_known(doctor->catalog, sidecar.vm.id))
                 return r;
-        r = confirm(doctor, &sidecar, err);
+        r = doctor_confirm(doctor, &sidecar, err);
         if (r == 0 && !dry_run)
                 r = insert(doctor->catalog, &sidecar, err);
         if (r < 0)

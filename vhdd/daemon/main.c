@@ -234,6 +234,8 @@ static int start_control(struct daemon *daemon, struct error *err)
                 snapshot_methods,
                 agent_methods,
                 job_methods,
+                doctor_methods,
+                import_methods,
                 NULL,
         };
         struct control_options options = {

@@ -14,4 +14,5 @@ extern const struct method agent_methods[];
 extern const struct method job_methods[];
 extern const struct method metrics_methods[];
 extern const struct method doctor_methods[];
+extern const struct method import_methods[]; /* vm.import, vm.export */
 extern const struct method daemon_methods[]; /* status, shutdown, restart */

@@ -48,6 +48,15 @@ int sidecar_from_json(
 int sidecar_read(struct fs *fs, const char *path, struct sidecar *ret, struct error *err);
 /* Writes @json as @path, durably: there is the old one or the new one. */
 int sidecar_store(struct fs *fs, const char *path, const json_t *json, struct error *err);
+/* ---- the same vm elsewhere ---- */
+
+/* Every path in it as @to says; what @to answers is allocated, NULL is no memory. The disks that a
+ * snapshot's settings tell of name the images that the snapshot holds. */
+int sidecar_rename(struct sidecar *sidecar, char *(*to)(void *opaque, const char *path),
+        void *opaque, struct error *err);
+/* New ids for vm, disks and snapshots: it becomes another vm than the one it was copied from. */
+int sidecar_new_ids(struct sidecar *sidecar, struct error *err);
+
 /* Its rows, inside the caller's transaction. */
 int sidecar_insert(struct catalog *catalog, const struct sidecar *sidecar, struct error *err);
 
