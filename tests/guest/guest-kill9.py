@@ -20,51 +20,15 @@ Exit status: 0 it survived, 1 it did not, 2 usage, 77 skipped."""
 import argparse
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
-import guestctl  # noqa: E402
-
-RECONNECT_S = 25  # below a guest's own time-out of 30 s
-WAIT_S = 300  # for anything a guest does; two loaded cores emulate slowly
-
-# Writes files of odd sizes until it is told to stop; every other one is flushed by itself, the rest when the
-# guest sees fit. A checksum is noted before its file is written, so none can be missing.
-WRITER = """\
-n=$1
-rm -f /tmp/stop
-i=0
-while [ ! -e /tmp/stop ]; do
-    i=$((i + 1))
-    f=/mnt/r$n.$((i % 40))
-    head -c $((i * 7919 % 400000 + 1)) /dev/urandom > /tmp/piece
-    sum=$(md5sum < /tmp/piece)
-    if [ $((i % 2)) = 0 ]; then
-        dd if=/tmp/piece of=$f bs=64k conv=fsync 2>/tmp/dd.err || { cat /tmp/dd.err; exit 1; }
-    else
-        cp /tmp/piece $f || exit 1
-    fi
-    echo "${sum%% *}  $f" > /tmp/sums/r$n.$((i % 40))
-    [ $((i % 16)) != 0 ] || rm /mnt/r$n.$((i * 3 % 40)) /tmp/sums/r$n.$((i * 3 % 40)) 2>/dev/null
-done
-echo $i > /tmp/done
-"""
-
-
-def skip(why):
-    print(why)
-    sys.exit(77)
-
-
-def fail(why):
-    print(f"guest-kill9: {why}", file=sys.stderr)
-    sys.exit(1)
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import guestlib  # noqa: E402
+from guestlib import WAIT_S, fail  # noqa: E402
 
 
 def parse():
@@ -82,41 +46,13 @@ def parse():
     return args
 
 
-def find_guest(build):
-    """The folder with vmlinuz and an initramfs that has mke2fs and e2fsck in it."""
-    ready = os.environ.get("VHDD_GUEST") or os.path.join(build, "guest")
-    files = [os.path.join(ready, name) for name in ("vmlinuz", "initramfs")]
-    if all(os.path.exists(f) for f in files):
-        return ready
-    environment = dict(os.environ, GUEST_PROGRAMS="mke2fs e2fsck")
-    made = subprocess.run(
-        [os.path.join(HERE, "mkguest.sh"), ready], env=environment, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )
-    if made.returncode != 0:
-        skip(f"no guest could be built: {made.stdout.strip().splitlines()[-1:]}")
-    return ready
-
-
-class Machine:
-    """The server and the guest; end() ends both, by their own pids."""
+class Machine(guestlib.Machine):
+    """With vhdctl serve as its server."""
 
     def __init__(self, build, folder, guest):
-        self.vhdctl = os.path.join(build, "vhdd/ctl/vhdctl")
-        self.folder, self.guest_folder = folder, guest
+        super().__init__(build, folder, guest)
         self.disk = self.path("disk.avhd")
-        self.server = self.qemu = self.guest = None
-
-    def path(self, name):
-        return os.path.join(self.folder, name)
-
-    def run(self, *command):
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-        if done.returncode != 0:
-            fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}")
-        return done.stdout
+        self.server = None
 
     def make_disk(self):
         self.run(self.vhdctl, "create", "--quiet", self.path("base.vhd"), "--size", "256M")
@@ -143,81 +79,32 @@ class Machine:
         self.server.send_signal(signal.SIGKILL)
         self.server.wait()
 
-    def start_guest(self):
-        nbd = (f"driver=nbd,node-name=disk,server.type=unix,server.path={self.path('nbd.sock')},"
-               f"export=,reconnect-delay={RECONNECT_S},discard=unmap,detect-zeroes=unmap")
-        with open(self.path("qemu.log"), "wb") as log:
-            self.qemu = subprocess.Popen(
-                ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg", "-m", "256",
-                 "-nodefaults", "-no-user-config", "-display", "none",
-                 "-kernel", os.path.join(self.guest_folder, "vmlinuz"),
-                 "-initrd", os.path.join(self.guest_folder, "initramfs"),
-                 "-append", "console=ttyS0 panic=-1 guest.mods=ext4",
-                 "-serial", f"file:{self.path('console')}",
-                 "-serial", f"unix:{self.path('ctl.sock')},server=on,wait=off",
-                 "-blockdev", nbd, "-device", "virtio-blk-pci,drive=disk,discard=on"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )
-        self.guest = guestctl.Guest(self.path("ctl.sock")).ready(timeout=WAIT_S)
-
-    def tail(self, name, n=20):
-        with open(self.path(name), encoding="utf-8", errors="replace") as f:
-            return "".join(f.readlines()[-n:])
-
-    def inside(self, command):
-        """Runs it in the guest; it must succeed."""
-        status, text = self.guest.run(command, timeout=WAIT_S)
-        if status != 0:
-            fail(f"in the guest '{command}' ended with {status}:\n{text}\n"
-                 f"server: {self.tail('serve.log')}")
-        return text
-
-    def put_writer(self):
-        for line in WRITER.splitlines():
-            quoted = line.replace("'", "'\\''")
-            self.inside(f"echo '{quoted}' >> /tmp/writer")
-        self.inside("mkdir -p /tmp/sums")
+    def server_said(self):
+        return self.tail("serve.log")
 
     def end(self):
-        for process in (self.qemu, self.server):
-            if process and process.poll() is None:
-                process.kill()
-                process.wait()
+        super().end()
+        if self.server and self.server.poll() is None:
+            self.server.kill()
+            self.server.wait()
 
 
 def one_death(machine, number, chance):
     """Writing, death, life, more writing; then every file is what it was meant to be."""
-    machine.inside("rm -f /tmp/done")
-    machine.inside(f"sh /tmp/writer {number} >/tmp/writer.log 2>&1 &")
+    machine.start_writer(number)
     time.sleep(chance.uniform(0.5, 3))
     machine.kill_server()
     time.sleep(chance.uniform(0, 1))
     machine.start_server()
     time.sleep(chance.uniform(0.5, 2))
-    machine.inside("touch /tmp/stop")
-    written = machine.inside(
-        "n=0; while [ ! -e /tmp/done ]; do sleep 0.1; n=$((n + 1)); "
-        f"[ $n -lt {WAIT_S * 9} ] || {{ cat /tmp/writer.log; exit 1; }}; done; cat /tmp/done"
-    )
-    check_files(machine)
-    return int(written)
-
-
-def check_files(machine):
-    machine.inside("sync")
-    machine.inside("echo 3 > /proc/sys/vm/drop_caches")
-    machine.inside("cat /tmp/sums/* > /tmp/all")
-    machine.inside("md5sum -c /tmp/all > /tmp/md5.log 2>&1 || { grep -v OK /tmp/md5.log; exit 1; }")
-    machine.inside("! dmesg | grep -iE 'I/O error|ext4-fs error|ext4-fs warning|aborted'")
+    written = machine.stop_writer()
+    machine.check_files()
+    return written
 
 
 def check_the_end(machine):
     """The file system as the guest sees it, and as the host does once all has ended."""
-    machine.inside("umount /mnt")
-    machine.inside("/bin/e2fsck -f -n /dev/vda")
-    machine.guest.sock.close()
-    machine.qemu.terminate()
-    machine.qemu.wait()
+    machine.end_guest()
     machine.server.terminate()
     status = machine.server.wait(WAIT_S)
     if status != 0:
@@ -230,14 +117,11 @@ def check_the_end(machine):
 
 def main():
     args = parse()
-    os.environ["PATH"] += ":/usr/sbin:/sbin"
-    for program in ("qemu-system-x86_64", "e2fsck", "mke2fs"):
-        if not shutil.which(program):
-            skip(f"{program} is not installed")
+    guestlib.need_programs()
     # A time limit's SIGTERM ends server and guest, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     build = os.environ.get("VHDD_BUILD") or sys.exit("VHDD_BUILD is not set")
-    guest = find_guest(build)
+    guest = guestlib.find_guest(build)
     chance = random.Random(args.seed)
     print(f"{args.kills} kills, --seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="vhdd-guest-") as folder:
