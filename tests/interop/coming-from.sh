@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Somebody follows docs/coming-from.md and a line of it does not work. So each command in the right
 # column is run, in the order of the page, in a folder as the page describes it: every line in a fresh
-# copy, except that a server stays up, in its folder, for the lines after it that speak to it.
+# copy, except that a server stays up, in its folder, for the lines after it that speak to it. Lines of
+# the daemon's have a daemon, new for each, on the copy.
 set -euo pipefail
 
 page=$VHDD_SOURCE/docs/coming-from.md
 vhdctl=$VHDD_BUILD/vhdd/ctl/vhdctl
+vhdd=$VHDD_BUILD/vhdd/vhdd
 plugin=$(find "$VHDD_BUILD/nbd" -name nbdkit-vhd-plugin.so 2>/dev/null || true)
 
 skip()
@@ -16,6 +18,7 @@ skip()
 }
 
 [ -x "$vhdctl" ] || skip "no vhdctl in '$VHDD_BUILD'"
+[ -x "$vhdd" ] || skip "no vhdd in '$VHDD_BUILD'"
 for tool in nbdinfo nbdcopy nbdkit qemu-img python3; do
         command -v "$tool" >/dev/null || skip "$tool is not installed"
 done
@@ -90,6 +93,35 @@ wait_for_server()
         return 1
 }
 
+# start_daemon: with the vm that the page's first paragraph promises.
+start_daemon()
+{
+        local tries
+
+        export VHDD_CONTROL=$tmp/work/.state/control.sock
+        mkdir -m 700 .state
+        # In the work folder as everything else, out of sight of those who count its files.
+        "$vhdd" --state-dir .state --nbd-socket .state/nbd.sock >"$tmp/server.log" 2>&1 </dev/null &
+        server=$!
+        for ((tries = 0; tries < 1000; tries++)); do
+                if vhdctl status >/dev/null 2>&1; then break; fi
+                kill -0 "$server" 2>/dev/null || return 1
+                sleep 0.01
+        done
+        {
+                vhdctl vm create web
+                vhdctl disk attach web web.vhd --create 8M --name disk
+                vhdctl snapshot take web 'clean install'
+                vhdctl snapshot take web updated
+        } >"$tmp/log" 2>&1
+}
+
+# is_daemons LINE: a verb that asks the daemon.
+is_daemons()
+{
+        [[ $1 =~ vhdctl\ (vm|disk|snapshot|snippet|job|doctor|status)\  ]]
+}
+
 failed=0
 run=0
 bad()
@@ -121,7 +153,14 @@ while IFS= read -r line; do
         rm -rf "$tmp/work"
         cp -a "$tmp/origin" "$tmp/work"
         cd "$tmp/work"
-        if [[ $line == 'vhdctl serve '* ]]; then
+        if is_daemons "$line"; then
+                if ! start_daemon; then
+                        cat "$tmp/server.log" >>"$tmp/log"
+                        bad
+                        continue
+                fi
+                bash -c "$line" >"$tmp/log" 2>&1 </dev/null || bad
+        elif [[ $line == 'vhdctl serve '* ]]; then
                 # Its own log, and a new one: an old one says that a server listens.
                 rm -f "$tmp/server.log"
                 bash -c "exec $line" >"$tmp/server.log" 2>&1 </dev/null &

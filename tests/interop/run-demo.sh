@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# The first thing that anybody tries is ./scripts/run. What it makes must be served, hold the files of
-# all three layers, take a write, end with 0 on SIGTERM, and leave nothing behind.
+# The first thing that anybody tries is ./scripts/run, and then the README's first minute. What run makes
+# must be served, hold the files of all three layers, take a write, end with 0 on SIGTERM, and leave
+# nothing behind; and each line of the README's first minute must do what stands there.
 set -euo pipefail
 
 skip()
@@ -11,7 +12,8 @@ skip()
 }
 
 [ -x "$VHDD_BUILD/vhdd/ctl/vhdctl" ] || skip "no vhdctl in '$VHDD_BUILD'"
-for tool in nbdcopy nbdinfo debugfs mke2fs; do
+[ -x "$VHDD_BUILD/vhdd/vhdd" ] || skip "no vhdd in '$VHDD_BUILD'"
+for tool in nbdcopy nbdinfo nbdsh debugfs mke2fs jq; do
         command -v "$tool" >/dev/null || PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null ||
                 skip "$tool is not installed"
 done
@@ -54,6 +56,48 @@ for layer in 'hello This file came with base.vhd.' 'monday Monday wrote this.' \
         fi
 done
 
+# The line that makes vhdctl speak to this daemon, as it was printed.
+eval "$(grep '^  export VHDD_CONTROL=' "$tmp/log")"
+PATH=$PATH:$VHDD_BUILD/vhdd/ctl
+[ "$(vhdctl snapshot list demo --json | jq -c 'map([.name, .current])')" = \
+        '[["base",false],["monday",true]]' ]
+nbdcopy "$(vhdctl disk uri demo disk@monday)" "$tmp/monday.raw"
+debugfs -R 'cat monday.txt' "$tmp/monday.raw" 2>/dev/null | grep -q 'Monday wrote this'
+if debugfs -R 'cat tuesday.txt' "$tmp/monday.raw" 2>/dev/null | grep -q 'Tuesday'; then
+        echo "not ok: the snapshot of Monday knows of Tuesday"
+        exit 1
+fi
+
+# The README's lines, one after the other in one shell, as somebody pastes them. "# exit code N" behind
+# one says how it ends; else it must succeed.
+lines()
+{
+        sed -n '/^## The first minute/,/^## /p' "$VHDD_SOURCE/README.md" |
+                sed -n '/in another terminal/,/^[^ ]*##/s/^    //p'
+}
+mkdir "$tmp/work"
+ran=0
+cd "$tmp/work"
+while IFS= read -r line; do
+        wanted=$(sed -nE 's/.*# exit code ([0-9]+).*/\1/p' <<<"$line")
+        status=0
+        eval "$line" >"$tmp/line.log" 2>&1 </dev/null || status=$?
+        ran=$((ran + 1))
+        if [ "$status" -ne "${wanted:-0}" ]; then
+                cat "$tmp/line.log"
+                echo "not ok: this line of the README ended with $status: $line"
+                exit 1
+        fi
+        said=$(sed -nE 's/.*# (b'"'.*'"').*/\1/p' <<<"$line")
+        if [ -n "$said" ] && ! grep -qF "$said" "$tmp/line.log"; then
+                cat "$tmp/line.log"
+                echo "not ok: this line of the README did not say $said: $line"
+                exit 1
+        fi
+done < <(lines)
+[ "$ran" -ge 8 ] || { echo "not ok: only $ran lines were found in the README" && exit 1; }
+cd "$tmp"
+
 # Writing the disk back as it is changes nothing and is taken.
 nbdcopy --flush "$tmp/disk.raw" "$uri"
 nbdcopy "$uri" "$tmp/again.raw"
@@ -64,5 +108,11 @@ kill -TERM "$server"
 wait "$server" || status=$?
 server=
 [ "$status" -eq 0 ] || { cat "$tmp/log" && echo "not ok: it ended with $status" && exit 1; }
+if pgrep -f "$tmp/run/" >/dev/null; then
+        pgrep -af "$tmp/run/"
+        echo "not ok: processes are left behind"
+        exit 1
+fi
 left=$(ls -A "$tmp/run")
 [ -z "$left" ] || { echo "not ok: left behind: $left" && exit 1; }
+echo "summary: the demo and $ran lines of the README's first minute"

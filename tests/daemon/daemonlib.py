@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon's tests share: a vhdd on a state directory of its own, vhdctl, NBD clients.
+
+Everything is seen from outside: the command line and NBD, never the engine. A Daemon ends exactly
+the processes that it started: each carries a mark in its environment, and is ended by its pid.
+Run with Debian's own Python: libnbd's module belongs to it."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+
+try:
+    import nbd
+except ImportError:
+    print("skipped: libnbd's Python module (Debian: python3-libnbd) is not installed")
+    sys.exit(77)
+
+SOURCE = os.environ.get("VHDD_SOURCE") or os.path.abspath(
+    os.path.join(os.path.dirname(__file__), "..", "..")
+)
+MARK = "VHDD_TEST_MARK"
+START_TIMEOUT_S = 30
+STOP_TIMEOUT_S = 40  # the daemon promises 30
+CONNECT_TIMEOUT_S = 25
+CTL_TIMEOUT_S = 90
+
+
+def skip(why):
+    print(f"skipped: {why}")
+    sys.exit(77)
+
+
+class TestFailed(Exception):
+    """What the test demands is not so; the sentence says what."""
+
+
+def demand(truth, sentence):
+    if not truth:
+        raise TestFailed(sentence)
+
+
+def need(*programs):
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    for program in programs:
+        if not shutil.which(program):
+            skip(f"{program} is not installed")
+
+
+def find_programs():
+    """(vhdd, vhdctl) of the build in $VHDD_BUILD."""
+    build = os.environ.get("VHDD_BUILD") or os.path.join(SOURCE, "build")
+    found = []
+    for names in (("vhdd/vhdd", "vhdd/daemon/vhdd"), ("vhdd/ctl/vhdctl",)):
+        paths = [os.path.join(build, name) for name in names]
+        found += [next((p for p in paths if os.access(p, os.X_OK) and os.path.isfile(p)), None)]
+        if not found[-1]:
+            skip(f"no {os.path.basename(names[0])} in '{build}'")
+    return found
+
+
+def percent(text):
+    """@text as it stands in a URI."""
+    safe = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._~-"
+    return "".join(chr(b) if b in safe else f"%{b:02X}" for b in text.encode())
+
+
+class Answer:
+    """What a run of vhdctl gave."""
+
+    def __init__(self, command, status, out, err):
+        self.command, self.status, self.out, self.err = command, status, out, err
+
+    def json(self):
+        try:
+            return json.loads(self.out)
+        except ValueError as e:
+            raise TestFailed(f"{self}: stdout is no JSON: {e}") from None
+
+    def is_one_sentence(self):
+        """What is told on stderr is one line, and behind it at most what to do, set off by blanks."""
+        lines = self.err.partition("\nTry `")[0].splitlines()
+        return 1 <= len(lines) <= 3 and all(line.startswith("  ") for line in lines[1:])
+
+    def __str__(self):
+        return f"'{' '.join(self.command)}' ended with {self.status}: {self.err.strip()}"
+
+
+class Daemon:
+    """A vhdd with its state in @folder/state. Usable in `with`; the folder stays."""
+
+    def __init__(self, folder, options=(), prefix=()):
+        self.vhdd, self.vhdctl = find_programs()
+        self.folder, self.options, self.prefix = folder, list(options), list(prefix)
+        self.state = os.path.join(folder, "state")
+        self.control = os.path.join(self.state, "control.sock")
+        self.socket = os.path.join(folder, "nbd.sock")
+        self.log = os.path.join(folder, "vhdd.log")
+        self.mark = uuid.uuid4().hex
+        self.environment = dict(os.environ, VHDD_CONTROL=self.control, **{MARK: self.mark})
+        self.broker = None
+        self.ids = {}  # of vms
+        os.makedirs(self.state, mode=0o700, exist_ok=True)
+
+    # --- its processes
+
+    def command(self):
+        return self.prefix + [self.vhdd, "--state-dir", self.state, "--control", self.control,
+                              "--nbd-socket", self.socket] + self.options
+
+    def launch(self):
+        """The broker's process, without waiting for it."""
+        with open(self.log, "ab") as log:
+            self.broker = subprocess.Popen(
+                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=self.environment,
+            )
+        return self
+
+    def start(self):
+        self.launch()
+        self.wait_ready()
+        return self
+
+    def wait_ready(self):
+        """Until the control socket answers."""
+        end = time.monotonic() + START_TIMEOUT_S
+        while True:
+            demand(self.broker.poll() is None,
+                   f"vhdd ended with {self.broker.returncode} at its start:\n{self.tail()}")
+            with socket.socket(socket.AF_UNIX) as s:
+                try:
+                    s.settimeout(START_TIMEOUT_S)
+                    s.connect(self.control)
+                    s.sendall(b'{"jsonrpc":"2.0","id":1,"method":"status","params":{}}\n')
+                    if s.recv(1):
+                        return
+                except OSError:
+                    pass
+            demand(time.monotonic() < end, f"vhdd does not answer:\n{self.tail()}")
+            time.sleep(0.005)
+
+    def stop(self):
+        """SIGTERM: everything ends, and well."""
+        self.broker.send_signal(signal.SIGTERM)
+        try:
+            status = self.broker.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise TestFailed(f"vhdd did not end in {STOP_TIMEOUT_S} s:\n{self.tail()}") from None
+        demand(status == 0, f"vhdd ended with {status}:\n{self.tail()}")
+        left = self.processes()
+        demand(not left, f"vhdd ended and left processes behind: {left}")
+
+    def kill_broker(self):
+        """kill -9, and no successor yet."""
+        demand(self.broker.poll() is None,
+               f"vhdd ended by itself with {self.broker.returncode}:\n{self.tail()}")
+        self.broker.kill()
+        self.broker.wait()
+
+    def processes(self):
+        """{pid: command line} of all that carries our mark, the broker included."""
+        found = {}
+        wanted = f"{MARK}={self.mark}".encode()
+        for name in os.listdir("/proc"):
+            if not name.isdigit():
+                continue
+            try:
+                with open(f"/proc/{name}/environ", "rb") as f:
+                    if wanted not in f.read().split(b"\0"):
+                        continue
+                with open(f"/proc/{name}/cmdline", "rb") as f:
+                    line = f.read().replace(b"\0", b" ").decode(errors="replace").strip()
+                with open(f"/proc/{name}/stat", encoding="ascii", errors="replace") as f:
+                    state = f.read().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if state not in "ZX":
+                found[int(name)] = line
+        return found
+
+    def role(self, role):
+        """The pids of the broker's helpers: role is worker, greeter or resolver."""
+        return [pid for pid, line in self.processes().items() if f"--{role}" in line.split()]
+
+    def worker(self, vm):
+        """The pid of the vm's worker, or None."""
+        if vm not in self.ids:
+            self.ids[vm] = self.show("vm", vm)["id"]
+        try:
+            with open(os.path.join(self.state, "run", self.ids[vm] + ".pid"), encoding="ascii") as f:
+                pid = int(f.read().split()[0])
+        except (OSError, ValueError, IndexError):
+            return None
+        return pid if pid in self.processes() else None
+
+    def end(self):
+        """Nothing that we started is left, however the test went."""
+        for _ in range(100):
+            pids = self.processes()
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            if self.broker:
+                self.broker.wait()
+            if not pids:
+                return
+            time.sleep(0.02)
+
+    def tail(self, n=25):
+        """The end of its log; that clients come and go is left out."""
+        try:
+            with open(self.log, encoding="utf-8", errors="replace") as f:
+                return "".join([line for line in f if ": client " not in line][-n:])
+        except FileNotFoundError:
+            return ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
+    # --- vhdctl
+
+    def popen(self, *arguments):
+        return subprocess.Popen(
+            [self.vhdctl, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, errors="replace", env=self.client_environment(),
+        )
+
+    def client_environment(self):
+        # vhdctl is ours too, and short-lived: without the mark it is not taken for the daemon's.
+        return {key: value for key, value in self.environment.items() if key != MARK}
+
+    def finish(self, process):
+        try:
+            out, err = process.communicate(timeout=CTL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise TestFailed(f"'{' '.join(process.args[1:])}' did not end in {CTL_TIMEOUT_S} s"
+                             f"\n{self.tail()}") from None
+        return Answer(["vhdctl", *process.args[1:]], process.returncode, out, err)
+
+    def try_ctl(self, *arguments):
+        """Runs vhdctl; any status is an answer."""
+        answer = self.finish(self.popen(*arguments))
+        demand(answer.status in (0, 1, 2, 3), f"{answer}: no status of ours")
+        return answer
+
+    def ctl(self, *arguments, status=0):
+        answer = self.try_ctl(*arguments)
+        demand(answer.status == status, f"{answer} (expected {status})\n{self.tail(8)}")
+        return answer
+
+    def query(self, *arguments):
+        return self.ctl(*arguments, "--json").json()
+
+    def show(self, kind, *names):
+        return self.query(kind, "show", *names)
+
+    # --- NBD
+
+    def connect(self, export, timeout=CONNECT_TIMEOUT_S):
+        """A client of @export. What is only not there yet is tried again until @timeout."""
+        end = time.monotonic() + timeout
+        while True:
+            handle = nbd.NBD()
+            handle.add_meta_context("base:allocation")
+            handle.set_export_name(export)
+            try:
+                handle.connect_unix(self.socket)
+                return handle
+            except nbd.Error as e:
+                if time.monotonic() > end:
+                    raise TestFailed(f"cannot connect to '{export}': {e}\n{self.tail()}") from None
+            time.sleep(0.01)
+
+    def uri(self, export):
+        return f"nbd+unix:///{percent(export)}?socket={percent(self.socket)}"
+
+
+def leave(handle):
+    """Ends a client as a kind one does. (An unkind one only drops its handle: that closes it.)"""
+    try:
+        handle.shutdown()
+    except nbd.Error:
+        pass
+
+
+def read_all(handle, size=None, piece=1 << 20):
+    size = handle.get_size() if size is None else size
+    return b"".join(handle.pread(min(piece, size - at), at) for at in range(0, size, piece))
+
+
+def temporary(name):
+    """A folder for a test: on the machine's own file system unless TMPDIR says otherwise."""
+    return tempfile.TemporaryDirectory(prefix=f"vhdd-{name}-")
+
+
+def run(name, test):
+    """Runs test(folder) and turns its end into an exit status."""
+    # A time limit's SIGTERM ends everything and removes the folder, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    find_programs()
+    with temporary(name) as folder:
+        try:
+            test(folder)
+        except TestFailed as e:
+            print(f"{name}: {e}", file=sys.stderr)
+            if os.environ.get("VHDD_KEEP"):
+                kept = shutil.copytree(folder, tempfile.mkdtemp(prefix="vhdd-kept-") + "/all",
+                                       ignore=shutil.ignore_patterns("*.sock"))
+                print(f"{name}: its files are in {kept}", file=sys.stderr)
+            sys.exit(1)
