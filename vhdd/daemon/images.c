@@ -184,11 +184,13 @@ static int refuse_row(struct catalog *catalog, const struct image_row *row,
 {
         int r;
 
-        if (strcmp(row->state, IMAGE_HIDDEN) == 0 || strcmp(row->state, IMAGE_DISCARDED) == 0)
-                return fail(err, EBUSY, "'%s' is in use: it is %s", layer->path,
-                        strcmp(row->state, IMAGE_HIDDEN) == 0
-                                ? "what a deleted snapshot left, and waits for a merge"
-                                : "kept for an undo");
+        if (strcmp(row->state, IMAGE_DISCARDED) == 0)
+                return fail(err, EBUSY, "'%s' is in use: it is kept for an undo", layer->path);
+        /* Below a disk that comes back it is as good a parent as it was when the disk left. */
+        if (strcmp(row->state, IMAGE_HIDDEN) == 0 && is_leaf)
+                return fail(err, EBUSY,
+                        "'%s' is in use: it is what a deleted snapshot left, and waits for a merge",
+                        layer->path);
         r = refuse_leaf(catalog, row, layer, is_leaf && writable, err);
         if (r < 0 || !is_leaf || !writable)
                 return r;
