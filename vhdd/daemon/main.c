@@ -236,6 +236,8 @@ static int start_control(struct daemon *daemon, struct error *err)
                 job_methods,
                 doctor_methods,
                 import_methods,
+                job_methods,
+                metrics_methods,
                 NULL,
         };
         struct control_options options = {

@@ -595,13 +595,7 @@ static void forget_files(struct applying *applying)
         size_t i;
 
         json_array_foreach(applying->release.files, i, path)
-        {
-                struct error err = ERROR_INIT;
-
-                if (applying->vm->link)
-                        worker_call(applying->vm, "image.forget", json_pack("{s:O}", "path", path),
-                                WORKER_CALL_MS, NULL, &err);
-        }
+                worker_image_forget(applying->vm, json_string_value(path));
 }
 
 static void start_again(struct applying *applying)

@@ -130,11 +130,7 @@ static void forget_files(struct deleting *deleting)
         size_t i;
 
         json_array_foreach(deleting->release.files, i, path)
-        {
-                if (deleting->vm->link && deleting->vm->up)
-                        worker_call(deleting->vm, "image.forget", json_pack("{s:O}", "path", path),
-                                WORKER_CALL_MS, NULL, NULL);
-        }
+                worker_image_forget(deleting->vm, json_string_value(path));
 }
 
 static int run(struct deleting *deleting, struct error *err)

@@ -470,6 +470,14 @@ static bool is_death(int r)
         return r == -EHOSTDOWN || r == -ETIMEDOUT;
 }
 
+/* Nothing was switched: the new images go, and with them what the worker may do with them. */
+static void take_back(struct taking *taking)
+{
+        for (size_t i = 0; i < taking->n_make; i++)
+                worker_image_forget(taking->vm, taking->make[i]);
+        taking->operation = operation_free(taking->operation);
+}
+
 static int take_disks(struct taking *taking, struct error *err)
 {
         int r = operation_begin(taking->vm->broker->catalog, host_fs(), OPERATION_TAKE,
@@ -482,13 +490,17 @@ static int take_disks(struct taking *taking, struct error *err)
                 r = pause_agent(taking, err);
         else if (is_death(r))
                 return take_after_death(taking, err);
-        if (r < 0)
+        if (r == 0) {
+                r = do_switch(taking, err);
+                if (is_death(r))
+                        return take_after_death(taking, err);
+                if (r < 0)
+                        fail_prefix(err, r, "cannot take snapshot '%s'", taking->name);
+        }
+        if (r < 0) {
+                take_back(taking);
                 return r;
-        r = do_switch(taking, err);
-        if (is_death(r))
-                return take_after_death(taking, err);
-        if (r < 0)
-                return fail_prefix(err, r, "cannot take snapshot '%s'", taking->name);
+        }
         r = snapshot_finish(taking->vm, taking->operation, err);
         if (is_death(r) && !operation_is_committed(taking->operation))
                 return take_after_death(taking, err);

@@ -254,6 +254,20 @@ static void revoke_unused(struct vm *vm, const struct vm_chain *gone)
                         link_revoke(vm->link, gone->paths[i]);
 }
 
+void worker_image_forget(struct vm *vm, const char *path)
+{
+        struct error err = ERROR_INIT;
+
+        if (!vm->link || is_used(vm, path))
+                return;
+        if (worker_grant(vm, path, LINK_READ | LINK_WRITE, &err) < 0 ||
+                worker_call(vm, "image.forget", json_pack("{s:s}", "path", path), WORKER_CALL_MS,
+                        NULL, &err) < 0)
+                broker_log_error(vm->broker, vm->id, &err);
+        if (vm->link)
+                link_revoke(vm->link, path);
+}
+
 int worker_grants_renew(struct vm *vm, struct error *err)
 {
         for (size_t i = 0; vm->link && i < vm->n_chains; i++) {

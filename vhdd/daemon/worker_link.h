@@ -61,6 +61,9 @@ size_t worker_snapshots_close(struct vm *vm, const char *snapshot, bool force);
 int worker_snapshot_chain(struct vm *vm, const struct snapshot_disk_row *disk,
         char ret[CHAIN_NAME_MAX], struct error *err);
 
+/* Before its file is unlinked: what a dead process left for it in memory goes too. No chain has it. */
+void worker_image_forget(struct vm *vm, const char *path);
+
 /* The paths, leaf first, as the worker wants them. NULL: no memory. */
 json_t *worker_image_paths(const struct image_chain *images);
 /* The worker's process runs, whatever it serves. */
