@@ -223,7 +223,7 @@ static void agent_gone(void *opaque)
                 vm->agent = NULL;
         pthread_mutex_unlock(&vm->vms->lock);
         if (was)
-                broker_publish(vm->broker, "agent-gone", json_pack("{s:s}", "id", vm->id));
+                vm_publish(vm, "agent-gone", json_pack("{s:s}", "agent", agent->name));
         agent_unref(agent);
         if (was)
                 agent_unref(agent);
@@ -305,8 +305,7 @@ static int agent_register(struct broker *broker, const struct caller *caller, co
                 return fail(err, EBUSY, "vm '%s' has an agent already", row.name);
         }
         control_client_on_gone(caller->client, agent_gone, agent);
-        broker_publish(broker, "agent-registered",
-                json_pack("{s:s, s:s}", "vm", row.name, "agent", agent->name));
+        vm_publish(vm, "agent-registered", json_pack("{s:s}", "agent", agent->name));
         return 0;
 }
 
@@ -371,7 +370,7 @@ static int agent_state(struct broker *broker, const struct caller *caller, const
         r = set_on(vm, on, err);
         if (r < 0)
                 return r;
-        broker_publish(broker, "vm-state", json_pack("{s:s, s:b}", "id", vm->id, "on", on));
+        vm_publish(vm, "vm-state", json_pack("{s:b}", "on", on));
         *ret = json_object();
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }

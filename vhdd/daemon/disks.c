@@ -67,11 +67,22 @@ int disk_row_from_json(const json_t *json, const char *vm, struct disk_row *ret,
         return 0;
 }
 
-static const char *image_type(const struct image_chain *images)
+/* "fixed" or "dynamic": what the worker found the root of the disk's chain to be. */
+static void root_type(struct vm *vm, const struct disk_row *disk, char ret[16])
 {
-        if (images->n == 0 || strcmp(images->rows[0].format, "raw") == 0)
+        strcpy(ret, "vhd");
+        pthread_rwlock_rdlock(&vm->link_lock);
+        for (size_t i = 0; i < vm->n_chains; i++)
+                if (strcmp(vm->chains[i].name, disk->id) == 0 && vm->chains[i].root_type[0])
+                        memcpy(ret, vm->chains[i].root_type, 16);
+        pthread_rwlock_unlock(&vm->link_lock);
+}
+
+static const char *image_type(const struct image_row *image, const char *root)
+{
+        if (strcmp(image->format, "raw") == 0)
                 return "raw";
-        return images->n > 1 ? "differencing" : "vhd";
+        return image->parent ? "differencing" : root;
 }
 
 static void add_state(struct vm *vm, const struct disk_row *disk, json_t *object)
@@ -96,21 +107,27 @@ static void add_state(struct vm *vm, const struct disk_row *disk, json_t *object
         pthread_rwlock_unlock(&vm->link_lock);
 }
 
-static json_t *frozen_for(struct catalog *catalog, const char *path)
+static json_t *frozen_for(struct vm *vm, const char *path)
 {
         struct snapshot_disk_row *rows = NULL;
         json_t *list = json_array();
         size_t n = 0;
 
-        if (catalog_snapshot_disk_list_file(catalog, path, &rows, &n, NULL) < 0)
+        if (catalog_snapshot_disk_list_file(vm->broker->catalog, path, &rows, &n, NULL) < 0)
                 return list;
-        for (size_t i = 0; i < n; i++)
-                json_array_append_new(list, json_string(rows[i].snapshot));
+        for (size_t i = 0; i < n; i++) {
+                _cleanup_(snapshot_row_done) struct snapshot_row snapshot = {0};
+
+                if (catalog_snapshot_find(
+                            vm->broker->catalog, vm->id, rows[i].snapshot, &snapshot, NULL) == 0)
+                        json_array_append_new(list, json_string(snapshot.name));
+        }
         snapshot_disk_rows_free(rows, n);
         return list;
 }
 
-static void add_layers(struct catalog *catalog, const struct image_chain *images, json_t *object)
+static void add_layers(
+        struct vm *vm, const struct image_chain *images, const char *root, json_t *object)
 {
         json_t *layers = json_array();
 
@@ -127,7 +144,7 @@ static void add_layers(struct catalog *catalog, const struct image_chain *images
                                                       : "vhd",
                                 "uuid", raw ? NULL : uuid_format(row->uuid, uuid), "allocated",
                                 (json_int_t)file_allocated(row->path), "snapshots",
-                                frozen_for(catalog, row->path)));
+                                frozen_for(vm, row->path)));
         }
         json_object_set_new(object, "layers", layers);
 }
@@ -154,9 +171,10 @@ int disk_to_json(struct vm *vm, const struct vm_row *row, const struct disk_row 
         _cleanup_(image_chain_done) struct image_chain images = {0};
         _cleanup_free_ char *export = export_name(row->name, disk->name, NULL);
         _cleanup_free_ char *uri = export ? exports_uri(vm->broker, export) : NULL;
-        char at[PLACE_TEXT_MAX];
+        char at[PLACE_TEXT_MAX], root[16];
         json_t *object;
 
+        root_type(vm, disk, root);
         if (!uri)
                 return fail(err, ENOMEM, "no memory for a disk");
         /* A dry run's disk has no images in the catalog; its depth is not known then. */
@@ -165,16 +183,16 @@ int disk_to_json(struct vm *vm, const struct vm_row *row, const struct disk_row 
                 "vm", row->name, "name", disk->name, "id", disk->id, "at",
                 place_format(disk_place(disk), at), "file", disk->file, "format",
                 strcmp(disk->kind, "vhd") == 0 ? "vhd" : "raw", "type",
-                images.n ? image_type(&images) : disk->kind, "size", (json_int_t)disk->size,
-                "allocated", (json_int_t)file_allocated(disk->file), "read-only", disk->read_only,
-                "pass-through", disk_is_pass_through(disk), "clients",
+                images.n ? image_type(&images.rows[0], root) : disk->kind, "size",
+                (json_int_t)disk->size, "allocated", (json_int_t)file_allocated(disk->file),
+                "read-only", disk->read_only, "pass-through", disk_is_pass_through(disk), "clients",
                 (json_int_t)clients_count(clients, export), "uri", uri, "depth",
                 (json_int_t)images.n);
         if (!object)
                 return fail(err, ENOMEM, "no memory for a disk");
         add_state(vm, disk, object);
         if (full) {
-                add_layers(vm->broker->catalog, &images, object);
+                add_layers(vm, &images, root, object);
                 add_clients(clients, export, object);
         }
         *ret = object;

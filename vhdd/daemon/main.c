@@ -233,7 +233,6 @@ static int start_control(struct daemon *daemon, struct error *err)
                 disk_methods,
                 snapshot_methods,
                 agent_methods,
-                job_methods,
                 doctor_methods,
                 import_methods,
                 job_methods,

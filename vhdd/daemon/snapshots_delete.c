@@ -209,7 +209,7 @@ static int64_t day_of(const struct snapshot_row *row)
 }
 
 /* Newest first: the newest @last of all, and the newest of each of the last @daily days that have
- * one. The rows come oldest first. */
+ * one; and the current one. The rows come oldest first. */
 static void choose_pruned(struct deleting *deleting, json_int_t last, json_int_t daily)
 {
         json_int_t n_last = 0, n_days = 0;
@@ -221,7 +221,8 @@ static void choose_pruned(struct deleting *deleting, json_int_t last, json_int_t
 
                 if (strcmp(row->state, "committed") != 0)
                         continue;
-                keep = n_last++ < last;
+                /* The current one is what a revert goes back to. */
+                keep = n_last++ < last || strcmp(row->id, deleting->row.current) == 0;
                 if (day_of(row) != day) {
                         day = day_of(row);
                         keep = n_days++ < daily || keep;

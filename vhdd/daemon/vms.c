@@ -367,6 +367,20 @@ void vm_set_down(struct vm *vm, const char *why)
                 send_reviver(vm);
 }
 
+void vm_publish(struct vm *vm, const char *event, json_t *details)
+{
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+
+        if (!details)
+                details = json_object();
+        if (!details)
+                return;
+        if (catalog_vm_find(vm->broker->catalog, vm->id, &row, NULL) == 0)
+                json_object_set_new(details, "vm", json_string(row.name));
+        json_object_set_new(details, "vm-id", json_string(vm->id));
+        broker_publish(vm->broker, event, details);
+}
+
 void vm_worker_died(struct vm *vm, int status)
 {
         broker_log(vm->broker, BROKER_LOG_WARNING, vm->id,
@@ -412,10 +426,7 @@ void vm_worker_event(struct vm *vm, const json_t *event)
                 return;
         }
         copy = json_deep_copy(event);
-        if (copy) {
-                json_object_set_new(copy, "id", json_string(vm->id));
-                broker_publish(vm->broker, kind, copy);
-        }
+        vm_publish(vm, kind, copy);
         if (strcmp(kind, "client") != 0 || !what || strcmp(what, "gone") != 0 || !name ||
                 !strchr(name, '@'))
                 return;
@@ -652,19 +663,10 @@ bool vm_looks_on(struct vm *vm, const struct vm_row *row, const json_t *clients)
 void vm_changed(struct vm *vm, const char *event, json_t *details)
 {
         struct error err = ERROR_INIT;
-        struct vm_row row = {0};
 
-        if (!details)
-                details = json_object();
-        if (catalog_vm_find(vm->broker->catalog, vm->id, &row, NULL) == 0) {
-                if (details)
-                        json_object_set_new(details, "vm", json_string(row.name));
-                if (sidecar_write(vm->broker->catalog, host_fs(), vm->id, &err) < 0)
-                        broker_log_error(vm->broker, row.name, &err);
-        }
-        vm_row_done(&row);
-        if (details)
-                broker_publish(vm->broker, event, details);
+        if (sidecar_write(vm->broker->catalog, host_fs(), vm->id, &err) < 0)
+                broker_log_error(vm->broker, vm->id, &err);
+        vm_publish(vm, event, details);
 }
 
 /* ---- as JSON ---- */

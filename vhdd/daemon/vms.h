@@ -35,6 +35,7 @@ struct vm_chain {
         size_t n_paths;
         bool writable;
         uint64_t size;
+        char root_type[16]; /* of layer 0, as the worker says; "": not known (adopted) */
         uint32_t preferred; /* block size, as the worker says; 0: not known */
         char *export_name;  /* of a snapshot's chain: its export, or NULL */
         char *trouble;      /* it could not be opened: why. Then the rest is empty. */
@@ -119,6 +120,9 @@ bool vm_looks_on(struct vm *vm, const struct vm_row *row, const json_t *clients)
 /* What the catalog says of it has changed: its sidecar is written anew, and @event is told to those
  * who subscribed (with "vm" and @details, which may be NULL and is taken over). */
 void vm_changed(struct vm *vm, const char *event, json_t *details);
+
+/* The second half of that: what has changed is nothing that lasts. Any thread, without the lock. */
+void vm_publish(struct vm *vm, const char *event, json_t *details);
 
 /* The vm as the API shows it. */
 int vm_to_json(struct vm *vm, const struct vm_row *row, bool full, json_t **ret, struct error *err);
