@@ -225,8 +225,8 @@ struct nbd_server {
         struct pool *pool;
         struct ring *ring; /* NULL: no io_uring */
         struct tx_writer *writer;
-        pthread_t accept_thread;
-        bool started;
+        pthread_t accept_thread; /* if accepting: without sockets to listen on there is none */
+        bool started, accepting;
 
         atomic_bool stopping;
         struct flight flight;

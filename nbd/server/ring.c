@@ -23,13 +23,13 @@
 
 struct ring {
         struct nbd_server *server;
-        pthread_t thread;
-        bool thread_runs;
 
         pthread_mutex_t lock;
         /* guarded by lock: the submission side of uring; the thread alone has the completion side */
         struct io_uring uring;
         unsigned n_under_way; /* pieces; never more than the completion queue takes */
+        pthread_t thread;     /* from the first cold read on */
+        bool thread_runs;
 };
 
 struct ring_read;
@@ -200,13 +200,27 @@ static void prepare_locked(struct ring *ring, struct ring_read *read)
         }
 }
 
-/* False: the ring is full, nothing was done. */
+/* A server that nobody reads cold from needs none. */
+static bool need_thread_locked(struct ring *ring)
+{
+        sigset_t all, before;
+
+        if (ring->thread_runs)
+                return true;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        ring->thread_runs = pthread_create(&ring->thread, NULL, ring_thread, ring) == 0;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        return ring->thread_runs;
+}
+
+/* False: the ring is full, or has no thread; nothing was done. */
 static bool start(struct ring *ring, struct ring_read *read)
 {
         unsigned n = read->n_pieces, taken;
 
         pthread_mutex_lock(&ring->lock);
-        if (ring->n_under_way + n > RING_ENTRIES) {
+        if (ring->n_under_way + n > RING_ENTRIES || !need_thread_locked(ring)) {
                 pthread_mutex_unlock(&ring->lock);
                 return false;
         }
@@ -242,19 +256,6 @@ bool ring_read(struct ring *ring, struct request *request)
 }
 
 /* ---- the ring itself ---- */
-
-static int start_thread(struct ring *ring)
-{
-        sigset_t all, before;
-        int r;
-
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        r = pthread_create(&ring->thread, NULL, ring_thread, ring);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        ring->thread_runs = r == 0;
-        return -r;
-}
 
 /* A kernel may have io_uring and no IORING_OP_READ, or a filter may let it begin and nothing else. */
 static bool can_read(struct io_uring *uring)
@@ -313,11 +314,6 @@ int ring_new(struct nbd_server *server, struct ring **ret)
         }
         ring->server = server;
         pthread_mutex_init(&ring->lock, NULL);
-        r = start_thread(ring);
-        if (r < 0) {
-                ring_free(ring);
-                return r;
-        }
         *ret = ring;
         return 0;
 }

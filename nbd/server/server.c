@@ -619,10 +619,13 @@ static int start_accepting(struct nbd_server *server, struct error *err)
                 if (flags < 0 || fcntl(server->listeners[i].fd, F_SETFL, flags | O_NONBLOCK) < 0)
                         return fail_os(err, errno, "cannot make a socket non-blocking");
         }
+        if (server->n_listeners == 0)
+                return 0;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         r = pthread_create(&server->accept_thread, NULL, accept_thread, server);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
+        server->accepting = r == 0;
         return r == 0 ? 0 : fail_os(err, r, "cannot start the thread that accepts clients");
 }
 
@@ -729,7 +732,7 @@ int nbd_server_stop(struct nbd_server *server, unsigned timeout_ms, struct error
         atomic_store(&server->stopping, true);
         pthread_mutex_unlock(&server->lock);
 
-        if (first && server->started) {
+        if (first && server->accepting) {
                 wake(server);
                 pthread_join(server->accept_thread, NULL);
         }

@@ -19,8 +19,16 @@
 struct tx_writer {
         /* immutable after new */
         int epoll_fd, end_fd;
+
+        /* The thread is started when a client is slow for the first time: a worker without clients
+         * is many times there, and should be small. */
+        atomic_bool runs;
+        pthread_mutex_t lock;
+        /* guarded by lock */
         pthread_t thread;
 };
+
+static bool need_thread(struct tx_writer *writer);
 
 static void mark_broken(struct tx *tx)
 {
@@ -141,8 +149,8 @@ static void hand_to_writer(struct tx *tx)
         int op = tx->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
 
         tx->watched = true;
-        if (epoll_ctl(tx->writer->epoll_fd, op, tx->fd, &event) < 0) {
-                /* No memory for a watch: without it nobody would ever go on here. */
+        if (!need_thread(tx->writer) || epoll_ctl(tx->writer->epoll_fd, op, tx->fd, &event) < 0) {
+                /* No memory for a watch or a thread: without it nobody would ever go on here. */
                 tx_break(tx);
                 drain_and_release(tx);
         }
@@ -277,28 +285,42 @@ static void *writer_thread(void *arg)
         }
 }
 
-static int start_writer(struct tx_writer *writer)
+static bool need_thread(struct tx_writer *writer)
+{
+        sigset_t all, before;
+        int r = 0;
+
+        if (atomic_load(&writer->runs))
+                return true;
+        pthread_mutex_lock(&writer->lock);
+        if (!atomic_load(&writer->runs)) {
+                sigfillset(&all);
+                pthread_sigmask(SIG_SETMASK, &all, &before);
+                r = pthread_create(&writer->thread, NULL, writer_thread, writer);
+                pthread_sigmask(SIG_SETMASK, &before, NULL);
+                atomic_store(&writer->runs, r == 0);
+        }
+        pthread_mutex_unlock(&writer->lock);
+        return r == 0;
+}
+
+static int open_writer(struct tx_writer *writer)
 {
         struct epoll_event event = {.events = EPOLLIN};
-        sigset_t all, before;
-        int r;
 
         writer->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
         writer->end_fd = eventfd(0, EFD_CLOEXEC);
         if (writer->epoll_fd < 0 || writer->end_fd < 0 ||
                 epoll_ctl(writer->epoll_fd, EPOLL_CTL_ADD, writer->end_fd, &event) < 0)
                 return -errno;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        r = pthread_create(&writer->thread, NULL, writer_thread, writer);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        return -r;
+        return 0;
 }
 
 static void free_writer(struct tx_writer *writer)
 {
         cleanup_fd(&writer->epoll_fd);
         cleanup_fd(&writer->end_fd);
+        pthread_mutex_destroy(&writer->lock);
         free(writer);
 }
 
@@ -310,10 +332,11 @@ int tx_writer_new(struct tx_writer **ret, struct error *err)
         if (!writer)
                 return fail(err, ENOMEM, "no memory for the thread that sends replies");
         writer->epoll_fd = writer->end_fd = -1;
-        r = start_writer(writer);
+        pthread_mutex_init(&writer->lock, NULL);
+        r = open_writer(writer);
         if (r < 0) {
                 free_writer(writer);
-                return fail_os(err, -r, "cannot start the thread that sends replies");
+                return fail_os(err, -r, "cannot watch clients' sockets");
         }
         *ret = writer;
         return 0;
@@ -325,9 +348,11 @@ struct tx_writer *tx_writer_free(struct tx_writer *writer)
 
         if (!writer)
                 return NULL;
-        while (write(writer->end_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-                ;
-        pthread_join(writer->thread, NULL);
+        if (atomic_load(&writer->runs)) {
+                while (write(writer->end_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+                        ;
+                pthread_join(writer->thread, NULL);
+        }
         free_writer(writer);
         return NULL;
 }

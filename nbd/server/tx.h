@@ -59,7 +59,7 @@ struct tx {
         atomic_uint_fast64_t sends; /* system calls */
 };
 
-/* The writer's thread. */
+/* The writer; its thread is there from the first client on that is slow. */
 int tx_writer_new(struct tx_writer **ret, struct error *err);
 struct tx_writer *tx_writer_free(struct tx_writer *writer); /* NULL is fine; returns NULL */
 

@@ -4,6 +4,7 @@
  * being detached for ever, a removed name stays taken, a backup misses what changed. */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
+#include <dirent.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -621,4 +622,33 @@ Test(nbd_exports, latency_is_what_the_client_waited_for)
         cr_expect(ge(u64, flushes.latency_us, 40000));
         close(fd);
         end();
+}
+
+/* ---- what it costs to be there ---- */
+
+static int count_threads(void)
+{
+        DIR *tasks = opendir("/proc/self/task");
+        int n = 0;
+
+        while (readdir(tasks))
+                n++;
+        closedir(tasks);
+        return n;
+}
+
+/* A host may have hundreds of machines that do nothing. */
+Test(nbd_exports, without_clients_there_are_no_threads)
+{
+        int before = count_threads(), fd;
+
+        start();
+        cr_expect(eq(int, count_threads(), before));
+        fd = go("disk");
+        cr_expect(eq(int, count_threads(), before + 1));
+        cr_expect(eq(u32, client_do(fd, NBD_CMD_FLUSH, 0, 0, 0), 0));
+        cr_expect(gt(int, count_threads(), before + 1));
+        close(fd);
+        end();
+        cr_expect(eq(int, count_threads(), before));
 }
