@@ -328,3 +328,34 @@ Test(doctor, believes_no_sidecar_that_the_images_contradict)
         json_decref(findings);
         json_decref(rebuilt.ids);
 }
+
+/* A folder that was copied with everything in it: nobody knows which of the two ran. */
+Test(doctor, takes_neither_of_two_folders_that_say_they_are_the_same_vm)
+{
+        struct doctor_rebuilt rebuilt;
+        struct sidecar sidecar;
+        char path[160], copy[160];
+        json_t *findings, *json;
+
+        lose_catalog();
+        snprintf(path, sizeof(path), "%s/web.vhdd.json", images);
+        snprintf(copy, sizeof(copy), "%s/web copy.vhdd.json", images);
+        cr_assert_eq(sidecar_read(host_fs(), path, &sidecar, &err), 0, "%s", err.message);
+        cr_assert_eq(sidecar_to_json(&sidecar, NULL, &json, &err), 0);
+        cr_assert_eq(sidecar_store(host_fs(), copy, json, &err), 0);
+        findings = rebuild(&rebuilt, false);
+        cr_expect_eq(rebuilt.n_vms, 0);
+        cr_expect(has(findings, "sidecar-unusable", path));
+        cr_expect(has(findings, "sidecar-unusable", copy));
+        json_decref(findings);
+        json_decref(rebuilt.ids);
+
+        /* One that an export made is no claim. */
+        json_object_set_new(json, "exported", json_true());
+        cr_assert_eq(sidecar_store(host_fs(), copy, json, &err), 0);
+        json_decref(rebuild(&rebuilt, false));
+        cr_expect_eq(rebuilt.n_vms, 1);
+        json_decref(rebuilt.ids);
+        json_decref(json);
+        sidecar_done(&sidecar);
+}

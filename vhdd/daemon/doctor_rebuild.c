@@ -167,19 +167,37 @@ static bool is_known(struct catalog *catalog, const char *id)
         return true;
 }
 
+/* Nobody but the catalog could say which of two folders with the same vm is the one that ran. */
+static int count_id(const json_t *found, const char *id, const char **ret_other, const char *path)
+{
+        const json_t *one;
+        int n = 0;
+        size_t i;
+
+        json_array_foreach(found, i, one)
+        {
+                if (strcmp(json_string_value(json_object_get(one, "id")), id) != 0)
+                        continue;
+                n++;
+                if (strcmp(json_string_value(json_object_get(one, "path")), path) != 0)
+                        *ret_other = json_string_value(json_object_get(one, "path"));
+        }
+        return n;
+}
+
 static int rebuild_one(const struct doctor *doctor, const char *path, bool dry_run,
         struct doctor_rebuilt *rebuilt, struct error *err)
 {
         _cleanup_(sidecar_done) struct sidecar sidecar = {0};
         int r = sidecar_read(host_fs(), path, &sidecar, err);
 
-        if (r < 0 || is_known(doctor->catalog, sidecar.vm.id))
-                return r;
-        r = doctor_confirm(doctor, &sidecar, err);
+        if (r == 0)
+                r = doctor_confirm(doctor, &sidecar, err);
         if (r == 0 && !dry_run)
                 r = insert(doctor->catalog, &sidecar, err);
         if (r < 0)
-                return fail_prefix(err, r, "the vm '%s' cannot be brought back", sidecar.vm.name);
+                return fail_prefix(err, r, "the vm '%s' cannot be brought back",
+                        sidecar.vm.name ? sidecar.vm.name : path);
         rebuilt->n_vms++;
         rebuilt->n_disks += (unsigned)sidecar.n_disks;
         rebuilt->n_snapshots += (unsigned)sidecar.n_snapshots;
@@ -188,28 +206,64 @@ static int rebuild_one(const struct doctor *doctor, const char *path, bool dry_r
         return 0;
 }
 
+/* {"path", "id"} of each sidecar of a vm that the catalog does not have. What an export made lies
+ * beside copies, and has the id of the vm that it is a copy of. */
+static void read_ids(
+        const struct doctor *doctor, const json_t *paths, json_t *found, json_t *findings)
+{
+        const json_t *path;
+        size_t i;
+
+        json_array_foreach(paths, i, path)
+        {
+                _cleanup_(sidecar_done) struct sidecar sidecar = {0};
+                const char *text = json_string_value(path);
+                struct error why = ERROR_INIT;
+
+                if (sidecar_read(host_fs(), text, &sidecar, &why) < 0)
+                        doctor_add(findings, "sidecar-unusable", "warning", NULL, text, why.hint,
+                                "%s", why.message);
+                else if (!sidecar.exported && !is_known(doctor->catalog, sidecar.vm.id))
+                        json_array_append_new(
+                                found, json_pack("{s:s, s:s}", "path", text, "id", sidecar.vm.id));
+        }
+}
+
+static void rebuild_all(const struct doctor *doctor, bool dry_run, const json_t *found,
+        json_t *findings, struct doctor_rebuilt *rebuilt)
+{
+        const json_t *one;
+        size_t i;
+
+        json_array_foreach(found, i, one)
+        {
+                const char *path = json_string_value(json_object_get(one, "path"));
+                const char *id = json_string_value(json_object_get(one, "id")), *other = NULL;
+                struct error why = ERROR_INIT;
+
+                if (count_id(found, id, &other, path) > 1)
+                        doctor_add(findings, "sidecar-unusable", "warning", NULL, path,
+                                "move away the one that is a copy",
+                                "'%s' and '%s' say that they are the same vm", path, other);
+                else if (rebuild_one(doctor, path, dry_run, rebuilt, &why) < 0)
+                        doctor_add(findings, "sidecar-unusable", "warning", NULL, path, why.hint,
+                                "%s", why.message);
+        }
+}
+
 int doctor_rebuild(const struct doctor *doctor, bool dry_run, json_t *findings,
         struct doctor_rebuilt *ret, struct error *err)
 {
-        json_auto_t *paths = json_array(), *ids = json_array();
+        json_auto_t *paths = json_array(), *ids = json_array(), *found = json_array();
         struct doctor_rebuilt rebuilt = {.ids = ids};
-        json_t *path;
-        size_t i;
-        int r = paths && ids ? 0 : no_memory(err);
+        int r = paths && ids && found ? 0 : no_memory(err);
 
         for (size_t k = 0; r == 0 && k < doctor->n_roots; k++)
                 r = look_into(paths, findings, doctor->roots[k], FOLDERS_DEEP, err);
         if (r < 0)
                 return r;
-        json_array_foreach(paths, i, path)
-        {
-                struct error why = ERROR_INIT;
-
-                r = rebuild_one(doctor, json_string_value(path), dry_run, &rebuilt, &why);
-                if (r < 0)
-                        doctor_add(findings, "sidecar-unusable", "warning", NULL,
-                                json_string_value(path), why.hint, "%s", why.message);
-        }
+        read_ids(doctor, paths, found, findings);
+        rebuild_all(doctor, dry_run, found, findings, &rebuilt);
         *ret = rebuilt;
         ids = NULL;
         return 0;

@@ -175,6 +175,7 @@ static int write_sidecar(struct export *export, struct error *err)
         json_auto_t *json = NULL;
         int r = 0;
 
+        export->rows.exported = true;
         if (json_array_size(export->from) > 0)
                 r = sidecar_rename(&export->rows, to_directory, export, err);
         if (r == 0)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* {"format": "vhdd-sidecar", "version": 1, "vm": {...}, "disks": [...], "snapshots": [{..., "disks":
- * [...]}], "images": [...]}: a row is an object, a member is a column with '-' for '_'.
+ * [...]}], "images": [...], "exported": true}: a row is an object, a member is a column with '-' for '_'.
  */
 #include "vhdd/daemon/sidecar.h"
 
@@ -217,6 +217,8 @@ int sidecar_to_json(
                         "the vm '%s' cannot be written down: no memory, or a name that is no UTF-8",
                         sidecar->vm.name);
         }
+        if (sidecar->exported)
+                json_object_set_new(json, "exported", json_true());
         *ret = json;
         return 0;
 }
@@ -474,6 +476,7 @@ int sidecar_from_json(
                 read_image);
         if (reader.r < 0)
                 return reader.r;
+        sidecar.exported = json_is_true(json_object_get(json, "exported"));
         *ret = sidecar;
         sidecar = (struct sidecar){0};
         return 0;

@@ -32,6 +32,7 @@ struct sidecar {
         size_t n_held;
         struct image_row *images; /* under all of these, in no order */
         size_t n_images;
+        bool exported; /* it lies beside copies that an export made: no vm of a catalog's */
 };
 void sidecar_done(struct sidecar *sidecar);
 
