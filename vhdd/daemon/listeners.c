@@ -12,12 +12,15 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <systemd/sd-daemon.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "vhdd/control/socket.h"
 
-#define BACKLOG 1024
+#define BACKLOG        1024
+#define STALE_ATTEMPTS 80
+#define STALE_PAUSE_MS 25
 /* "p:PID ", whom it is meant for, and "KIND:FD " for each that execve() leaves: kinds l (lock), C and N
  * (ours), c and n (handed to us). */
 #define KEPT_VARIABLE "VHDD_KEPT_FDS"
@@ -167,23 +170,41 @@ int listeners_keep(const struct listeners *listeners, struct error *err)
 
 /* --- made here --- */
 
-/* A path that a dead server left: nobody answers there. */
+/* 1: somebody does. 0: nobody. */
+static int somebody_listens(const char *path, const union address *address, struct error *err)
+{
+        _cleanup_fd_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+        if (fd < 0)
+                return fail_os(err, errno, "cannot make a socket");
+        if (connect(fd, &address->sa, sizeof(address->un)) == 0 || errno == EAGAIN)
+                return 1;
+        if (errno == ECONNREFUSED || errno == ENOENT)
+                return 0;
+        return fail_os(err, errno, "cannot tell whether a server listens at '%s'", path);
+}
+
+/* A path that a dead server left: nobody answers there. The greeter of a broker that was killed is killed
+ * by the kernel, too, but may be so a moment later. */
 static int remove_stale(const char *path, const union address *address, struct error *err)
 {
-        _cleanup_fd_ int fd = -1;
+        const struct timespec pause = {.tv_nsec = STALE_PAUSE_MS * 1000000L};
         struct stat st;
+        int r = 1;
 
         if (lstat(path, &st) < 0)
                 return errno == ENOENT ? 0 : fail_os(err, errno, "cannot look at '%s'", path);
         if (!S_ISSOCK(st.st_mode))
                 return fail(err, EEXIST, "'%s' is there already, and is no socket", path);
-        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (fd < 0)
-                return fail_os(err, errno, "cannot make a socket");
-        if (connect(fd, &address->sa, sizeof(address->un)) == 0 || errno == EAGAIN)
+        for (unsigned i = 0; r > 0 && i < STALE_ATTEMPTS; i++) {
+                if (i > 0)
+                        nanosleep(&pause, NULL);
+                r = somebody_listens(path, address, err);
+        }
+        if (r < 0)
+                return r;
+        if (r > 0)
                 return fail(err, EADDRINUSE, "another server listens at '%s'", path);
-        if (errno != ECONNREFUSED)
-                return fail_os(err, errno, "cannot tell whether a server listens at '%s'", path);
         if (unlink(path) < 0 && errno != ENOENT)
                 return fail_os(err, errno, "cannot remove the old socket '%s'", path);
         return 0;

@@ -2,8 +2,6 @@
 #include "vhdd/daemon/state.h"
 
 #include <fcntl.h>
-#include <signal.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,8 +12,8 @@
 
 #include "base/cleanup.h"
 
-/* A lock outlives a daemon that was killed for as long as a process that it was just starting has not
- * executed its program. */
+/* A daemon that was killed holds its lock until the kernel has taken it apart, and a process that it was
+ * just starting until that has executed its program. */
 #define LOCK_ATTEMPTS 40
 #define LOCK_PAUSE_MS 25
 
@@ -54,32 +52,22 @@ static long holder_of(int fd)
         return pread(fd, text, sizeof(text) - 1, 0) > 0 ? strtol(text, NULL, 10) : 0;
 }
 
-/* Is the one that wrote its number into the lock alive? */
-static bool lives(long pid)
-{
-        return pid > 0 && (kill((pid_t)pid, 0) == 0 || errno == EPERM);
-}
-
 static int take(int fd, const char *state_dir, struct error *err)
 {
         const struct timespec pause = {.tv_nsec = LOCK_PAUSE_MS * 1000000L};
 
         for (unsigned i = 0;; i++) {
-                long pid;
-
                 if (flock(fd, LOCK_EX | LOCK_NB) == 0)
                         return 0;
                 if (errno != EWOULDBLOCK)
                         return fail_os(err, errno, "cannot lock '%s/lock'", state_dir);
-                pid = holder_of(fd);
-                if (i < LOCK_ATTEMPTS && !lives(pid)) {
-                        nanosleep(&pause, NULL);
-                        continue;
-                }
-                fail(err, EBUSY, "another vhdd (pid %ld) runs on '%s'", pid, state_dir);
-                error_set_hint(err, "vhdctl --control %s/control.sock shutdown", state_dir);
-                return -EBUSY;
+                if (i == LOCK_ATTEMPTS)
+                        break;
+                nanosleep(&pause, NULL);
         }
+        fail(err, EBUSY, "another vhdd (pid %ld) runs on '%s'", holder_of(fd), state_dir);
+        error_set_hint(err, "vhdctl --control %s/control.sock shutdown", state_dir);
+        return -EBUSY;
 }
 
 int state_lock(const char *state_dir, int kept_fd, int *ret_fd, struct error *err)
