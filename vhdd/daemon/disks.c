@@ -823,9 +823,19 @@ static int disk_snippet(struct broker *broker, const struct caller *caller, cons
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }
 
+/* Each undoes itself when the worker dies in its middle. */
+#define AGAIN(name)                                                                                \
+        static int name##_again(struct broker *broker, const struct caller *caller,                \
+                const json_t *params, json_t **ret, struct error *err)                             \
+        {                                                                                          \
+                return vm_try_again(name, broker, caller, params, ret, err);                       \
+        }
+AGAIN(disk_attach)
+AGAIN(disk_detach)
+
 const struct method disk_methods[] = {
-        {"disk.attach", disk_attach, true},
-        {"disk.detach", disk_detach, true},
+        {"disk.attach", disk_attach_again, true},
+        {"disk.detach", disk_detach_again, true},
         {"disk.list", disk_list, false},
         {"disk.show", disk_show, false},
         {"disk.uri", disk_uri, false},

@@ -192,17 +192,31 @@ static int snapshot_rename(struct broker *broker, const struct caller *caller, c
         return snapshot_to_json(vm, &row, &snapshot, ret, err);
 }
 
+/* Each undoes itself when the worker dies in its middle. */
+#define AGAIN(name)                                                                                \
+        static int name##_again(struct broker *broker, const struct caller *caller,                \
+                const json_t *params, json_t **ret, struct error *err)                             \
+        {                                                                                          \
+                return vm_try_again(name, broker, caller, params, ret, err);                       \
+        }
+AGAIN(snapshot_take)
+AGAIN(snapshot_apply)
+AGAIN(snapshot_revert)
+AGAIN(snapshot_undo)
+AGAIN(snapshot_delete)
+AGAIN(snapshot_diff)
+
 const struct method snapshot_methods[] = {
-        {"snapshot.take", snapshot_take, true},
+        {"snapshot.take", snapshot_take_again, true},
         {"snapshot.list", snapshot_list, false},
         {"snapshot.tree", snapshot_tree, false},
         {"snapshot.show", snapshot_show, false},
         {"snapshot.rename", snapshot_rename, true},
-        {"snapshot.apply", snapshot_apply, true},
-        {"snapshot.revert", snapshot_revert, true},
-        {"snapshot.undo", snapshot_undo, true},
-        {"snapshot.delete", snapshot_delete, true},
+        {"snapshot.apply", snapshot_apply_again, true},
+        {"snapshot.revert", snapshot_revert_again, true},
+        {"snapshot.undo", snapshot_undo_again, true},
+        {"snapshot.delete", snapshot_delete_again, true},
         {"snapshot.prune", snapshot_prune, true},
-        {"snapshot.diff", snapshot_diff, false},
+        {"snapshot.diff", snapshot_diff_again, false},
         {NULL, NULL, false},
 };

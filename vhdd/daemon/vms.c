@@ -669,6 +669,18 @@ void vm_changed(struct vm *vm, const char *event, json_t *details)
         vm_publish(vm, event, details);
 }
 
+int vm_try_again(method_fn run, struct broker *broker, const struct caller *caller,
+        const json_t *params, json_t **ret, struct error *err)
+{
+        int r = -EHOSTDOWN;
+
+        for (unsigned tries = 0; tries < 3 && r == -EHOSTDOWN; tries++) {
+                error_clear(err);
+                r = run(broker, caller, params, ret, err);
+        }
+        return r;
+}
+
 /* ---- as JSON ---- */
 
 static json_t *current_name(struct vm *vm, const struct vm_row *row)

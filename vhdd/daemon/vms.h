@@ -20,6 +20,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "vhdd/control/method.h"
 #include "vhdd/daemon/broker.h"
 #include "vhdd/daemon/catalog.h"
 #include "vhdd/daemon/link.h"
@@ -123,6 +124,11 @@ void vm_changed(struct vm *vm, const char *event, json_t *details);
 
 /* The second half of that: what has changed is nothing that lasts. Any thread, without the lock. */
 void vm_publish(struct vm *vm, const char *event, json_t *details);
+
+/* Runs a method that undoes itself when the worker dies in its middle (-EHOSTDOWN): then once more,
+ * and with luck the client never knows. */
+int vm_try_again(method_fn run, struct broker *broker, const struct caller *caller,
+        const json_t *params, json_t **ret, struct error *err);
 
 /* The vm as the API shows it. */
 int vm_to_json(struct vm *vm, const struct vm_row *row, bool full, json_t **ret, struct error *err);
