@@ -338,13 +338,21 @@ int chain_switch(const struct chain_switch *disks, unsigned n_disks, struct swit
 
 /* --- flushes */
 
+/* E5, of an image that is the leaf no more. Nobody has a commit to wait for now: P4. */
+static void fail_chain(struct chain *chain)
+{
+        MUTEX_GUARD(&chain->commit_lock);
+        atomic_store(&chain->failed, true);
+        pthread_cond_broadcast(&chain->commit_ended);
+}
+
 static int flush_layer(struct chain *chain, unsigned layer, unsigned n_layers)
 {
         struct image *image = chain->layers[layer];
         int r = image->format->flush(image);
 
         if (r == -EIO && layer + 1 < n_layers)
-                atomic_store(&chain->failed, true);
+                fail_chain(chain);
         return r;
 }
 
@@ -397,7 +405,7 @@ int chain_flush_frozen(struct chain *chain, struct error *err)
                 int r = image_settle(chain->layers[i], &why);
 
                 if (r == -EIO) {
-                        atomic_store(&chain->failed, true);
+                        fail_chain(chain);
                         if (err)
                                 *err = why;
                         return r;
@@ -411,13 +419,18 @@ int chain_flush_frozen(struct chain *chain, struct error *err)
 
 /* --- waiting for the commit */
 
+static bool is_hopeless(const struct chain *chain)
+{
+        return chain->commits_aborted || chain->failed;
+}
+
 int chain_uncommitted(struct chain *chain)
 {
         MUTEX_GUARD(&chain->commit_lock);
-        while (chain->switches_ended < chain->switches_begun && !chain->commits_aborted)
+        while (chain->switches_ended < chain->switches_begun && !is_hopeless(chain))
                 pthread_cond_wait(&chain->commit_ended, &chain->commit_lock);
-        if (chain->commits_aborted)
-                return -ESHUTDOWN;
+        if (is_hopeless(chain))
+                return chain->failed ? -EIO : -ESHUTDOWN;
         atomic_fetch_add(&chain->switches_begun, 1);
         return 0;
 }
@@ -442,8 +455,10 @@ int chain_wait_committed_slowly(struct chain *chain)
 
         MUTEX_GUARD(&chain->commit_lock);
         mine = chain->switches_begun; /* later ones are not waited for: that might never end */
-        while (chain->switches_ended < mine && !chain->commits_aborted)
+        while (chain->switches_ended < mine && !is_hopeless(chain))
                 pthread_cond_wait(&chain->commit_ended, &chain->commit_lock);
+        if (chain->failed)
+                return -EIO;
         return chain->switches_ended < mine ? -ESHUTDOWN : 0;
 }
 

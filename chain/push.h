@@ -57,7 +57,8 @@ void chain_push(struct chain *chain, struct image *child);
 
 /* From here to chain_committed() every flush and every FUA change that is done is answered only then.
  * Waits for the end of the one before.
- *   -ESHUTDOWN  chain_commits_abort() was called */
+ *   -ESHUTDOWN  chain_commits_abort() was called
+ *   -EIO        a frozen image's sync failed (E5); who waits already is answered so, too */
 int chain_uncommitted(struct chain *chain);
 void chain_committed(struct chain *chain);
 /* The commit will not come from this process: what waits for it, and will, answers -ESHUTDOWN. */
@@ -80,7 +81,8 @@ int chain_switch(const struct chain_switch *disks, unsigned n_disks, struct swit
  * after a clean close, the lock is a reader's, and it is a parent like any other. 0: all of them are
  * durable; one for which there was no space to settle stays as it is (chain_n_frozen), and the next
  * call or chain_close tries again.
- *   -EIO    a sync failed (E5): the chain can be read, and all else of it fails with -EIO
+ *   -EIO    a sync failed (E5): the chain can be read, and all else of it fails with -EIO. There is
+ *           nothing to commit; what waits on the vm's other chains wants chain_commits_abort()
  *   others  not durable yet, try again: -ENOSPC */
 int chain_flush_frozen(struct chain *chain, struct error *err);
 /* How many layers below the leaf are not settled. */

@@ -5,6 +5,8 @@
  *   snapshots [--seeds FIRST[-LAST]] [--states N] [--budget N] [--seconds N] [--mutant NAME]
  *             [--all-mutants] [--trace]
  *
+ *   --mutant       any step of base/mutant.h; --all-mutants: those that only a snapshot meets
+ *
  * The catalog is a file of one sector that says how many snapshots are committed. After a crash it and
  * the switch record say which images are the leaves; then must hold:
  *   - the disks read as after all that was answered (a death) or flushed (a cut), as enumerate asks;
@@ -13,6 +15,8 @@
  *     all that was answered before that began;
  *   - one that was switched and not committed vanishes after a cut, and never after a death;
  *   - the recovery ends in sound images with nothing left over, and what it flushed outlives a cut.
+ * In some seeds a sync of an image fails once (E5): then the answered ones may be lost, the disk may
+ * be for reading only, and a snapshot that was not committed need not be whole.
  *
  * Exit status: 0 no violation (or every mutant seen), 1 otherwise, 2 usage.
  */
@@ -97,7 +101,8 @@ struct scene {
         uint64_t seed;
         unsigned n_disks, n_base, n_threads, n_snapshots;
         bool narrow; /* a few sectors, again and again: FUA finds them durable in the new leaf */
-        bool flat_root, split_writes, nowait_again;
+        bool flat_root, split_writes, nowait_again, has_fault;
+        struct sim_fault fault; /* a sync that fails */
         uint32_t disk_size;
         enum schedule_policy policy;
         unsigned inside_step; /* of SCHEDULE_INSIDE: where in a snapshot all others run */
@@ -171,6 +176,18 @@ static void scene_init(struct scene *scene, uint64_t seed)
                 for (unsigned l = 0; l < MAX_LEVELS; l++)
                         snprintf(scene->paths[d][l], sizeof(scene->paths[d][l]), "/d/%u-%u.vhd", d,
                                 l);
+        if (random_chance(&random, 20)) {
+                unsigned level = scene->n_base - 1 + (unsigned)random_below(&random, 2);
+
+                scene->has_fault = true;
+                scene->fault = (struct sim_fault){
+                        .call = SIM_SYNC,
+                        .failure = SIM_LOSE,
+                        .error = EIO,
+                        .at = (unsigned)random_below(&random, 12),
+                        .path = scene->paths[random_below(&random, scene->n_disks)][level],
+                };
+        }
 }
 
 static void image_id(const struct scene *scene, unsigned disk, unsigned level, uint8_t ret[16])
@@ -186,12 +203,14 @@ static void image_id(const struct scene *scene, unsigned disk, unsigned level, u
 struct instant {
         struct sim_world *world;
         struct moment moment;
+        bool poisoned; /* a sync has failed */
+        bool unnoted;  /* and its caller could not yet note it anywhere */
 };
 
 /* What opening a world found. */
 struct outcome {
         uint64_t key;
-        bool bad;
+        bool bad, poisoned;
         unsigned committed,
                 level; /* snapshots: by the catalog; with the one that is rolled forward */
         uint8_t live[MAX_CELLS];
@@ -208,7 +227,8 @@ struct taken {
 struct run {
         struct scene scene;
         struct random random;
-        bool violated, watching;
+        bool violated, watching, poisoned, unnoted;
+        unsigned failed_thread; /* whose sync failed */
         char text[1024];
         struct sim_fs *fs;
         struct chain *chains[MAX_DISKS];
@@ -257,15 +277,32 @@ static void take_instant(struct run *run)
 
         if (!run->watching || run->n_instants == MAX_INSTANTS)
                 return;
+        run->poisoned |= run->fs->fault_hit;
         instant = &run->instants[run->n_instants++];
         instant->world = sim_fs_snapshot(run->fs);
         instant->moment = run->scene.model.now;
+        instant->poisoned = run->poisoned;
+        instant->unnoted = run->unnoted;
         if (options.trace)
                 fprintf(stderr, "  [%u] -- instant %u\n", schedule_self(), run->n_instants - 1);
 }
 
+/* Linux tells of a lost writeback once. Of a process that dies between being told and noting it
+ * nothing can be asked; the note is the first thing that the thread makes, so its next step of any
+ * kind says that it is there. */
+static void follow_failed_sync(struct run *run, bool inside_sync)
+{
+        if (run->fs->fault_hit && !run->poisoned) {
+                run->unnoted = true;
+                run->failed_thread = schedule_self();
+        } else if (run->unnoted && !inside_sync && schedule_self() == run->failed_thread) {
+                run->unnoted = false;
+        }
+}
+
 static void on_change(struct sim_fs *fs, enum sim_call call)
 {
+        follow_failed_sync(fs->opaque, call == SIM_SYNC);
         take_instant(fs->opaque);
 }
 
@@ -410,11 +447,13 @@ static void perform(struct run *run, uint32_t i)
                 r = do_op(run, i, CHAIN_NOWAIT);
         if (r == -EAGAIN)
                 r = do_op(run, i, 0);
-        if (r < 0)
+        if (r < 0 && !run->poisoned && !run->fs->fault_hit)
                 violation(run, "operation %u fails: %s", i, strerror(-r));
         model_end(model, i, r == 0, answered);
         if (options.trace)
-                fprintf(stderr, "  [%u] operation %u answered\n", schedule_self(), i);
+                fprintf(stderr, "  [%u] operation %u: %s\n", schedule_self(), i,
+                        r == 0 ? "answered" : strerror(-r));
+        follow_failed_sync(run, false);
         take_instant(run);
 }
 
@@ -460,22 +499,30 @@ static int take_snapshot(
         unsigned n = run->scene.n_disks;
         uint8_t snapshot[16] = {(uint8_t)number};
         struct taken *taken = &run->taken[number - 1];
-        struct chain_switch disks[MAX_DISKS];
+        struct chain_switch disks[MAX_DISKS] = {0};
         uint64_t stall_ns;
         int r = make_children(run, run->scene.n_base - 1 + number, disks, err);
 
-        if (r < 0)
-                return r;
         taken->answered_before = run->scene.model.now.answered;
-        r = chain_switch(disks, n, region, snapshot, &stall_ns, err);
+        if (r == 0)
+                r = chain_switch(disks, n, region, snapshot, &stall_ns, err);
+        if (r < 0) {
+                for (unsigned d = 0; d < n; d++)
+                        chain_child_close(disks[d].child);
+                return r;
+        }
         taken->begun_after = run->scene.model.now.begun;
         if (options.trace)
                 fprintf(stderr, "  [%u] snapshot %u switched\n", schedule_self(), number);
         take_instant(run);
         for (unsigned d = 0; d < n && r == 0; d++)
                 r = chain_flush_frozen(run->chains[d], err);
-        if (r == 0)
-                r = catalog_write(run->fs, number);
+        if (r < 0) { /* E5: there is nothing to commit, and nobody may wait for it */
+                for (unsigned d = 0; d < n; d++)
+                        chain_commits_abort(run->chains[d]);
+                return r;
+        }
+        r = catalog_write(run->fs, number);
         if (options.trace)
                 fprintf(stderr, "  [%u] snapshot %u committed\n", schedule_self(), number);
         for (unsigned d = 0; d < n && r == 0; d++)
@@ -494,9 +541,9 @@ static void *snapshot_main(void *argument)
 
         for (unsigned i = 1; i <= run->scene.n_snapshots && r == 0; i++)
                 r = take_snapshot(run, i, region, &err);
-        if (r < 0)
+        if (r < 0 && !run->poisoned && !run->fs->fault_hit)
                 violation(run, "no snapshot is taken: %s", err.message);
-        switch_close(region, true);
+        switch_close(region, r == 0);
         return NULL;
 }
 
@@ -546,8 +593,6 @@ static int open_disk(struct run *run, struct sim_fs *fs, unsigned d, unsigned n_
         if (chain_open(path, &chain_options, ret, &err) < 0)
                 return wrong(sentence, "'%s' does not open for %s: %s", path,
                         writable ? "writing" : "reading", err.message);
-        if (chain_is_writable(*ret) != writable)
-                return wrong(sentence, "'%s' opens read-only", path);
         return 0;
 }
 
@@ -669,6 +714,7 @@ static int finish_record(struct sim_fs *fs, const struct outcome *outcome, char 
         return 0;
 }
 
+/* 1: poisoned, so one of them is for reading only. */
 static int open_and_flush(struct run *run, struct sim_fs *fs, const struct outcome *want,
         struct chain *chains[MAX_DISKS], char sentence[512])
 {
@@ -681,8 +727,11 @@ static int open_and_flush(struct run *run, struct sim_fs *fs, const struct outco
         if (compare(run, want->live, got, "for a writer", sentence) < 0)
                 return -1;
         for (unsigned d = 0; d < run->scene.n_disks; d++) {
-                int r = chain_flush(chains[d]);
+                int r;
 
+                if (!chain_is_writable(chains[d]))
+                        return want->poisoned ? 1 : wrong(sentence, "disk %u opens read-only", d);
+                r = chain_flush(chains[d]);
                 if (r < 0)
                         return wrong(sentence, "disk %u cannot be flushed: %s", d, strerror(-r));
         }
@@ -758,8 +807,8 @@ static int recover(struct run *run, struct sim_fs *fs, struct outcome *want)
                 r = close_all(run, chains, want->sentence);
         for (unsigned d = 0; d < MAX_DISKS; d++)
                 chain_abandon(chains[d]);
-        if (r < 0)
-                return r;
+        if (r != 0)
+                return MIN_OF(r, 0);
         drop_children(run, fs, want->level);
         closed = sim_fs_snapshot(fs);
         if (sim_world_n_regions(closed) != 0)
@@ -849,9 +898,9 @@ static void judge_kept(struct run *run, unsigned index, unsigned s, const uint8_
         }
 }
 
-static struct outcome *outcome_of(struct run *run, const struct sim_world *world)
+static struct outcome *outcome_of(struct run *run, const struct sim_world *world, bool poisoned)
 {
-        uint64_t key = random_mix(sim_world_hash(world)) + sim_world_durable_hash(world);
+        uint64_t key = random_mix(sim_world_hash(world)) + sim_world_durable_hash(world) + poisoned;
         struct outcome *outcome;
 
         for (size_t i = 0; i < run->n_outcomes; i++)
@@ -865,6 +914,7 @@ static struct outcome *outcome_of(struct run *run, const struct sim_world *world
         outcome = &run->outcomes[run->n_outcomes++];
         memset(outcome, 0, sizeof(*outcome));
         outcome->key = key;
+        outcome->poisoned = poisoned;
         outcome->bad = judge_world(run, world, outcome) < 0;
         result->states++;
         result->rolled_forward += outcome->level > outcome->committed;
@@ -872,16 +922,17 @@ static struct outcome *outcome_of(struct run *run, const struct sim_world *world
 }
 
 static void judge_state(struct run *run, const struct sim_world *world, unsigned index,
-        const char *what, uint64_t required)
+        const char *what, uint64_t required, bool poisoned)
 {
-        const struct outcome *outcome = outcome_of(run, world);
+        const struct outcome *outcome = outcome_of(run, world, poisoned);
+        unsigned n_whole = poisoned ? outcome->committed : outcome->level;
 
         if (outcome->bad) {
                 violation(run, "instant %u, %s: %s", index, what, outcome->sentence);
                 return;
         }
         judge_values(run, what, index, outcome->live, run->instants[index].moment.begun, required);
-        for (unsigned s = 0; s < outcome->level; s++)
+        for (unsigned s = 0; s < n_whole; s++)
                 judge_kept(run, index, s, outcome->kept[s]);
 }
 
@@ -892,12 +943,15 @@ static void judge_instant(struct run *run, unsigned index)
         uint64_t n_states = sim_cut_n_states(cut);
         bool all = n_states <= FULL_STATES;
 
-        judge_state(run, instant->world, index, "the process's death", instant->moment.answered);
+        if (!instant->unnoted)
+                judge_state(run, instant->world, index, "the process's death",
+                        instant->poisoned ? instant->moment.covered : instant->moment.answered,
+                        instant->poisoned);
         for (uint64_t i = 0; i < (all ? n_states : SAMPLES) && !run->violated; i++) {
                 _cleanup_(sim_world_freep) struct sim_world *world =
                         all ? sim_cut_state(cut, i) : sim_cut_sample(cut, &run->random);
 
-                judge_state(run, world, index, "a power cut", instant->moment.covered);
+                judge_state(run, world, index, "a power cut", instant->moment.covered, false);
         }
 }
 
@@ -941,6 +995,23 @@ static void work(struct run *run)
         pthread_join(snapshots, NULL);
 }
 
+static bool open_live(struct run *run)
+{
+        char sentence[512];
+
+        for (unsigned d = 0; d < run->scene.n_disks; d++) {
+                bool good = open_disk(run, run->fs, d, 0, true, &run->chains[d], sentence) == 0;
+
+                if (good && chain_is_writable(run->chains[d]))
+                        continue;
+                if (!run->fs->fault_hit)
+                        violation(run, "disk %u does not open for writing: %s", d,
+                                good ? "it is for reading only" : sentence);
+                return false;
+        }
+        return true;
+}
+
 static void live(struct run *run)
 {
         running = run;
@@ -948,10 +1019,7 @@ static void live(struct run *run)
         if (run->scene.policy != SCHEDULE_INSIDE)
                 schedule_set_policy(run->scene.policy, run->scene.seed * 4, POINTS);
         mutants_on = run->watching = true;
-        for (unsigned d = 0; d < run->scene.n_disks && !run->violated; d++)
-                if (open_disk(run, run->fs, d, 0, true, &run->chains[d], run->text) < 0)
-                        run->violated = true;
-        if (!run->violated)
+        if (open_live(run))
                 work(run);
         run->watching = false;
         running = NULL;
@@ -981,6 +1049,8 @@ static bool run_seed(uint64_t seed)
         run->fs->split_writes = run->scene.split_writes;
         run->fs->nowait_again = run->scene.nowait_again;
         run->fs->random.state = seed;
+        if (run->scene.has_fault)
+                sim_fs_arm(run->fs, &run->scene.fault);
         run->fs->trace = options.trace ? stderr : NULL;
         live(run);
         for (unsigned i = 0; i < run->n_instants; i++)
@@ -1055,7 +1125,9 @@ struct mutant {
 };
 
 #define MUTANT_ENTRY(name, what) {name, what},
-static const struct mutant mutants[] = {MUTANT_LIST_SNAPSHOT(MUTANT_ENTRY)};
+static const struct mutant mutants[] = {
+        MUTANT_LIST_SNAPSHOT(MUTANT_ENTRY) MUTANT_LIST(MUTANT_ENTRY)};
+#define N_OURS (sizeof((struct mutant[]){MUTANT_LIST_SNAPSHOT(MUTANT_ENTRY)}) / sizeof(mutants[0]))
 
 static int hunt(const struct mutant *mutant)
 {
@@ -1083,7 +1155,7 @@ static int hunt_mutants(void)
         const char *only = options.mutant;
 
         for (unsigned i = 0; i < n; i++) {
-                if (only && strcmp(only, mutants[i].name) != 0)
+                if (only ? strcmp(only, mutants[i].name) != 0 : i >= N_OURS)
                         continue;
                 n_hunted++;
                 missed += (unsigned)hunt(&mutants[i]);

@@ -492,16 +492,26 @@ Test(push, a_failed_sync_of_a_frozen_image_ends_writing)
         struct file_ops ops;
         struct file *file;
         struct world w;
+        struct late_write fua = {.world = &w, .flags = CHAIN_FUA};
 
         begin(&w);
         write_at(&w, 0, 2 * BLOCK, 0x31);
         push(&w);
-        write_at(&w, BLOCK, BLOCK, 0x32);
+        write_at(&w, 0, 2 * BLOCK, 0x5a);
+        cr_assert_eq(chain_flush(w.chain), 0); /* from here FUA needs no round */
         file = chain_layer(w.chain, 0)->file;
         ops = *file->ops;
         ops.sync = failing_sync;
         file->ops = &ops;
+        /* One who waits for the commit already hears of it. */
+        cr_assert_eq(chain_uncommitted(w.chain), 0);
+        late_begin(&fua);
+        usleep(PAUSE_US);
+        cr_assert(!atomic_load(&fua.done));
         cr_assert_eq(chain_flush_frozen(w.chain, &err), -EIO);
+        pthread_join(fua.thread, NULL);
+        cr_assert_eq(fua.result, -EIO);
+        cr_assert_eq(chain_uncommitted(w.chain), -EIO);
         cr_assert(strstr(err.message, w.paths[0]) != NULL, "%s", err.message);
         cr_assert_eq(chain_flush(w.chain), -EIO);
         cr_assert_eq(chain_flush(w.chain), -EIO);
