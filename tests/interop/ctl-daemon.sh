@@ -139,7 +139,7 @@ expect 2 "$vhdctl" snippet bochs web/system
 # snapshots
 expect 0 "$vhdctl" snapshot take web monday --disks-only --skip-pass-through --note 'a b'
 sent snapshot.take '{"disks-only":true,"name":"monday","note":"a b","skip-pass-through":true,"vm":"web"}'
-printed '1.2 ms'
+printed '1.23 ms'
 expect 0 "$vhdctl" snapshot list web
 printed 'fresh'
 [ "$(sed -n 3p <<<"$out" | grep -o 'fresh  *yes')" != '' ] || fail 'parent and current are not shown'

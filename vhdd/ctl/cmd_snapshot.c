@@ -210,7 +210,7 @@ static int show_taken(const struct ctl *ctl, const json_t *params, const json_t 
         printf("%s %s: %s", name, ctl->dry_run ? "would be taken" : "taken",
                 describe_parts(result, parts, sizeof(parts)));
         if (json_is_integer(stall) && !ctl->dry_run)
-                printf("; writes waited %.1f ms", (double)json_integer_value(stall) / 1000);
+                printf("; writes waited %.2f ms", (double)json_integer_value(stall) / 1000);
         printf("\n");
         return CTL_DONE;
 }
