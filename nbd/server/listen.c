@@ -218,42 +218,6 @@ int listener_from_fd(struct listener *ret, int fd, struct error *err)
         return 0;
 }
 
-/* Only the socket; whoever has it takes its path away. */
-static int keep_socket(struct listener *listener)
-{
-        int fd = TAKE_FD(listener->fd);
-
-        listener->inode = 0;
-        listener_close(listener);
-        return fd;
-}
-
-int nbd_listen_unix(const char *path, int *ret_fd, struct error *err)
-{
-        struct listener listener;
-        int r = listener_open_unix(&listener, path, err);
-
-        if (r == 0)
-                *ret_fd = keep_socket(&listener);
-        return r;
-}
-
-int nbd_listen_tcp(
-        const char *host, uint16_t port, int *ret_fds, size_t max, size_t *ret_n, struct error *err)
-{
-        struct listener listeners[NBD_SERVER_MAX_LISTENERS];
-        size_t n = 0;
-        int r = listener_open_tcp(
-                listeners, &n, MIN_OF(max, NBD_SERVER_MAX_LISTENERS), host, port, err);
-
-        if (r < 0)
-                return r;
-        for (size_t i = 0; i < n; i++)
-                ret_fds[i] = keep_socket(&listeners[i]);
-        *ret_n = n;
-        return 0;
-}
-
 void listener_close(struct listener *listener)
 {
         struct stat st;

@@ -183,12 +183,6 @@ int nbd_server_listen_tcp(
 /* Before start. A socket that listens already (socket activation); taken over on success. */
 int nbd_server_listen_fd(struct nbd_server *server, int fd, struct error *err);
 
-/* Sockets as those of listen_unix and listen_tcp, for a server in another process (listen_fd). They are
- * the caller's, as is the path, which somebody has to take away in the end. */
-int nbd_listen_unix(const char *path, int *ret_fd, struct error *err);
-int nbd_listen_tcp(const char *host, uint16_t port, int *ret_fds, size_t max, size_t *ret_n,
-        struct error *err);
-
 size_t nbd_server_n_listeners(const struct nbd_server *server);
 /* The NBD URI of an export at the @index-th listener, for people to copy: allocated, free() it. NULL:
  * no memory. Until stop. */

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "chain/chain.h"
@@ -24,8 +25,7 @@ static struct broker broker;
 static struct greeter *greeter;
 static struct nbd_server *worker;
 static struct chain *chain;
-static int sockets[GREETER_MAX_SOCKETS];
-static size_t n_sockets;
+static int listening;
 static atomic_bool slow;
 static atomic_int lookups;
 
@@ -78,7 +78,7 @@ static void start_worker(void)
 
 static void start(void)
 {
-        char *paths[] = {socket_path};
+        struct sockaddr_un address = {.sun_family = AF_UNIX};
         struct error err = ERROR_INIT;
 
         cr_assert(mkdtemp(directory) != NULL);
@@ -86,13 +86,12 @@ static void start(void)
         snprintf(image_path, sizeof(image_path), "%s/disk.raw", directory);
         broker.executable = (char *)GREETER_PROGRAM;
         broker.worker_uid = broker.worker_gid = getuid() == 0 ? 65534 : getuid();
-        broker.options.nbd_paths = paths;
-        broker.options.n_nbd_paths = 1;
-        cr_assert(eq(int, greeter_listen(&broker.options, sockets, &n_sockets, &err), 0), "%s",
-                err.message);
-        cr_assert(eq(sz, n_sockets, 1));
+        listening = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        memcpy(address.sun_path, socket_path, sizeof(socket_path));
+        cr_assert(eq(int, bind(listening, (struct sockaddr *)&address, sizeof(address)), 0));
+        cr_assert(eq(int, listen(listening, 16), 0));
         start_worker();
-        cr_assert(eq(int, greeter_start(&broker, sockets, 1, &answers, &greeter, &err), 0), "%s",
+        cr_assert(eq(int, greeter_start(&broker, &listening, 1, &answers, &greeter, &err), 0), "%s",
                 err.message);
 }
 
@@ -138,7 +137,7 @@ static void end(void)
         cr_expect(eq(int, child(), 0));
         worker = nbd_server_free(worker);
         cr_expect(eq(int, chain_close(chain, &err), 0));
-        close(sockets[0]);
+        close(listening);
         unlink(socket_path);
         unlink(image_path);
         rmdir(directory);
@@ -247,31 +246,4 @@ Test(daemon_greeter, says_why_it_cannot_start)
         close(not_listening[0]);
         close(not_listening[1]);
         cr_expect(eq(int, child(), 0));
-}
-
-Test(daemon_greeter, listens_where_the_options_say)
-{
-        char *bad[] = {(char *)"localhost", (char *)":5", (char *)"127.0.0.1:", (char *)"a:b",
-                (char *)"127.0.0.1:70000", (char *)"192.0.2.1:0"};
-        char *good[] = {(char *)"127.0.0.1:0", (char *)"[::1]:0"};
-        struct broker_options options = {.nbd_addresses = bad, .n_nbd_addresses = 1};
-        struct error err = ERROR_INIT;
-        size_t n = 99;
-        int fds[GREETER_MAX_SOCKETS], r;
-
-        for (size_t i = 0; i < 6; i++) {
-                options.nbd_addresses = &bad[i];
-                cr_expect(lt(int, greeter_listen(&options, fds, &n, &err), 0), "%s", bad[i]);
-                cr_expect(eq(sz, n, 99));
-        }
-        options.nbd_addresses = good;
-        cr_assert(eq(int, greeter_listen(&options, fds, &n, &err), 0), "%s", err.message);
-        cr_expect(eq(sz, n, 1));
-        close(fds[0]);
-        /* A host without IPv6 says so. */
-        options.n_nbd_addresses = 2;
-        r = greeter_listen(&options, fds, &n, &err);
-        cr_expect(r == 0 || r == -EADDRNOTAVAIL, "%d %s", r, err.message);
-        for (size_t i = 0; r == 0 && i < n; i++)
-                close(fds[i]);
 }

@@ -17,7 +17,6 @@
 #include "base/cleanup.h"
 #include "base/pool.h"
 #include "nbd/server/handoff.h"
-#include "nbd/server/server.h"
 #include "vhdd/daemon/process.h"
 #include "vhdd/ipc/rpc.h"
 
@@ -447,57 +446,5 @@ int greeter_counters(struct greeter *greeter, json_t **ret, struct error *err)
                 return r;
         *ret = json_incref(answer_message.json);
         message_done(&answer_message);
-        return 0;
-}
-
-/* ---- sockets ---- */
-
-/* "HOST:PORT", "[ADDRESS]:PORT" */
-static int listen_address(
-        const char *address, int *fds, size_t max, size_t *ret_n, struct error *err)
-{
-        const char *colon = strrchr(address, ':');
-        _cleanup_free_ char *host = NULL;
-        char *end = NULL;
-        unsigned long port = colon ? strtoul(colon + 1, &end, 10) : 0;
-        bool bracketed = address[0] == '[' && colon && colon > address && colon[-1] == ']';
-
-        if (!colon || colon == address || colon[1] < '0' || colon[1] > '9' || *end != '\0' ||
-                port > UINT16_MAX)
-                return fail(err, EINVAL, "'%s' is no HOST:PORT to listen on", address);
-        host = bracketed ? strndup(address + 1, (size_t)(colon - address) - 2)
-                         : strndup(address, (size_t)(colon - address));
-        if (!host)
-                return fail(err, ENOMEM, "no memory to listen on '%s'", address);
-        return nbd_listen_tcp(host, (uint16_t)port, fds, max, ret_n, err);
-}
-
-int greeter_listen(const struct broker_options *options, int ret_fds[GREETER_MAX_SOCKETS],
-        size_t *ret_n, struct error *err)
-{
-        int fds[GREETER_MAX_SOCKETS], r = 0;
-        size_t n = 0;
-
-        for (size_t i = 0; r == 0 && i < options->n_nbd_paths; i++) {
-                r = n < GREETER_MAX_SOCKETS
-                        ? nbd_listen_unix(options->nbd_paths[i], &fds[n], err)
-                        : fail(err, EMFILE, "more than %u sockets", GREETER_MAX_SOCKETS);
-                n += r == 0;
-        }
-        for (size_t i = 0; r == 0 && i < options->n_nbd_addresses; i++) {
-                size_t more = 0;
-
-                r = listen_address(
-                        options->nbd_addresses[i], fds + n, GREETER_MAX_SOCKETS - n, &more, err);
-                n += more;
-        }
-        if (r < 0) {
-                for (size_t i = 0; i < n; i++)
-                        close(fds[i]);
-                /* The paths that were made: a dead socket is replaced by the next who listens. */
-                return r;
-        }
-        memcpy(ret_fds, fds, n * sizeof(*fds));
-        *ret_n = n;
         return 0;
 }

@@ -32,11 +32,6 @@ struct greeter_answers {
                 struct error *err);
 };
 
-/* The sockets that the options name: nbd_paths and nbd_addresses. On failure none is open. The paths are
- * the caller's to take away in the end. */
-int greeter_listen(const struct broker_options *options, int ret_fds[GREETER_MAX_SOCKETS],
-        size_t *ret_n, struct error *err);
-
 /* Returns when clients are answered. */
 int greeter_start(struct broker *broker, const int *fds, size_t n_fds,
         const struct greeter_answers *answers, struct greeter **ret, struct error *err);
