@@ -19,8 +19,8 @@
 #include "vhdd/control/socket.h"
 
 #define BACKLOG        1024
-#define STALE_ATTEMPTS 80
-#define STALE_PAUSE_MS 25
+#define STALE_ATTEMPTS 20
+#define STALE_PAUSE_MS 100
 /* "p:PID ", whom it is meant for, and "KIND:FD " for each that execve() leaves: kinds l (lock), C and N
  * (ours), c and n (handed to us). */
 #define KEPT_VARIABLE "VHDD_KEPT_FDS"
