@@ -17,7 +17,7 @@
 #include "vhdd/daemon/process.h"
 #include "vhdd/ipc/rpc.h"
 
-#define RESOLVE_MS 60000
+#define RESOLVE_MS 30000
 #define MAX_OPENED 8192u /* files: layers, and what lies beside them */
 #define PATH_SIZE  4096u
 
