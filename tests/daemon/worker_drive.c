@@ -352,6 +352,10 @@ Test(worker, takes_a_snapshot)
                 json_pack("{s:s, s:[s, s], s:b}", "chain", DISK, "paths", child, scene.image,
                         "writable", 1)));
         json_decref(call("export.add", json_pack("{s:s, s:s}", "name", "vm/disk", "chain", DISK)));
+        result = call("snapshot.switched", NULL);
+        cr_expect(strcmp(json_string_value(json_object_get(result, "snapshot")), VM) == 0,
+                "known without being asked beside which file");
+        json_decref(result);
         json_decref(call("snapshot.flush", json_pack("{s:s}", "snapshot", VM)));
         json_decref(call("snapshot.commit", json_pack("{s:s}", "snapshot", VM)));
         result = call("snapshot.switched", json_pack("{s:s}", "beside", scene.image));

@@ -143,6 +143,19 @@ int recover_before(struct vm *vm, const json_t *hello, struct error *err)
         return r < 0 || !hello ? r : drop_record(vm, hello, err);
 }
 
+int recover_drop_record(struct vm *vm, struct error *err)
+{
+        json_auto_t *answer = NULL;
+        const char *said;
+        int r = worker_call(vm, "snapshot.switched", json_object(), WORKER_CALL_MS, &answer, err);
+
+        said = json_string_value(json_object_get(answer, "snapshot"));
+        if (r < 0 || !said)
+                return r;
+        return worker_call(vm, "snapshot.commit", json_pack("{s:s}", "snapshot", said),
+                WORKER_CALL_MS, NULL, err);
+}
+
 int recover_roll_forward(struct vm *vm, struct error *err)
 {
         int r = snapshot_finish(vm, vm->rolling_operation, err);

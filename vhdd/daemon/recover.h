@@ -23,3 +23,6 @@ bool recover_wants_worker(struct vm *vm);
 /* @hello: what the worker said, or NULL when there is none. */
 int recover_before(struct vm *vm, const json_t *hello, struct error *err);
 int recover_roll_forward(struct vm *vm, struct error *err);
+/* With every disk open and nothing to roll forward: a record that is still there has done its work (its
+ * snapshot is in the catalog, and nobody lived to say so). It goes, and flushes no longer wait for it. */
+int recover_drop_record(struct vm *vm, struct error *err);

@@ -876,6 +876,8 @@ static int bring_up(struct vm *vm, const struct vm_row *row, struct error *err)
         if (r == 0 && vm->rolling)
                 r = recover_roll_forward(vm, err);
         if (r == 0 && hello)
+                r = recover_drop_record(vm, err);
+        if (r == 0 && hello)
                 r = worker_renew_exports(vm, err);
         disk_rows_free(disks, n);
         return r;

@@ -166,7 +166,8 @@ static int read_record(
         struct worker *worker, const char *beside, struct switch_record *ret, struct error *err)
 {
         struct error local = ERROR_INIT;
-        int r = have_region(worker, beside, false, &local);
+        int r = beside || worker->switch_region ? have_region(worker, beside, false, &local)
+                                                : -ENOENT;
 
         if (r == 0)
                 r = switch_read(worker->switch_region, ret);
@@ -211,14 +212,12 @@ static json_t *identity(const struct switch_image *image)
 int verb_snapshot_switched(
         struct worker *worker, const json_t *params, json_t **ret, struct error *err)
 {
-        const char *beside = param_text(params, "beside", err);
+        const char *beside = param_text_or(params, "beside", NULL);
         _cleanup_free_ struct switch_record *record = malloc(sizeof(*record));
         char text[UUID_TEXT_SIZE];
         json_t *disks;
         int r;
 
-        if (!beside)
-                return -EINVAL;
         if (!record)
                 return fail(err, ENOMEM, "no memory for a switch record");
         r = read_record(worker, beside, record, err);

@@ -29,8 +29,9 @@
  *      [{chain, disk, path}]}
  *  snapshot.flush {snapshot}                  {}     every frozen image is durable and settled
  *  snapshot.commit {snapshot}                 {}     what waited for it is answered; the record goes
- *  snapshot.switched {beside}                 {snapshot: id|null, disks: [{disk, frozen: {device,
+ *  snapshot.switched {beside?}                {snapshot: id|null, disks: [{disk, frozen: {device,
  *                                             inode}, leaf: {device, inode}}]}    the record's word
+ *                                             (without BESIDE: if a writable chain was opened)
  *  export.add {name, chain, read-only,        {}
  *      description?, changed?: [{name, layer}]}
  *  export.remove {name, force, timeout-ms}    {}     -EBUSY: without force, and somebody has it
