@@ -26,22 +26,14 @@ enum type { COUNTER, GAUGE };
 struct family {
         const char *name, *unit, *help;
         enum type type;
-        struct sample {
-                const char *labels; /* behind vm and disk, with a comma in front */
-                const char *key;
-        } samples[5];
+        const char *key;
 };
 
 static const struct family families[] = {
-        {"vhdd_disk_requests", NULL, "Requests that reached the disk's chain.", COUNTER,
-                {{",op=\"read\"", "reads"}, {",op=\"write\"", "writes"}, {",op=\"zero\"", "zeros"},
-                        {",op=\"trim\"", "trims"}, {",op=\"flush\"", "flushes"}}},
-        {"vhdd_disk_bytes", "bytes", "Bytes read and written.", COUNTER,
-                {{",op=\"read\"", "bytes-read"}, {",op=\"write\"", "bytes-written"}}},
-        {"vhdd_disk_chain_depth", NULL, "Layers of the disk's chain.", GAUGE, {{"", "depth"}}},
-        {"vhdd_disk_size_bytes", "bytes", "Size that the guest sees.", GAUGE, {{"", "size"}}},
+        {"vhdd_disk_chain_depth", NULL, "Layers of the disk's chain.", GAUGE, "depth"},
+        {"vhdd_disk_size_bytes", "bytes", "Size that the guest sees.", GAUGE, "size"},
         {"vhdd_disk_allocated_bytes", "bytes", "Space that the chain's images take.", GAUGE,
-                {{"", "allocated"}}},
+                "allocated"},
 };
 #define N_FAMILIES (sizeof(families) / sizeof(families[0]))
 
@@ -97,14 +89,14 @@ static void put_head(
         fprintf(out, "# HELP %s %s\n", name, help);
 }
 
-static void put_sample(FILE *out, const struct family *family, const struct sample *sample,
-        const struct facts *facts, const struct disk_row *disk, const json_t *chain)
+static void put_sample(FILE *out, const struct family *family, const struct facts *facts,
+        const struct disk_row *disk, const json_t *chain)
 {
         fprintf(out, "%s%s{vm=\"", family->name, family->type == COUNTER ? "_total" : "");
         put_label(out, facts->row.name);
         fputs("\",disk=\"", out);
         put_label(out, disk->name);
-        fprintf(out, "\"%s} %lld\n", sample->labels, (long long)param_int(chain, sample->key, 0));
+        fprintf(out, "\"} %lld\n", (long long)param_int(chain, family->key, 0));
 }
 
 static void put_family(FILE *out, const struct family *family, const struct facts *all, size_t n)
@@ -114,10 +106,133 @@ static void put_family(FILE *out, const struct family *family, const struct fact
                 for (size_t k = 0; k < all[i].n_disks; k++) {
                         const json_t *chain = chain_of(&all[i], all[i].disks[k].id);
 
-                        for (size_t s = 0; chain && s < 5 && family->samples[s].key; s++)
-                                put_sample(out, family, &family->samples[s], &all[i],
-                                        &all[i].disks[k], chain);
+                        if (chain)
+                                put_sample(out, family, &all[i], &all[i].disks[k], chain);
                 }
+}
+
+/* ---- what clients saw ---- */
+
+/* The worker's buckets are powers of two of a microsecond; every second one is shown, from 16 us to
+ * 16 s. */
+#define FIRST_BUCKET 4u
+#define LAST_BUCKET  24u
+
+static void put_disk(FILE *out, const char *name, const char *suffix, const struct facts *facts,
+        const struct disk_row *disk, const char *op)
+{
+        fprintf(out, "%s%s{vm=\"", name, suffix);
+        put_label(out, facts->row.name);
+        fputs("\",disk=\"", out);
+        put_label(out, disk->name);
+        fprintf(out, "\",op=\"%s\"", op);
+}
+
+/* How many took less than 2^@bucket microseconds. */
+static long long below(const json_t *kind, unsigned bucket)
+{
+        const json_t *latency = json_object_get(kind, "latency");
+        long long n = 0;
+
+        for (unsigned i = 0; i <= bucket; i++)
+                n += json_integer_value(json_array_get(latency, i));
+        return n;
+}
+
+static void put_histogram(FILE *out, const char *name, const struct facts *facts,
+        const struct disk_row *disk, const char *op, const json_t *kind)
+{
+        long long n = (long long)param_int(kind, "requests", 0);
+
+        for (unsigned i = FIRST_BUCKET; i <= LAST_BUCKET; i += 2) {
+                put_disk(out, name, "_bucket", facts, disk, op);
+                fprintf(out, ",le=\"%.6f\"} %lld\n", (double)(1u << i) / 1e6, below(kind, i));
+        }
+        put_disk(out, name, "_bucket", facts, disk, op);
+        fprintf(out, ",le=\"+Inf\"} %lld\n", n);
+        put_disk(out, name, "_sum", facts, disk, op);
+        fprintf(out, "} %.6f\n", (double)param_int(kind, "latency-us", 0) / 1e6);
+        put_disk(out, name, "_count", facts, disk, op);
+        fprintf(out, "} %lld\n", n);
+}
+
+static void put_errors(FILE *out, const char *name, const struct facts *facts,
+        const struct disk_row *disk, const char *op, const json_t *kind)
+{
+        put_disk(out, name, "_total", facts, disk, op);
+        fprintf(out, "} %lld\n", (long long)param_int(kind, "errors", 0));
+}
+
+static void put_count(FILE *out, const char *name, const struct facts *facts,
+        const struct disk_row *disk, const char *op, const json_t *kind)
+{
+        put_disk(out, name, "_total", facts, disk, op);
+        fprintf(out, "} %lld\n", (long long)param_int(kind, "requests", 0));
+}
+
+static void put_bytes(FILE *out, const char *name, const struct facts *facts,
+        const struct disk_row *disk, const char *op, const json_t *kind)
+{
+        put_disk(out, name, "_total", facts, disk, op);
+        fprintf(out, "} %lld\n", (long long)param_int(kind, "bytes", 0));
+}
+
+/* The live export's: those of VM/DISK@now are other readers'. */
+static const json_t *kinds_of(const struct facts *facts, const struct disk_row *disk)
+{
+        json_t *export;
+        size_t i;
+
+        json_array_foreach(json_object_get(facts->answer, "exports"), i, export)
+        {
+                const char *chain = param_text(export, "chain"), *name = param_text(export, "name");
+
+                if (chain && name && strcmp(chain, disk->id) == 0 && !strchr(name, '@'))
+                        return json_object_get(export, "kinds");
+        }
+        return NULL;
+}
+
+/* The kinds that came, or @always those of a list, also while none has come. */
+static void put_kinds(FILE *out, const char *name, const struct facts *all, size_t n,
+        const char *const *always,
+        void (*put)(FILE *out, const char *name, const struct facts *facts,
+                const struct disk_row *disk, const char *op, const json_t *kind))
+{
+        for (size_t i = 0; i < n; i++)
+                for (size_t k = 0; k < all[i].n_disks; k++) {
+                        const struct disk_row *disk = &all[i].disks[k];
+                        json_t *kinds = (json_t *)kinds_of(&all[i], disk), *kind;
+                        const char *op;
+
+                        for (size_t o = 0; kinds && always && always[o]; o++)
+                                put(out, name, &all[i], disk, always[o],
+                                        json_object_get(kinds, always[o]));
+                        if (!always)
+                                json_object_foreach(kinds, op, kind)
+                                {
+                                        put(out, name, &all[i], disk, op, kind);
+                                }
+                }
+}
+
+static void put_requests(FILE *out, const struct facts *all, size_t n)
+{
+        static const char *const every[] = {
+                "read", "write", "flush", "trim", "write-zeroes", "cache", "block-status", NULL};
+        static const char latency[] = "vhdd_disk_request_seconds";
+
+        put_head(out, "vhdd_disk_requests", NULL, "Requests of the disk's clients.", COUNTER);
+        put_kinds(out, "vhdd_disk_requests", all, n, every, put_count);
+        put_head(out, "vhdd_disk_errors", NULL, "Those that were answered with an error.", COUNTER);
+        put_kinds(out, "vhdd_disk_errors", all, n, every, put_errors);
+        put_head(out, "vhdd_disk_bytes", "bytes", "Bytes that requests were about.", COUNTER);
+        put_kinds(out, "vhdd_disk_bytes", all, n, every, put_bytes);
+        fprintf(out,
+                "# TYPE %s histogram\n# UNIT %s seconds\n"
+                "# HELP %s From the receipt of a request to the sending of its reply.\n",
+                latency, latency, latency);
+        put_kinds(out, latency, all, n, NULL, put_histogram);
 }
 
 static void put_vm_value(FILE *out, const char *name, const struct facts *facts, double value)
@@ -202,6 +317,7 @@ static void put_all(FILE *out, struct broker *broker, const struct facts *all, s
         put_vms(out, all, n);
         for (size_t i = 0; i < N_FAMILIES; i++)
                 put_family(out, &families[i], all, n);
+        put_requests(out, all, n);
         fputs("# EOF\n", out);
 }
 

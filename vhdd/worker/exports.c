@@ -215,6 +215,40 @@ static json_t *counters_to_json(struct nbd_server *server)
                 c.io_uring);
 }
 
+static json_t *kind_to_json(const struct nbd_kind_stats *kind)
+{
+        json_t *latency = json_array();
+
+        for (unsigned i = 0; i < NBD_LATENCY_BUCKETS; i++)
+                json_array_append_new(latency, json_integer((json_int_t)kind->latency[i]));
+        return json_pack("{s:I, s:I, s:I, s:I, s:o}", "requests", (json_int_t)kind->requests,
+                "errors", (json_int_t)kind->errors, "bytes", (json_int_t)kind->bytes, "latency-us",
+                (json_int_t)kind->latency_us, "latency", latency);
+}
+
+/* What clients asked of each export: the kinds of requests that came. */
+static json_t *stats_to_json(const struct worker *worker)
+{
+        json_t *list = json_array();
+
+        for (const struct worker_export *export = worker->exports; export; export = export->next) {
+                json_t *kinds = json_object();
+                struct nbd_export_stats stats;
+
+                if (nbd_server_export_stats_get(worker->server, export->name, &stats) < 0)
+                        stats = (struct nbd_export_stats){0};
+                for (unsigned i = 0; i < NBD_N_KINDS; i++)
+                        if (stats.kinds[i].requests > 0)
+                                json_object_set_new(kinds,
+                                        nbd_request_kind_to_string((enum nbd_request_kind)i),
+                                        kind_to_json(&stats.kinds[i]));
+                json_array_append_new(list,
+                        json_pack("{s:s, s:s, s:o}", "name", export->name, "chain",
+                                export->chain->name, "kinds", kinds));
+        }
+        return list;
+}
+
 static uint64_t allocated_of(const struct chain *chain)
 {
         uint64_t sum = 0;
@@ -248,8 +282,8 @@ int verb_metrics(struct worker *worker, const json_t *params, json_t **ret, stru
                                 (json_int_t)c.flushes, "bytes-read", (json_int_t)c.bytes_read,
                                 "bytes-written", (json_int_t)c.bytes_written));
         }
-        *ret = json_pack(
-                "{s:o, s:o}", "server", counters_to_json(worker->server), "chains", chains);
+        *ret = json_pack("{s:o, s:o, s:o}", "server", counters_to_json(worker->server), "chains",
+                chains, "exports", stats_to_json(worker));
         return 0;
 }
 

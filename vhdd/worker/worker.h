@@ -42,7 +42,10 @@
  *  clients {}                                 {clients: [...]}
  *  changed {chain, from-layer, offset, limit} {extents: [[start, length], ...], next: offset|null}
  *                                             what the layers above FROM-LAYER hold (null: all of it)
- *  metrics {}                                 counters of the server and of each chain
+ *  metrics {}                                 counters of the server, of each chain, and of each
+ *                                             export: {name, chain, kinds: {read: {requests, errors,
+ *                                             bytes, latency-us, latency: [...]}, ...}}, as
+ *                                             nbd/server/server.h says what they are
  *  quit {timeout-ms}                          {}, then it drains, flushes, closes, and ends with 0
  *
  * Events: {"event": "client", "what": "connected"|"served"|"gone", ...}, "log" {level, message}.
