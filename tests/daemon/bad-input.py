@@ -313,12 +313,12 @@ def stranger(scene):
         os.chmod(daemon.control, socket_mode)
         done = subprocess.run(
             ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", vhdctl,
-             "--control", daemon.control, "vm", "create", "stranger"],
+             "vm", "create", "stranger", "--control", daemon.control],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             timeout=60, check=False,
         )
         answer = daemonlib.Answer(["vhdctl"], done.returncode, done.stdout, done.stderr)
-        one_sentence(f"a stranger, socket {socket_mode:o}", answer, 3)
+        one_sentence(f"a stranger, socket {socket_mode:o}: {answer}", answer, 3)
         demand("group" in answer.err, f"{answer}: and does not say who may")
     os.chmod(daemon.control, mode)
     scene.unchanged("a stranger")

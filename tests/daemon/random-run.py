@@ -175,6 +175,7 @@ class Run:
         self.chance = random.Random(seed)
         self.daemon = daemonlib.Daemon(folder)
         self.vms, self.clients, self.detached = {}, {}, {}
+        self.answer = None
         self.made = self.kills = self.requests = self.step = 0
         self.log = []
 
@@ -392,6 +393,7 @@ class Run:
         if killer:
             killer.over()
         self.say(f"{answer}")
+        self.answer = answer
         if answer.status == 0:
             self.vms[vm] = after
         else:
@@ -432,16 +434,19 @@ class Run:
         name = self.chance.choice(sorted(state.snapshots))
         save = self.fresh_snapshot() if self.chance.random() < 0.2 else None
         keep = not save and self.chance.random() < 0.5
-        arguments = ["snapshot", "apply", vm, name]
+        arguments = ["snapshot", "apply", vm, name, "--json"]
         arguments += ["--save-current", save] if save else []
         arguments += ["--keep-discarded", "24h"] if keep else []
         dropped = self.files(vm)
         after = state.apply(name, save, keep)
-        if self.control(vm, after, *arguments):
-            # Disks attached since are detached, and their files kept.
-            for disk, file in dropped.items():
-                if disk not in after.disks:
-                    self.detached[file] = state.disks[disk].content
+        # Disks attached since are detached, and their files kept. Those that are saved first stand on new
+        # files then, which only the answer names: let that come.
+        gone = sorted(set(state.disks) - set(after.disks))
+        if self.control(vm, after, *arguments, deadly=not (save and gone)):
+            if save and gone:
+                dropped = {d["name"]: d["file"] for d in self.answer.json()["detached"]}
+            for disk in gone:
+                self.detached[dropped[disk]] = state.disks[disk].content
         self.verify_disks(vm)
 
     def step_revert(self, vm):
@@ -598,10 +603,6 @@ class Run:
         doctor = self.daemon.try_ctl("doctor", "--json")
         demand(doctor.status in (0, 1), f"{doctor}")
         said = [doctor.out, self.daemon.ctl("job", "list", "--json").out]
-        # Images that wait for a merge, or for an undo, are in no list.
-        catalog = os.path.join(self.daemon.state, "catalog.sqlite")
-        with contextlib.closing(sqlite3.connect(f"file:{catalog}?mode=ro", uri=True)) as db:
-            said += list(db.iterdump())
         for vm, state in self.vms.items():
             said.append(self.daemon.ctl("disk", "list", vm, "--json").out)
             said += [self.daemon.ctl("disk", "show", vm, d, "--json").out for d in state.disks]
@@ -609,11 +610,19 @@ class Run:
                      for s in state.snapshots]
         return "\n".join(said)
 
-    def check_orphans(self):
-        named = self.everything_named()
+    def in_catalog(self):
+        """All that the catalog holds; the daemon has ended. Images that are kept for an undo are in no
+        list that it prints."""
+        catalog = os.path.join(self.daemon.state, "catalog.sqlite")
+        with contextlib.closing(sqlite3.connect(catalog)) as db:
+            return "\n".join(db.iterdump())
+
+    def check_orphans(self, named):
         images = [f for f in os.listdir(self.folder) if f.endswith((".vhd", ".avhd"))]
-        detached = {os.path.basename(f) for f in self.detached}
-        lost = [f for f in images if f not in named and f not in detached]
+        # A disk that was detached is its owner's again, with all that it stands on.
+        for file in self.detached:
+            named += self.daemon.ctl("info", "--chain", "--json", "--image-root", self.folder, file).out
+        lost = [f for f in images if f not in named]
         demand(not lost, f"files that nobody names, doctor neither: {lost}")
 
     def check_detached(self):
@@ -651,10 +660,11 @@ class Run:
                     self.verify(vm)
             for vm in self.vms:
                 self.verify(vm)
-            self.check_orphans()
+            named = self.everything_named()
             for vm in self.vms:
                 self.leave(vm)
             self.daemon.stop()
+            self.check_orphans(named + self.in_catalog())
             self.check_detached()
             self.daemon.start()
             for vm in self.vms:
