@@ -329,6 +329,86 @@ Test(doctor, believes_no_sidecar_that_the_images_contradict)
         json_decref(rebuilt.ids);
 }
 
+/* The first disk of the sidecar that was left becomes what @change says. */
+static void forge(const char *list, const char *change)
+{
+        json_error_t why;
+        json_t *with = json_loads(change, 0, &why), *json;
+        char path[160];
+
+        cr_assert(with != NULL, "%s", why.text);
+        snprintf(path, sizeof(path), "%s/web.vhdd.json", images);
+        json = json_load_file(path, 0, &why);
+        cr_assert(json != NULL, "%s", why.text);
+        if (strcmp(list, "vm") == 0)
+                json_object_update(json_object_get(json, "vm"), with);
+        else
+                json_object_update(json_array_get(json_object_get(json, list), 0), with);
+        cr_assert_eq(sidecar_store(host_fs(), path, json, &err), 0);
+        json_decref(with);
+        json_decref(json);
+}
+
+static void expect_not_rebuilt(void)
+{
+        struct doctor_rebuilt rebuilt;
+        json_t *findings = rebuild(&rebuilt, false);
+
+        cr_expect_eq(rebuilt.n_vms, 0);
+        cr_expect(has(findings, "sidecar-unusable", NULL));
+        json_decref(findings);
+        json_decref(rebuilt.ids);
+}
+
+/* A folder that somebody else wrote, imported by an administrator, must not make the daemon serve, write
+ * to or remove any other file. */
+Test(doctor, takes_no_image_from_outside_of_the_roots)
+{
+        char outside[128], change[300];
+
+        snprintf(outside, sizeof(outside), "%s/outside.vhd", folder);
+        make_file(outside);
+        lose_catalog();
+        snprintf(change, sizeof(change), "{\"path\": \"%s\", \"parent\": null}", outside);
+        forge("images", change);
+        expect_not_rebuilt();
+}
+
+Test(doctor, takes_no_image_behind_a_link)
+{
+        char link[128];
+
+        lose_catalog();
+        snprintf(link, sizeof(link), "%s/x", images);
+        cr_assert_eq(symlink(folder, link), 0);
+        forge("images", "{\"path\": \"x/images/base.vhd\", \"parent\": null}");
+        expect_not_rebuilt();
+}
+
+Test(doctor, takes_no_images_that_stand_on_one_another_in_a_ring)
+{
+        lose_catalog();
+        forge("disks", "{\"file\": \"base.vhd\"}");
+        forge("images", "{\"path\": \"base.vhd\", \"parent\": \"base.vhd\"}");
+        expect_not_rebuilt();
+}
+
+Test(doctor, leaves_out_a_device_that_a_sidecar_names)
+{
+        struct doctor_rebuilt rebuilt;
+        json_t *findings;
+
+        lose_catalog();
+        forge("disks", "{\"kind\": \"pass-through\", \"file\": \"/dev/sda\"}");
+        forge("vm", "{\"snapshot-dir\": \"/etc\"}");
+        findings = rebuild(&rebuilt, false);
+        cr_expect_eq(rebuilt.n_vms, 1);
+        cr_expect_eq(rebuilt.n_disks, 0);
+        cr_expect(has(findings, "sidecar-incomplete", NULL));
+        json_decref(findings);
+        json_decref(rebuilt.ids);
+}
+
 /* A folder that was copied with everything in it: nobody knows which of the two ran. */
 Test(doctor, takes_neither_of_two_folders_that_say_they_are_the_same_vm)
 {

@@ -8,7 +8,7 @@
  * Findings, by id (stable):
  *   damage   missing-file, replaced-file, parent-changed, wrong-id, broken-chain
  *   warning  orphan-file, unfinished-operation, long-chain, low-space, worker-failed,
- *            sidecar-unusable, folder-unreadable
+ *            sidecar-unusable, sidecar-incomplete, folder-unreadable
  *   info     job-waiting, image-hidden
  *
  * Units      bytes.

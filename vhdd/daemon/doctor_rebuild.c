@@ -142,6 +142,10 @@ int doctor_confirm(const struct doctor *doctor, struct sidecar *sidecar, struct 
                 if (!is_parent(sidecar, sidecar->images[i].path))
                         r = confirm_tip(doctor, sidecar, sidecar->images[i].path,
                                 sidecar->images[i].format, err);
+        /* Images that stand on one another in a ring have no tip. */
+        for (size_t i = 0; r == 0 && i < sidecar->n_images; i++)
+                if (sidecar->images[i].inode == 0)
+                        r = fail(err, EUCLEAN, "no chain leads to '%s'", sidecar->images[i].path);
         return r;
 }
 
@@ -185,12 +189,24 @@ static int count_id(const json_t *found, const char *id, const char **ret_other,
         return n;
 }
 
+static void tell_notes(json_t *findings, const char *vm, const char *path, const json_t *notes)
+{
+        const json_t *note;
+        size_t i;
+
+        json_array_foreach(notes, i, note) doctor_add(findings, "sidecar-incomplete", "warning", vm,
+                path, NULL, "%s", json_string_value(note));
+}
+
 static int rebuild_one(const struct doctor *doctor, const char *path, bool dry_run,
-        struct doctor_rebuilt *rebuilt, struct error *err)
+        json_t *findings, struct doctor_rebuilt *rebuilt, struct error *err)
 {
         _cleanup_(sidecar_done) struct sidecar sidecar = {0};
-        int r = sidecar_read(host_fs(), path, &sidecar, err);
+        json_auto_t *notes = json_array();
+        int r = notes ? sidecar_read(host_fs(), path, &sidecar, err) : no_memory(err);
 
+        if (r == 0)
+                r = sidecar_confine(&sidecar, doctor->roots, doctor->n_roots, notes, err);
         if (r == 0)
                 r = doctor_confirm(doctor, &sidecar, err);
         if (r == 0 && !dry_run)
@@ -198,6 +214,7 @@ static int rebuild_one(const struct doctor *doctor, const char *path, bool dry_r
         if (r < 0)
                 return fail_prefix(err, r, "the vm '%s' cannot be brought back",
                         sidecar.vm.name ? sidecar.vm.name : path);
+        tell_notes(findings, sidecar.vm.name, path, notes);
         rebuilt->n_vms++;
         rebuilt->n_disks += (unsigned)sidecar.n_disks;
         rebuilt->n_snapshots += (unsigned)sidecar.n_snapshots;
@@ -245,7 +262,7 @@ static void rebuild_all(const struct doctor *doctor, bool dry_run, const json_t 
                         doctor_add(findings, "sidecar-unusable", "warning", NULL, path,
                                 "move away the one that is a copy",
                                 "'%s' and '%s' say that they are the same vm", path, other);
-                else if (rebuild_one(doctor, path, dry_run, rebuilt, &why) < 0)
+                else if (rebuild_one(doctor, path, dry_run, findings, rebuilt, &why) < 0)
                         doctor_add(findings, "sidecar-unusable", "warning", NULL, path, why.hint,
                                 "%s", why.message);
         }

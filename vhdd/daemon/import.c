@@ -150,6 +150,8 @@ static bool rows_from_sidecar(struct import *import)
         if (!path || param_text(import->params, "only"))
                 return false;
         if (sidecar_read(host_fs(), path, &import->rows, &why) == 0 &&
+                sidecar_confine(&import->rows, import->reader.roots, import->reader.n_roots,
+                        import->notes, &why) == 0 &&
                 doctor_confirm(&import->reader, &import->rows, &why) == 0) {
                 import->sidecar = TAKE_PTR(path);
                 return true;

@@ -25,6 +25,7 @@ struct operation {
 
         json_t *payload, *make, *remove; /* the arrays are the payload's */
         bool made;                       /* every name in make is durable */
+        bool committed;                  /* whatever became of it since */
         enum { BEGUN, COMMITTED, OVER } state;
 };
 
@@ -302,6 +303,7 @@ int operation_commit(struct operation *operation, struct error *err)
         if (r < 0)
                 return r;
         operation->state = json_array_size(operation->remove) == 0 ? OVER : COMMITTED;
+        operation->committed = true;
         return 0;
 }
 
@@ -321,7 +323,7 @@ int operation_undo(struct operation *operation, struct error *err)
 
 bool operation_is_committed(const struct operation *operation)
 {
-        return operation->state == COMMITTED;
+        return operation->committed;
 }
 
 struct operation *operation_abandon(struct operation *operation)
@@ -394,7 +396,8 @@ static int from_row(struct catalog *catalog, struct fs *fs, const struct operati
         if (!are_absolute_paths(operation->make) || !are_absolute_paths(operation->remove))
                 return fail(err, EUCLEAN, "the journal's row %lld ('%s') is damaged",
                         (long long)row->id, row->kind);
-        operation->state = strcmp(row->state, FINISH_STATE) == 0 ? COMMITTED : BEGUN;
+        operation->committed = strcmp(row->state, FINISH_STATE) == 0;
+        operation->state = operation->committed ? COMMITTED : BEGUN;
         *ret = TAKE_PTR(operation);
         return 0;
 }

@@ -65,6 +65,7 @@ int operation_commit(struct operation *operation, struct error *err);
 int operation_end(struct operation *operation, struct error *err);
 /* Before the commit: unlinks what was made and is named by no row, and deletes the row. */
 int operation_undo(struct operation *operation, struct error *err);
+/* Also when it has ended since. */
 bool operation_is_committed(const struct operation *operation);
 
 /* Undoes or ends what still stands, and forgets it. NULL is fine; always returns NULL. */

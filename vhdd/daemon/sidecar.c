@@ -258,11 +258,21 @@ static char *read_text(struct reader *reader, const json_t *object, const char *
         return copy;
 }
 
+/* As vhdd/daemon/names.h has it. */
+static bool is_name(const char *text)
+{
+        for (const char *p = text; *p; p++)
+                if ((unsigned char)*p < 0x20 || *p == 0x7f || *p == '/' || *p == '@')
+                        return false;
+        return text[0] && strlen(text) <= 128 && strcmp(text, "now") != 0 &&
+                strcmp(text, ".") != 0 && strcmp(text, "..") != 0;
+}
+
 static char *read_name(struct reader *reader, const json_t *object, const char *member)
 {
         char *name = read_text(reader, object, member, true);
 
-        if (name && (!name[0] || strlen(name) > 128 || strpbrk(name, "/@")))
+        if (name && !is_name(name))
                 wrong(reader, member);
         return name;
 }
@@ -276,6 +286,21 @@ static void read_word(struct reader *reader, const json_t *object, const char *m
                 wrong(reader, member);
         else if (text)
                 memcpy(ret, text, strlen(text) + 1);
+}
+
+/* One of @choices, which a blank parts. */
+static void read_choice(struct reader *reader, const json_t *object, const char *member, char *ret,
+        size_t size, const char *choices)
+{
+        const char *found;
+        size_t n;
+
+        read_word(reader, object, member, ret, size, true);
+        n = strlen(ret);
+        for (found = strstr(choices, ret); n && found; found = strstr(found + 1, ret))
+                if ((found == choices || found[-1] == ' ') && (found[n] == ' ' || !found[n]))
+                        return;
+        wrong(reader, member);
 }
 
 static void read_id(struct reader *reader, const json_t *object, const char *member,
@@ -376,7 +401,7 @@ static void read_disk(struct reader *reader, const json_t *json, struct disk_row
         row->name = read_name(reader, json, "name");
         row->file = read_path(reader, json, "file", true);
         read_place(reader, json, &row->controller, &row->bus, &row->unit);
-        read_word(reader, json, "kind", row->kind, sizeof(row->kind), true);
+        read_choice(reader, json, "kind", row->kind, sizeof(row->kind), "vhd raw pass-through");
         row->read_only = json_is_true(json_object_get(json, "read-only"));
         row->size = (uint64_t)read_number(reader, json, "size", 0, INT64_MAX);
         row->created_us = read_number(reader, json, "created-us", 0, INT64_MAX);
@@ -389,7 +414,7 @@ static void read_held(struct reader *reader, const json_t *json, struct snapshot
         row->name = read_name(reader, json, "name");
         row->file = read_path(reader, json, "file", false);
         read_place(reader, json, &row->controller, &row->bus, &row->unit);
-        read_word(reader, json, "kind", row->kind, sizeof(row->kind), true);
+        read_choice(reader, json, "kind", row->kind, sizeof(row->kind), "vhd raw pass-through");
         row->read_only = json_is_true(json_object_get(json, "read-only"));
         row->size = (uint64_t)read_number(reader, json, "size", 0, INT64_MAX);
         row->skipped = json_is_true(json_object_get(json, "skipped"));
@@ -404,7 +429,8 @@ static void read_snapshot(struct reader *reader, const json_t *json, struct snap
         row->created_us = read_number(reader, json, "created-us", 0, INT64_MAX);
         row->note = read_text(reader, json, "note", false);
         row->settings = read_settings(reader, json);
-        read_word(reader, json, "state", row->state, sizeof(row->state), true);
+        read_choice(
+                reader, json, "state", row->state, sizeof(row->state), "pending committed hidden");
         row->memory = read_path(reader, json, "memory", false);
 }
 
@@ -418,9 +444,10 @@ static void read_image(struct reader *reader, const json_t *json, struct image_r
         if (!uuid_parse(id, row->uuid))
                 wrong(reader, "uuid");
         row->parent = read_path(reader, json, "parent", false);
-        read_word(reader, json, "format", row->format, sizeof(row->format), true);
+        read_choice(reader, json, "format", row->format, sizeof(row->format), "vhd raw");
         row->made_by_us = json_is_true(json_object_get(json, "made-by-us"));
-        read_word(reader, json, "state", row->state, sizeof(row->state), true);
+        read_choice(reader, json, "state", row->state, sizeof(row->state),
+                "in-use hidden discarded detached");
         row->sealed_size = (uint64_t)read_number(reader, json, "sealed-size", 0, INT64_MAX);
         row->sealed_mtime_ns = read_number(reader, json, "sealed-mtime-ns", INT64_MIN, INT64_MAX);
 }

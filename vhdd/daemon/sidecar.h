@@ -58,6 +58,13 @@ int sidecar_rename(struct sidecar *sidecar, char *(*to)(void *opaque, const char
 /* New ids for vm, disks and snapshots: it becomes another vm than the one it was copied from. */
 int sidecar_new_ids(struct sidecar *sidecar, struct error *err);
 
+/* Takes out of it what would give its writer more than the folders beneath @roots: an image elsewhere,
+ * or behind a link, is an error; pass-through disks, folders and saved memory elsewhere are left out,
+ * and so are disks that a snapshot's settings name beyond the images that it holds. What was left out
+ * is told in @notes (an array of sentences).   -EUCLEAN   -ENOENT an image is not there */
+int sidecar_confine(struct sidecar *sidecar, char *const *roots, size_t n_roots, json_t *notes,
+        struct error *err);
+
 /* Its rows, inside the caller's transaction. */
 int sidecar_insert(struct catalog *catalog, const struct sidecar *sidecar, struct error *err);
 

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A sidecar's rows for another place, or for another vm. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "vhdd/daemon/sidecar.h"
 
@@ -161,6 +165,144 @@ int sidecar_new_ids(struct sidecar *sidecar, struct error *err)
                 renew_id(ids, row->vm);
                 renew_id(ids, row->parent);
                 r = renew_settings_ids(ids, row, err);
+        }
+        return r;
+}
+
+/* ---- no more than its writer may have ---- */
+
+struct confining {
+        struct sidecar *sidecar;
+        char *const *roots;
+        size_t n_roots;
+        json_t *notes;
+};
+
+__attribute__((format(printf, 2, 3))) static void left_out(
+        struct confining *c, const char *format, ...)
+{
+        char text[ERROR_MESSAGE_MAX];
+        va_list ap;
+
+        va_start(ap, format);
+        vsnprintf(text, sizeof(text), format, ap);
+        va_end(ap);
+        json_array_append_new(c->notes, json_string(text));
+}
+
+/* Beneath a root by its real name: nothing on the way to it is a link. */
+static bool is_inside(const struct confining *c, const char *path)
+{
+        _cleanup_free_ char *real = realpath(path, NULL);
+
+        for (size_t i = 0; real && strcmp(real, path) == 0 && i < c->n_roots; i++) {
+                _cleanup_free_ char *root = realpath(c->roots[i], NULL);
+                size_t n = root ? strlen(root) : 0;
+
+                if (n > 0 && strncmp(path, root, n) == 0 && (path[n] == '/' || n == 1))
+                        return true;
+        }
+        return false;
+}
+
+static int confine_images(const struct confining *c, struct error *err)
+{
+        for (size_t i = 0; i < c->sidecar->n_images; i++) {
+                const char *path = c->sidecar->images[i].path;
+                bool there = access(path, F_OK) == 0;
+
+                if (there && is_inside(c, path))
+                        continue;
+                fail(err, there ? EUCLEAN : ENOENT,
+                        there ? "the sidecar names '%s', which lies in none of the folders that are "
+                                "allowed"
+                              : "the sidecar names '%s', which is not there",
+                        path);
+                error_set_file(err, path);
+                error_set_hint(err, "a folder more is allowed by: vhdd --image-root DIR");
+                return there ? -EUCLEAN : -ENOENT;
+        }
+        return 0;
+}
+
+static void drop_devices(struct confining *c)
+{
+        struct sidecar *sidecar = c->sidecar;
+        size_t n = 0;
+
+        for (size_t i = 0; i < sidecar->n_disks; i++) {
+                struct disk_row *disk = &sidecar->disks[i];
+
+                if (strcmp(disk->kind, "pass-through") != 0) {
+                        sidecar->disks[n++] = *disk;
+                        continue;
+                }
+                left_out(c, "the pass-through disk '%s' (%s) is left out: attach it again",
+                        disk->name, disk->file);
+                disk_row_done(disk);
+        }
+        sidecar->n_disks = n;
+        for (size_t i = 0; i < sidecar->n_held; i++) {
+                struct snapshot_disk_row *held = &sidecar->held[i];
+
+                if (strcmp(held->kind, "pass-through") == 0 || held->skipped) {
+                        held->skipped = true;
+                        free(held->file);
+                        held->file = NULL;
+                }
+        }
+}
+
+/* Going back to a snapshot attaches what its settings list. */
+static int confine_settings(struct confining *c, struct snapshot_row *snapshot, struct error *err)
+{
+        json_auto_t *settings = json_loads(snapshot->settings, 0, NULL);
+        json_t *disks = json_object_get(settings, "disks");
+        char *text;
+
+        for (size_t i = json_array_size(disks); i-- > 0;) {
+                json_t *disk = json_array_get(disks, i);
+                const char *id = json_string_value(json_object_get(disk, "id"));
+                const struct snapshot_disk_row *held =
+                        id ? find_held(c->sidecar, snapshot->id, id) : NULL;
+
+                if (held && held->file)
+                        json_object_set_new(disk, "file", json_string(held->file));
+                else
+                        json_array_remove(disks, i);
+        }
+        text = settings ? json_dumps(settings, JSON_COMPACT) : NULL;
+        if (!text)
+                return no_memory(err);
+        free(snapshot->settings);
+        snapshot->settings = text;
+        return 0;
+}
+
+static void confine_text(struct confining *c, char **path, const char *what)
+{
+        if (!*path || is_inside(c, *path))
+                return;
+        left_out(c, "%s '%s' is left out: it lies in none of the folders that are allowed", what,
+                *path);
+        free(*path);
+        *path = NULL;
+}
+
+int sidecar_confine(struct sidecar *sidecar, char *const *roots, size_t n_roots, json_t *notes,
+        struct error *err)
+{
+        struct confining c = {
+                .sidecar = sidecar, .roots = roots, .n_roots = n_roots, .notes = notes};
+        int r = confine_images(&c, err);
+
+        if (r < 0)
+                return r;
+        drop_devices(&c);
+        confine_text(&c, &sidecar->vm.snapshot_dir, "the folder for saved memory");
+        for (size_t i = 0; r == 0 && i < sidecar->n_snapshots; i++) {
+                confine_text(&c, &sidecar->snapshots[i].memory, "the saved memory");
+                r = confine_settings(&c, &sidecar->snapshots[i], err);
         }
         return r;
 }
