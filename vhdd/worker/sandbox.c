@@ -20,7 +20,7 @@
 #include "base/arith.h"
 #include "base/cleanup.h"
 
-#define MAX_DESCRIPTORS 65536u
+#define MIN_DESCRIPTORS 65536u
 #define PROT_EXEC_BIT   UINT64_C(4)
 
 #ifndef __has_feature
@@ -48,16 +48,18 @@ static void note(struct sandbox *sandbox, const char *format, ...)
         va_end(args);
 }
 
-/* A chain of 1000 layers, times the disks of a vm, and its clients. */
+/* A chain of 1000 layers, times the disks of a vm, and its clients: as many as we may have. */
 static void raise_descriptors(void)
 {
-        struct rlimit limit;
+        struct rlimit limit, more;
 
         if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
                 return;
-        if (geteuid() == 0 && limit.rlim_max < MAX_DESCRIPTORS)
-                limit.rlim_max = MAX_DESCRIPTORS;
-        limit.rlim_cur = limit.rlim_max < MAX_DESCRIPTORS ? limit.rlim_max : MAX_DESCRIPTORS;
+        more.rlim_cur = more.rlim_max =
+                limit.rlim_max < MIN_DESCRIPTORS ? MIN_DESCRIPTORS : limit.rlim_max;
+        if (setrlimit(RLIMIT_NOFILE, &more) == 0)
+                return;
+        limit.rlim_cur = limit.rlim_max; /* without the right to raise that */
         setrlimit(RLIMIT_NOFILE, &limit);
 }
 
