@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vhdd/control/socket.h"
 #include "vhdd/daemon/state.h"
 
 static char top[] = "/tmp/vhdd-state-XXXXXX", state[64], run[64];
@@ -36,12 +37,26 @@ Test(state, is_made_for_nobody_else)
         struct error err = ERROR_INIT;
         struct stat st;
 
-        cr_assert(eq(int, state_make(state, run, &err), 0), "%s", err.message);
+        cr_assert(eq(int, state_make(state, run, CONTROL_NO_GROUP, &err), 0), "%s", err.message);
         cr_assert(eq(int, stat(state, &st), 0));
         cr_expect(eq(uint, st.st_mode & 0777, 0700));
         cr_assert(eq(int, stat(run, &st), 0));
         cr_expect(eq(uint, st.st_mode & 0777, 0700));
-        cr_assert(eq(int, state_make(state, run, &err), 0), "a second time: %s", err.message);
+        cr_assert(eq(int, state_make(state, run, CONTROL_NO_GROUP, &err), 0), "a second time: %s",
+                err.message);
+}
+
+Test(state, lets_the_group_through_to_the_sockets)
+{
+        struct error err = ERROR_INIT;
+        struct stat st;
+
+        cr_assert(eq(int, state_make(state, run, getegid(), &err), 0), "%s", err.message);
+        cr_assert(eq(int, stat(state, &st), 0));
+        cr_expect(eq(uint, st.st_mode & 0777, 0710));
+        cr_expect(eq(uint, st.st_gid, getegid()));
+        cr_assert(eq(int, stat(run, &st), 0));
+        cr_expect(eq(uint, st.st_mode & 0777, 0700));
 }
 
 Test(state, refuses_a_directory_that_everybody_writes_into)
@@ -50,7 +65,7 @@ Test(state, refuses_a_directory_that_everybody_writes_into)
 
         cr_assert(eq(int, mkdir(state, 0700), 0));
         cr_assert(eq(int, chmod(state, 0777), 0));
-        cr_assert(eq(int, state_make(state, run, &err), -EPERM));
+        cr_assert(eq(int, state_make(state, run, CONTROL_NO_GROUP, &err), -EPERM));
         cr_expect(strstr(err.message, state) != NULL, "%s", err.message);
         cr_expect(strstr(err.hint, "chmod") != NULL, "%s", err.hint);
 }
@@ -62,7 +77,7 @@ Test(state, refuses_a_file)
 
         cr_assert(fd >= 0);
         close(fd);
-        cr_assert(eq(int, state_make(state, run, &err), -ENOTDIR));
+        cr_assert(eq(int, state_make(state, run, CONTROL_NO_GROUP, &err), -ENOTDIR));
 }
 
 Test(state, has_one_daemon_and_says_which)
@@ -71,7 +86,7 @@ Test(state, has_one_daemon_and_says_which)
         char pid[32];
         int fd, second;
 
-        cr_assert(eq(int, state_make(state, run, &err), 0));
+        cr_assert(eq(int, state_make(state, run, CONTROL_NO_GROUP, &err), 0));
         cr_assert(eq(int, state_lock(state, -1, &fd, &err), 0), "%s", err.message);
         cr_assert(eq(int, state_lock(state, -1, &second, &err), -EBUSY));
         snprintf(pid, sizeof(pid), "(pid %d)", (int)getpid());
@@ -97,7 +112,7 @@ Test(state, waits_for_one_that_is_just_dying)
         pthread_t thread;
         int fd, second;
 
-        cr_assert(eq(int, state_make(state, run, &err), 0));
+        cr_assert(eq(int, state_make(state, run, CONTROL_NO_GROUP, &err), 0));
         cr_assert(eq(int, state_lock(state, -1, &fd, &err), 0));
         cr_assert(eq(int, pthread_create(&thread, NULL, close_soon, &fd), 0));
         cr_assert(eq(int, state_lock(state, -1, &second, &err), 0), "%s", err.message);

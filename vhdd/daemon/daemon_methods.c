@@ -6,6 +6,7 @@
 #include "base/cleanup.h"
 #include "vhdd/daemon/broker.h"
 #include "vhdd/daemon/catalog.h"
+#include "vhdd/daemon/main.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/worker_link.h"
 
@@ -121,6 +122,10 @@ static int run_shutdown(struct broker *broker, const struct caller *caller, cons
 static int run_restart(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err)
 {
+        int r = daemon_can_restart(broker, err);
+
+        if (r < 0)
+                return r;
         *ret = json_object();
         if (!json_is_true(json_object_get(params, "dry-run")))
                 broker_request_restart(broker);

@@ -198,12 +198,12 @@ static int open_state(struct daemon *daemon, struct error *err)
 
         r = listeners_take(&daemon->listeners, err);
         if (r == 0)
-                r = state_make(options->state_dir, daemon->broker.run_dir, err);
+                r = control_group_find(options->group, &group, err);
+        if (r == 0)
+                r = state_make(options->state_dir, daemon->broker.run_dir, group, err);
         if (r == 0)
                 r = state_lock(options->state_dir, daemon->listeners.lock_fd,
                         &daemon->listeners.lock_fd, err);
-        if (r == 0)
-                r = control_group_find(options->group, &group, err);
         if (r == 0)
                 r = listeners_open(&daemon->listeners, &daemon->broker.options, group, err);
         return r;
@@ -392,20 +392,51 @@ static enum request signal_request(struct daemon *daemon)
         return info.ssi_signo == SIGHUP ? REQUEST_RESTART : REQUEST_STOP;
 }
 
+static enum request said_request(struct daemon *daemon)
+{
+        uint64_t times;
+
+        if (read(daemon->request_fd, &times, sizeof(times)) != sizeof(times))
+                return REQUEST_NONE;
+        return (enum request)atomic_exchange(&daemon->request, REQUEST_NONE);
+}
+
+int daemon_can_restart(struct broker *broker, struct error *err)
+{
+        const struct daemon *daemon = daemon_of(broker);
+
+        if (access(daemon->program, X_OK) == 0)
+                return 0;
+        return fail_os(
+                err, errno, "cannot execute '%s' anew, so this one goes on", daemon->program);
+}
+
+static bool can_restart(struct daemon *daemon)
+{
+        struct error err = ERROR_INIT;
+
+        if (daemon_can_restart(&daemon->broker, &err) == 0)
+                return true;
+        broker_log_error(&daemon->broker, NULL, &err);
+        return false;
+}
+
 static enum request wait_for_request(struct daemon *daemon)
 {
         struct pollfd fds[] = {
                 {.fd = daemon->signal_fd, .events = POLLIN},
                 {.fd = daemon->request_fd, .events = POLLIN},
         };
-        enum request asked;
+        enum request asked, said;
 
         do {
                 if (poll(fds, 2, -1) < 0 && errno != EINTR)
                         return REQUEST_STOP;
                 asked = fds[0].revents ? signal_request(daemon) : REQUEST_NONE;
-                if ((int)asked < atomic_load(&daemon->request))
-                        asked = (enum request)atomic_load(&daemon->request);
+                said = fds[1].revents ? said_request(daemon) : REQUEST_NONE;
+                asked = asked < said ? said : asked;
+                if (asked == REQUEST_RESTART && !can_restart(daemon))
+                        asked = REQUEST_NONE;
         } while (asked == REQUEST_NONE);
         return asked;
 }

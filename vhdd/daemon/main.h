@@ -10,5 +10,12 @@
  */
 #pragma once
 
+#include "base/error.h"
+#include "vhdd/daemon/broker.h"
+
 /* Answers the exit status: 0 ended as asked, 2 wrong usage, 3 it failed. */
 int daemon_main(int argc, char **argv);
+
+/* While the program is being replaced there may be none for a moment: better to stay the old one. Any
+ * thread. */
+int daemon_can_restart(struct broker *broker, struct error *err);

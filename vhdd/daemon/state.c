@@ -2,6 +2,7 @@
 #include "vhdd/daemon/state.h"
 
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,22 +12,27 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "vhdd/control/socket.h"
 
 /* A daemon that was killed holds its lock until the kernel has taken it apart, and a process that it was
  * just starting until that has executed its program. */
 #define LOCK_ATTEMPTS 40
 #define LOCK_PAUSE_MS 25
 
-static int make_directory(const char *path, struct error *err)
+static int make_directory(const char *path, gid_t group, struct error *err)
 {
         _cleanup_fd_ int fd = -1;
         struct stat st;
+        bool made = mkdir(path, 0700) == 0;
 
-        if (mkdir(path, 0700) < 0 && errno != EEXIST)
+        if (!made && errno != EEXIST)
                 return fail_os(err, errno, "cannot make the directory '%s'", path);
         fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (fd < 0 || fstat(fd, &st) < 0)
                 return fail_os(err, errno, "cannot use the directory '%s'", path);
+        if (made && group != CONTROL_NO_GROUP &&
+                (fchown(fd, (uid_t)-1, group) < 0 || fchmod(fd, 0710) < 0))
+                return fail_os(err, errno, "cannot give '%s' to the daemon's group", path);
         if (st.st_uid != geteuid() && st.st_uid != 0)
                 return fail(err, EPERM, "the directory '%s' belongs to user %u", path,
                         (unsigned)st.st_uid);
@@ -38,11 +44,11 @@ static int make_directory(const char *path, struct error *err)
         return 0;
 }
 
-int state_make(const char *state_dir, const char *run_dir, struct error *err)
+int state_make(const char *state_dir, const char *run_dir, gid_t group, struct error *err)
 {
-        int r = make_directory(state_dir, err);
+        int r = make_directory(state_dir, group, err);
 
-        return r < 0 ? r : make_directory(run_dir, err);
+        return r < 0 ? r : make_directory(run_dir, CONTROL_NO_GROUP, err);
 }
 
 static long holder_of(int fd)
