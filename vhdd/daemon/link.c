@@ -33,10 +33,9 @@
 #define CLIENT_MS       10000
 #define GO_AFTER_EOF_MS 5000 /* from closing its channel to being dead; then it is killed */
 #define OLD_WORKER_MS   20000
-#define SHORT_LIFE_MS   2000
+#define SHORT_LIFE_MS   500
 #define PAUSE_FIRST_MS  50
 #define PAUSE_MAX_MS    5000
-#define DEATH_WINDOW_MS 60000
 
 struct link {
         /* immutable after link_start */
@@ -48,16 +47,14 @@ struct link {
         /* owner: start, restart, quit, free; one at a time */
         pthread_t thread;
         bool has_thread;
-        unsigned short_lives;
-        int64_t deaths_ms[LINK_MAX_DEATHS]; /* a ring of the last ones, 0: none */
-        unsigned n_deaths;
+        unsigned short_lives; /* one after the other, up to now */
 
         pthread_mutex_t lock;
         /* guarded by lock */
         struct rpc *rpc; /* NULL: no worker */
         pid_t pid;
         int pidfd;
-        int64_t born_ms;
+        int64_t born_ms, died_ms;
         bool silent;   /* no died(): it was asked to end, or never said hello */
         bool detached; /* the channel ends because we go */
 };
@@ -265,6 +262,7 @@ static void *link_main(void *opaque)
         link->pid = 0;
         close(link->pidfd);
         link->pidfd = -1;
+        link->died_ms = now_ms();
         silent = link->silent;
         pthread_mutex_unlock(&link->lock);
         if (!silent) {
@@ -552,30 +550,19 @@ int link_start(struct broker *broker, const char *vm_id, const struct link_event
         return 0;
 }
 
-static unsigned recent_deaths(const struct link *link, int64_t now)
-{
-        unsigned n = 0;
-
-        for (unsigned i = 0; i < LINK_MAX_DEATHS; i++)
-                n += link->deaths_ms[i] && now - link->deaths_ms[i] < DEATH_WINDOW_MS;
-        return n;
-}
-
 int link_restart(struct link *link, json_t **ret_hello, struct error *err)
 {
-        int64_t now = now_ms(), lived;
         json_t *hello = NULL;
         int r;
 
         if (link_is_alive(link))
                 return fail(err, EALREADY, "the worker of vm %s lives", link->vm_id);
         join(link);
-        lived = now - link->born_ms;
-        link->deaths_ms[link->n_deaths++ % LINK_MAX_DEATHS] = now;
-        link->short_lives = lived < SHORT_LIFE_MS ? link->short_lives + 1 : 0;
-        if (recent_deaths(link, now) >= LINK_MAX_DEATHS) {
-                fail(err, EAGAIN, "the worker of vm %s died %u times within a minute", link->vm_id,
-                        LINK_MAX_DEATHS);
+        link->short_lives =
+                link->died_ms - link->born_ms < SHORT_LIFE_MS ? link->short_lives + 1 : 0;
+        if (link->short_lives >= LINK_MAX_DEATHS) {
+                fail(err, EAGAIN, "the worker of vm %s died %u times, each time at once",
+                        link->vm_id, link->short_lives);
                 error_set_hint(err, "the log says why; then detach the disk that kills it");
                 return -EAGAIN;
         }
@@ -596,7 +583,6 @@ int link_restart(struct link *link, json_t **ret_hello, struct error *err)
 
 void link_forgive(struct link *link)
 {
-        memset(link->deaths_ms, 0, sizeof(link->deaths_ms));
         link->short_lives = 0;
 }
 

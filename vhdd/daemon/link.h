@@ -51,9 +51,9 @@ enum link_access {
  * dying is waited for. *ret_hello (may be NULL): what it said, see vhdd/worker/worker.h. */
 int link_start(struct broker *broker, const char *vm_id, const struct link_events *events,
         bool *ret_adopted, json_t **ret_hello, struct link **ret, struct error *err);
-/* After died(): a new process, with the same grants and files. One that died soon after its start
- * makes this wait, longer each time (up to 5 s); after LINK_MAX_DEATHS within a minute -EAGAIN,
- * until link_forgive(). *ret_hello may be NULL. */
+/* After died(): a new process, with the same grants and files. Some that died soon after their start,
+ * one after the other, make this wait, longer each time (up to 5 s); after LINK_MAX_DEATHS of them
+ * -EAGAIN, until link_forgive(). *ret_hello may be NULL. */
 int link_restart(struct link *link, json_t **ret_hello, struct error *err);
 void link_forgive(struct link *link);
 #define LINK_MAX_DEATHS 10
