@@ -268,7 +268,7 @@ void control_server_publish(struct control_server *server, json_t *event)
 
 /* --- beginning and end --- */
 
-static int start(struct control_server *server, struct error *err)
+static int prepare(struct control_server *server, struct error *err)
 {
         const struct control_options *options = &server->options;
         pthread_condattr_t clock;
@@ -286,7 +286,6 @@ static int start(struct control_server *server, struct error *err)
                 if (!server->path)
                         return fail(err, ENOMEM, "no memory for the control server");
         }
-        server->listen_fd = options->listen_fd;
         if (server->listen_fd < 0)
                 r = control_listen(options->path, server->group, &server->listen_fd, err);
         if (r < 0) {
@@ -300,11 +299,25 @@ static int start(struct control_server *server, struct error *err)
         pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
         pthread_cond_init(&server->changed, &clock);
         pthread_condattr_destroy(&clock);
-        r = pthread_create(&server->thread, NULL, listen_run, server);
-        if (r != 0)
-                return fail_os(err, r, "cannot start the control server's thread");
-        server->stopped = false;
         return 0;
+}
+
+/* A method may run before control_server_new has returned, and look at where its caller keeps the
+ * server: so that is set first, and the thread's start makes it seen. */
+static int start_listening(
+        struct control_server *server, struct control_server **ret, struct error *err)
+{
+        struct control_server *before = *ret;
+        int r;
+
+        *ret = server;
+        server->stopped = false;
+        r = pthread_create(&server->thread, NULL, listen_run, server);
+        if (r == 0)
+                return 0;
+        server->stopped = true;
+        *ret = before;
+        return fail_os(err, r, "cannot start the control server's thread");
 }
 
 int control_server_new(
@@ -317,13 +330,16 @@ int control_server_new(
         if (!server)
                 return fail(err, ENOMEM, "no memory for the control server");
         server->options = *options;
-        server->listen_fd = server->stop_fd = -1;
+        server->listen_fd = options->listen_fd;
+        server->stop_fd = -1;
         server->stopped = true; /* until it runs */
         pthread_mutex_init(&server->lock, NULL);
-        r = start(server, err);
+        r = prepare(server, err);
+        if (r == 0)
+                r = start_listening(server, ret, err);
         if (r < 0)
                 return r;
-        *ret = TAKE_PTR(server);
+        TAKE_PTR(server);
         return 0;
 }
 

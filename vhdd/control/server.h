@@ -43,7 +43,7 @@ struct control_server;
 
 struct control_options {
         const char *path;  /* of the socket; NULL with listen_fd */
-        int listen_fd;     /* a listening socket from the service manager, taken over; -1: none */
+        int listen_fd;     /* a listening socket that there is, taken over in any case; -1: none */
         const char *group; /* may speak too; NULL: "vhdd", if there is such a group */
         struct broker *broker;
         const struct method *const *tables; /* ended by NULL */
@@ -53,7 +53,7 @@ struct control_options {
 };
 
 /* Makes the socket (0660, root:group) and answers from now on. A socket file that nobody listens on is
- * replaced.   -EADDRINUSE somebody does listen there   -EINVAL a table disagrees with the schema
+ * replaced. *ret is set before the first method can run.   -EADDRINUSE somebody does listen there   -EINVAL a table disagrees with the schema
  * -ENOENT there is no such group */
 int control_server_new(
         const struct control_options *options, struct control_server **ret, struct error *err);
