@@ -1,0 +1,218 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""agent - the compute side of a vm, over the control socket.
+
+A snapshot asks it to pause, to save the memory into a descriptor and to resume, in this order; an
+apply asks it to stop, and to start from that memory. One that says no, that says nothing, or that
+dies in the middle costs an error or the memory, never the disks' I/O: a client goes on writing and
+flushing all the time."""
+
+import array
+import json
+import os
+import socket
+import sys
+import threading
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import daemonlib  # noqa: E402
+from daemonlib import demand  # noqa: E402
+
+MEMORY = b"what the guest had in mind\n" * 1000
+
+
+class Agent(threading.Thread):
+    """Answers what it is asked, as @behaviour says: verb -> "good", "no", "silent", "die"."""
+
+    def __init__(self, control, vm, behaviour=None, timeout=2):
+        super().__init__(daemon=True)
+        self.vm, self.behaviour = vm, behaviour or {}
+        self.asked, self.restored = [], None
+        self.number = 0
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(control)
+        self.buffer = b""
+        self.fds = []
+        answer = self.call("agent.register", vm=vm, name="test agent", on=True, timeout=timeout,
+                           verbs=["pause", "resume", "save", "start", "stop"])
+        demand("result" in answer, f"registering: {answer}")
+        self.start()
+
+    def send(self, method, **params):
+        self.number += 1
+        line = {"jsonrpc": "2.0", "id": self.number, "method": method, "params": params}
+        self.socket.sendall(json.dumps(line).encode() + b"\n")
+
+    def receive(self):
+        while b"\n" not in self.buffer:
+            data, ancillary, _, _ = self.socket.recvmsg(65536, socket.CMSG_SPACE(4 * 8))
+            for level, kind, payload in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    fds = array.array("i")
+                    fds.frombytes(payload[:len(payload) - len(payload) % fds.itemsize])
+                    self.fds += list(fds)
+            if not data:
+                return None
+            self.buffer += data
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return json.loads(line)
+
+    def call(self, method, **params):
+        self.send(method, **params)
+        while True:
+            answer = self.receive()
+            if answer is None or answer.get("id") == self.number:
+                return answer
+
+    def run(self):
+        try:
+            while True:
+                message = self.receive()
+                if message is None:
+                    return
+                if message.get("method") == "agent.request":
+                    self.serve(message["params"])
+        except OSError:
+            pass
+
+    def serve(self, params):
+        verb = params["verb"]
+        self.asked.append(verb)
+        how = self.behaviour.get(verb, "good")
+        fd = self.fds.pop(0) if self.fds else None
+        if how == "die":
+            self.leave()
+        elif how == "no":
+            self.send("agent.reply", request=params["request"], error="it does not want to")
+        elif how == "good":
+            if verb == "save":
+                os.write(fd, MEMORY)
+            if verb == "start" and fd is not None:
+                self.restored = os.read(fd, len(MEMORY) + 1)
+                try:
+                    os.write(fd, b"x")
+                    self.restored = b"the saved memory can be written to"
+                except OSError:
+                    pass
+            self.send("agent.reply", request=params["request"])
+            if verb in ("stop", "start"):
+                self.send("agent.state", vm=self.vm, on=verb == "start")
+        if fd is not None:
+            os.close(fd)
+
+    def leave(self):
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+
+class Writer(threading.Thread):
+    """A guest that writes and flushes all the time; remembers how long it had to wait."""
+
+    def __init__(self, handle):
+        super().__init__(daemon=True)
+        self.handle, self.ends = handle, False
+        self.worst, self.error, self.n = 0.0, None, 0
+
+    def run(self):
+        try:
+            while not self.ends:
+                began = time.monotonic()
+                self.n += 1
+                self.handle.pwrite(self.n.to_bytes(8, "little") * 64, 4096)
+                self.handle.flush()
+                self.worst = max(self.worst, time.monotonic() - began)
+        except daemonlib.nbd.Error as e:
+            self.error = e
+
+    def end(self):
+        self.ends = True
+        self.join(30)
+        demand(self.error is None, f"the guest saw: {self.error}")
+        daemonlib.leave(self.handle)
+
+
+def wait_for(truth, sentence):
+    end = time.monotonic() + 10
+    while not truth():
+        demand(time.monotonic() < end, sentence)
+        time.sleep(0.02)
+
+
+def show(daemon):
+    return daemon.query("vm", "show", "web")
+
+
+def good_agent(daemon):
+    agent = Agent(daemon.control, "web")
+    demand(show(daemon)["on"] and show(daemon)["agent"] == "test agent", f"{show(daemon)}")
+    taken = daemon.query("snapshot", "take", "web", "warm")
+    demand(taken["memory"], f"no memory: {taken}")
+    demand(agent.asked == ["pause", "save", "resume"], f"asked for {agent.asked}")
+    agent.asked.clear()
+    cold = daemon.query("snapshot", "take", "web", "cold", "--disks-only")
+    demand(not cold["memory"] and agent.asked == [], f"{cold}, asked for {agent.asked}")
+    daemon.ctl("vm", "pause", "web")
+    daemon.ctl("vm", "resume", "web")
+    demand(agent.asked == ["pause", "resume"], f"asked for {agent.asked}")
+    agent.asked.clear()
+    refused = daemon.try_ctl("vm", "reset", "web")
+    demand(refused.status == 3 and "reset" in refused.err, f"{refused}")
+    daemon.ctl("snapshot", "apply", "web", "warm")
+    wait_for(lambda: "start" in agent.asked, f"asked for {agent.asked}")
+    demand(agent.asked == ["stop", "start"], f"asked for {agent.asked}")
+    wait_for(lambda: agent.restored is not None, "it got no memory to start from")
+    demand(agent.restored == MEMORY, f"it got {agent.restored[:40]}")
+    second = daemon.try_ctl("snapshot", "delete", "web", "warm")
+    demand(second.status == 0, f"{second}")
+    agent.leave()
+    wait_for(lambda: show(daemon)["agent"] is None, "an agent that left is still there")
+    demand(not show(daemon)["on"], "on, and nobody is there")
+    refused = daemon.try_ctl("vm", "start", "web")
+    demand(refused.status == 3 and "no agent" in refused.err, f"{refused}")
+
+
+def bad_agent(daemon, verb, how, memory, taken):
+    """One snapshot with an agent that behaves badly: the guest's I/O goes on all the while."""
+    name = f"{verb} {how}"
+    agent = Agent(daemon.control, "web", {verb: how}, timeout=1)
+    writer = Writer(daemon.connect("web/disk"))
+    writer.start()
+    answer = daemon.try_ctl("snapshot", "take", "web", name, "--json")
+    demand((answer.status == 0) == taken, f"{name}: {answer}")
+    if taken:
+        demand(answer.json()["memory"] == memory, f"{name}: {answer.out}")
+    else:
+        demand(answer.is_one_sentence() or answer.out, f"{name}: {answer}")
+        names = [s["name"] for s in daemon.query("snapshot", "list", "web")]
+        demand(name not in names, f"{name}: failed, and the snapshot is there")
+    before = writer.n
+    wait_for(lambda: writer.n > before + 2, f"{name}: the guest's I/O is held")
+    demand(writer.worst < 5, f"{name}: the guest waited {writer.worst:.1f} s")
+    writer.end()
+    agent.leave()
+    wait_for(lambda: show(daemon)["agent"] is None, f"{name}: the agent is still there")
+
+
+def test(folder):
+    with daemonlib.Daemon(folder) as daemon:
+        daemon.start()
+        daemon.ctl("vm", "create", "web")
+        daemon.ctl("disk", "attach", "web", os.path.join(folder, "disk.vhd"), "--name", "disk",
+                   "--create", "16M")
+        good_agent(daemon)
+        for how in ("no", "silent", "die"):
+            bad_agent(daemon, "pause", how, memory=False, taken=False)
+            bad_agent(daemon, "save", how, memory=False, taken=True)
+            bad_agent(daemon, "resume", how, memory=True, taken=True)
+        memories = [path for path, _, files in os.walk(folder) for f in files if f == "memory"]
+        # Those of the three whose agent only did not resume; that of "warm" went with it.
+        demand(len(memories) == 3, f"saved memory in {memories}")
+        daemon.stop()
+    print("agent: asked in order, waited for in bounds; the guest's I/O went on")
+
+
+if __name__ == "__main__":
+    daemonlib.run("agent", test)
