@@ -131,6 +131,14 @@ said 'is used by a vm already'
 expect 2 "$vhdctl" vm import "$tmp/bare" --name x
 expect 3 "$vhdctl" vm import "$tmp/no-such-folder" --move
 
+# Nothing that can be used: the sentence says why.
+mkdir "$tmp/none" "$tmp/damaged"
+expect 3 "$vhdctl" vm import "$tmp/none" --move
+said 'there is no image'
+head -c 4096 /dev/urandom >"$tmp/damaged/x.vhd"
+expect 3 "$vhdctl" vm import "$tmp/damaged" --move
+said "'$tmp/damaged/x.vhd' is left out"
+
 # --- the doctor finds what is put in its way
 
 rm "$tmp/bare"/b*vhd

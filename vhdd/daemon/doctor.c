@@ -18,10 +18,16 @@ struct records {
         size_t n_vms;
         struct disk_row *disks;
         size_t n_disks;
-        struct image_row *images;
+        struct image_row *images; /* by path */
         size_t n_images;
         struct operation_row *operations;
         size_t n_operations;
+
+        /* of each image */
+        struct {
+                const char *vm; /* whose disk stands on it; NULL: of a branch that nobody runs */
+                bool is_parent;
+        } * facts;
 };
 
 struct examination {
@@ -56,7 +62,75 @@ static void records_done(struct records *records)
         disk_rows_free(records->disks, records->n_disks);
         image_rows_free(records->images, records->n_images);
         operation_rows_free(records->operations, records->n_operations);
+        free(records->facts);
         *records = (struct records){0};
+}
+
+/* ---- whose a file is ---- */
+
+static const char *vm_name(const struct records *records, const char *id)
+{
+        for (size_t i = 0; i < records->n_vms; i++)
+                if (strcmp(records->vms[i].id, id) == 0)
+                        return records->vms[i].name;
+        return NULL;
+}
+
+static int compare_path(const void *path, const void *image)
+{
+        return strcmp(path, ((const struct image_row *)image)->path);
+}
+
+static const struct image_row *find_image(const struct records *records, const char *path)
+{
+        return path && records->n_images ? bsearch(path, records->images, records->n_images,
+                                                   sizeof(*records->images), compare_path)
+                                         : NULL;
+}
+
+static size_t index_of(const struct records *records, const struct image_row *image)
+{
+        return (size_t)(image - records->images);
+}
+
+static const char *vm_of_image(const struct records *records, const char *path)
+{
+        const struct image_row *image = find_image(records, path);
+
+        return image ? records->facts[index_of(records, image)].vm : NULL;
+}
+
+static bool is_parent(const struct records *records, const struct image_row *image)
+{
+        return records->facts[index_of(records, image)].is_parent;
+}
+
+/* Down from each leaf, as far as nobody has been. */
+static void learn_owner(struct records *records, const struct disk_row *disk)
+{
+        const struct image_row *image = find_image(records, disk->file);
+        const char *vm = vm_name(records, disk->vm);
+
+        while (image && vm && !records->facts[index_of(records, image)].vm) {
+                records->facts[index_of(records, image)].vm = vm;
+                image = find_image(records, image->parent);
+        }
+}
+
+static int learn_facts(struct records *records, struct error *err)
+{
+        records->facts = calloc(records->n_images + 1, sizeof(*records->facts));
+        if (!records->facts)
+                return no_memory(err);
+        for (size_t i = 0; i < records->n_images; i++) {
+                const struct image_row *parent = find_image(records, records->images[i].parent);
+
+                if (parent)
+                        records->facts[index_of(records, parent)].is_parent = true;
+        }
+        for (size_t i = 0; i < records->n_disks; i++)
+                learn_owner(records, &records->disks[i]);
+        return 0;
 }
 
 static int records_read(struct catalog *catalog, struct records *records, struct error *err)
@@ -70,55 +144,7 @@ static int records_read(struct catalog *catalog, struct records *records, struct
         if (r == 0)
                 r = catalog_operation_list(
                         catalog, &records->operations, &records->n_operations, err);
-        return r;
-}
-
-/* ---- whose a file is ---- */
-
-static const char *vm_name(const struct records *records, const char *id)
-{
-        for (size_t i = 0; i < records->n_vms; i++)
-                if (strcmp(records->vms[i].id, id) == 0)
-                        return records->vms[i].name;
-        return NULL;
-}
-
-static const struct image_row *find_image(const struct records *records, const char *path)
-{
-        for (size_t i = 0; path && i < records->n_images; i++)
-                if (strcmp(records->images[i].path, path) == 0)
-                        return &records->images[i];
-        return NULL;
-}
-
-static bool stands_on(const struct records *records, const char *leaf, const char *path)
-{
-        const struct image_row *image = find_image(records, leaf);
-
-        for (size_t depth = 0; image && depth <= records->n_images; depth++) {
-                if (strcmp(image->path, path) == 0)
-                        return true;
-                image = find_image(records, image->parent);
-        }
-        return false;
-}
-
-/* The vm whose disk stands on @path: of a branch that nobody runs, NULL. */
-static const char *vm_of_image(const struct records *records, const char *path)
-{
-        for (size_t i = 0; i < records->n_disks; i++)
-                if (strcmp(records->disks[i].file, path) == 0 ||
-                        stands_on(records, records->disks[i].file, path))
-                        return vm_name(records, records->disks[i].vm);
-        return NULL;
-}
-
-static bool is_parent(const struct records *records, const char *path)
-{
-        for (size_t i = 0; i < records->n_images; i++)
-                if (records->images[i].parent && strcmp(records->images[i].parent, path) == 0)
-                        return true;
-        return false;
+        return r == 0 ? learn_facts(records, err) : r;
 }
 
 /* ---- files that are not what they were ---- */
@@ -454,7 +480,7 @@ static void examine_rows(struct examination *x, json_t *seen)
                         doctor_add(x->findings, "image-hidden", "info",
                                 vm_of_image(records, image->path), image->path, NULL,
                                 "'%s' of a deleted snapshot waits for its merge", image->path);
-                if (!is_parent(records, image->path))
+                if (!is_parent(records, image))
                         examine_tip(x, image);
         }
         for (size_t i = 0; i < records->n_disks; i++) {

@@ -161,6 +161,19 @@ static bool rows_from_sidecar(struct import *import)
         return false;
 }
 
+/* Why not is in the notes, which an error does not bring along. */
+static int refuse_nothing(const struct import *import, struct error *err)
+{
+        const char *why = json_string_value(json_array_get(import->notes, 0));
+        size_t n = json_array_size(import->notes);
+
+        if (!why)
+                return fail(err, ENOENT, "there is no image (.vhd, .avhd, .vud) in '%s'",
+                        import->directory);
+        return fail(err, EUCLEAN, "no image in '%s' can be used: %s%s", import->directory, why,
+                n > 1 ? ", and others" : "");
+}
+
 static int rows_from_headers(struct import *import, struct error *err)
 {
         _cleanup_(forest_done) struct forest forest = {0};
@@ -172,6 +185,8 @@ static int rows_from_headers(struct import *import, struct error *err)
                 return r;
         json_decref(import->trees);
         import->trees = forest_to_json(&forest);
+        if (forest.n == 0)
+                return refuse_nothing(import, err);
         r = forest_choose(&forest, param_text(import->params, "only"), &root, err);
         if (r == 0)
                 r = name_of_file(forest.nodes[root].path, &name, err);

@@ -58,19 +58,11 @@ static int collect_held(
         return r;
 }
 
-static bool has_image(const struct sidecar *sidecar, const char *path)
-{
-        for (size_t i = 0; i < sidecar->n_images; i++)
-                if (strcmp(sidecar->images[i].path, path) == 0)
-                        return true;
-        return false;
-}
-
 /* Images in the order of their finding: a chain from its leaf down to what is there already. */
-static int collect_chain(
-        struct catalog *catalog, struct sidecar *sidecar, const char *path, struct error *err)
+static int collect_chain(struct catalog *catalog, struct sidecar *sidecar, json_t *seen,
+        const char *path, struct error *err)
 {
-        while (path && !has_image(sidecar, path)) {
+        while (path && !json_object_get(seen, path)) {
                 struct image_row row, *all;
                 int r = catalog_image_find(catalog, path, &row, err);
 
@@ -86,6 +78,8 @@ static int collect_chain(
                 }
                 sidecar->images = all;
                 all[sidecar->n_images - 1] = row;
+                if (json_object_set_new_nocheck(seen, row.path, json_true()) < 0)
+                        return no_memory(err);
                 path = row.parent;
         }
         return 0;
@@ -94,7 +88,8 @@ static int collect_chain(
 int sidecar_collect(struct catalog *catalog, const char *vm, struct sidecar *ret, struct error *err)
 {
         _cleanup_(sidecar_done) struct sidecar sidecar = {0};
-        int r = catalog_vm_find(catalog, vm, &sidecar.vm, err);
+        json_auto_t *seen = json_object();
+        int r = seen ? catalog_vm_find(catalog, vm, &sidecar.vm, err) : no_memory(err);
 
         if (r == 0)
                 r = catalog_disk_list(
@@ -105,9 +100,9 @@ int sidecar_collect(struct catalog *catalog, const char *vm, struct sidecar *ret
         for (size_t i = 0; r == 0 && i < sidecar.n_snapshots; i++)
                 r = collect_held(catalog, &sidecar, sidecar.snapshots[i].id, err);
         for (size_t i = 0; r == 0 && i < sidecar.n_disks; i++)
-                r = collect_chain(catalog, &sidecar, sidecar.disks[i].file, err);
+                r = collect_chain(catalog, &sidecar, seen, sidecar.disks[i].file, err);
         for (size_t i = 0; r == 0 && i < sidecar.n_held; i++)
-                r = collect_chain(catalog, &sidecar, sidecar.held[i].file, err);
+                r = collect_chain(catalog, &sidecar, seen, sidecar.held[i].file, err);
         if (r < 0)
                 return r;
         *ret = sidecar;
