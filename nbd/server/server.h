@@ -85,9 +85,10 @@ enum nbd_log_level {
 enum nbd_client_state { NBD_CLIENT_GREETING, NBD_CLIENT_SERVED };
 
 struct nbd_client_info {
-        uint64_t id;           /* 1 upward, never used again */
-        char peer[96];         /* "unix:uid=0,pid=123", "tcp:127.0.0.1:40000" */
-        char export_name[256]; /* cut where longer; "" while greeting */
+        uint64_t id;   /* 1 upward, never used again */
+        char peer[96]; /* "unix:uid=0,pid=123", "tcp:127.0.0.1:40000" */
+        char export_name
+                [512]; /* cut where longer (the daemon has none that is); "" while greeting */
         enum nbd_client_state state;
         bool read_only;
         bool structured;           /* structured replies were negotiated */

@@ -20,8 +20,8 @@
 #include "vhdd/daemon/process.h"
 #include "vhdd/ipc/rpc.h"
 
-/* Clients that wait for an answer at a time; more wait for these. */
-#define MAX_ANSWERING 64u
+/* Clients that wait for an answer at a time: as many as the greeter has. */
+#define MAX_ANSWERING 256u
 #define START_MS      10000
 #define COUNTERS_MS   2000
 /* After the channel's end the process gets so long to end by itself. */

@@ -68,7 +68,9 @@ static void start_server(void)
                 .handshake_timeout_ms = 60000,
                 .max_bytes_per_client = 1u << 20,
         };
-        struct nbd_export_options export = {.name = "disk", .is_default = true};
+        static const struct nbd_changed changed[] = {{"a", "layer 0"}, {"b \xc3\xa9", "layer 1"}};
+        struct nbd_export_options export = {
+                .name = "disk", .is_default = true, .changed = changed, .n_changed = 2};
         struct nbd_export_options look = {.name = "look", .read_only = true};
         struct error err = ERROR_INIT;
 
