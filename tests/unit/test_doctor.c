@@ -242,6 +242,37 @@ Test(doctor, finds_files_that_nobody_names_but_not_those_of_the_journal)
         json_decref(findings);
 }
 
+Test(doctor, tells_of_a_file_whose_name_is_no_utf_8)
+{
+        char orphan[160], shown[160];
+
+        snprintf(orphan, sizeof(orphan), "%s/\xff\xfe.avhd", images);
+        snprintf(shown, sizeof(shown), "%s/??.avhd", images);
+        make_file(orphan);
+        expect_only("orphan-file", shown);
+}
+
+Test(doctor, finds_saved_memory_that_no_snapshot_has)
+{
+        char path[256];
+        struct snapshot_row row = {.id = GUID,
+                .vm = VM,
+                .name = (char *)"s",
+                .memory = path,
+                .settings = (char *)"{}",
+                .state = "committed"};
+
+        snprintf(path, sizeof(path), "%s/Snapshots", images);
+        cr_assert_eq(mkdir(path, 0700), 0);
+        snprintf(path, sizeof(path), "%s/Snapshots/" GUID, images);
+        cr_assert_eq(mkdir(path, 0700), 0);
+        snprintf(path, sizeof(path), "%s/Snapshots/" GUID "/memory", images);
+        make_file(path);
+        expect_only("orphan-file", path);
+        cr_assert_eq(catalog_snapshot_insert(catalog, &row, &err), 0, "%s", err.message);
+        expect_only(NULL, NULL);
+}
+
 Test(doctor, finds_jobs_that_wait_and_tells_the_worst_first)
 {
         struct job_row job = {

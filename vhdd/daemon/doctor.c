@@ -1,44 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vhdd/daemon/doctor.h"
 
-#include <dirent.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "base/quote.h"
-
-/* Everything the catalog has, read once: what many questions are asked of. */
-struct records {
-        struct vm_row *vms;
-        size_t n_vms;
-        struct disk_row *disks;
-        size_t n_disks;
-        struct image_row *images; /* by path */
-        size_t n_images;
-        struct operation_row *operations;
-        size_t n_operations;
-
-        /* of each image */
-        struct {
-                const char *vm; /* whose disk stands on it; NULL: of a branch that nobody runs */
-                bool is_parent;
-        } * facts;
-};
-
-struct examination {
-        const struct doctor *doctor;
-        struct records records;
-        json_t *findings;
-};
+#include "vhdd/daemon/doctor_internal.h"
 
 static int no_memory(struct error *err)
 {
         return fail(err, ENOMEM, "no memory for what the doctor finds");
+}
+
+/* A file's name is bytes, and JSON is UTF-8: what is none is still to be seen. */
+static json_t *readable(const char *text)
+{
+        json_t *json = text && text[0] ? json_string(text) : json_null();
+        _cleanup_free_ char *masked = json ? NULL : strdup(text);
+
+        if (json)
+                return json;
+        for (char *p = masked; p && *p; p++)
+                if ((unsigned char)*p >= 0x80)
+                        *p = '?';
+        return masked ? json_string(masked) : NULL;
 }
 
 int doctor_add(json_t *findings, const char *id, const char *severity, const char *vm,
@@ -51,9 +41,9 @@ int doctor_add(json_t *findings, const char *id, const char *severity, const cha
         vsnprintf(message, sizeof(message), format, ap);
         va_end(ap);
         return json_array_append_new(findings,
-                json_pack("{s:s, s:s, s:s, s:s?, s:s?, s:s?}", "id", id, "severity", severity,
-                        "message", message, "vm", vm, "file", file, "hint",
-                        hint && hint[0] ? hint : NULL));
+                json_pack("{s:s, s:s, s:o, s:o, s:o, s:o}", "id", id, "severity", severity,
+                        "message", readable(message), "vm", readable(vm), "file", readable(file),
+                        "hint", readable(hint)));
 }
 
 static void records_done(struct records *records)
@@ -278,113 +268,6 @@ static void examine_tip(struct examination *x, const struct image_row *tip)
         resolved_layers_free(layers, n);
 }
 
-/* ---- orphans ---- */
-
-static bool ends_with(const char *name, const char *ending)
-{
-        size_t n = strlen(name), m = strlen(ending);
-
-        return n > m && strcasecmp(name + n - m, ending) == 0;
-}
-
-/* NAME_GUID.avhd: only a daemon makes such names. */
-static bool looks_ours(const char *name)
-{
-        size_t n = strlen(name), tail = strlen("_") + UUID_TEXT_SIZE - 1 + strlen(".avhd");
-        char id[UUID_TEXT_SIZE];
-        uint8_t bytes[16];
-
-        if (n <= tail || name[n - tail] != '_')
-                return false;
-        memcpy(id, name + n - tail + 1, UUID_TEXT_SIZE - 1);
-        id[UUID_TEXT_SIZE - 1] = '\0';
-        return uuid_parse(id, bytes);
-}
-
-/* An operation that is under way, or waits for the next start, says so itself. */
-static bool journal_names(const struct records *records, const char *path)
-{
-        for (size_t i = 0; i < records->n_operations; i++)
-                if (strstr(records->operations[i].payload, path))
-                        return true;
-        return false;
-}
-
-static int examine_file(
-        struct examination *x, const char *directory, const char *name, struct error *err)
-{
-        _cleanup_free_ char *path = NULL;
-        char hint[ERROR_MESSAGE_MAX], word[QUOTE_TEXT_MAX];
-        bool named = true;
-        int r;
-
-        if (!ends_with(name, ".avhd"))
-                return 0;
-        if (asprintf(&path, "%s/%s", directory, name) < 0)
-                return no_memory(err);
-        r = catalog_names_path(x->doctor->catalog, path, &named, err);
-        if (r < 0 || named || journal_names(&x->records, path))
-                return r;
-        snprintf(hint, sizeof(hint), "look with vhdctl tree %s; then remove or import it",
-                shell_quote(directory, word, sizeof(word)));
-        doctor_add(x->findings, "orphan-file", "warning", NULL, path, hint,
-                looks_ours(name) ? "no disk and no snapshot uses '%s', which a daemon has made"
-                                 : "no disk and no snapshot uses '%s'",
-                path);
-        return 0;
-}
-
-static int examine_folder(struct examination *x, const char *directory, struct error *err)
-{
-        DIR *dir = opendir(directory);
-        struct dirent *entry;
-        int r = 0;
-
-        if (!dir) {
-                doctor_add(x->findings, "folder-unreadable", "warning", NULL, directory, NULL,
-                        "cannot look into the folder '%s': %s", directory, strerror(errno));
-                return 0;
-        }
-        while (r == 0 && (entry = readdir(dir)))
-                r = examine_file(x, directory, entry->d_name, err);
-        closedir(dir);
-        return r;
-}
-
-/* Each folder in which an image or a vm's sidecar lies, once. */
-static int collect_folder(json_t *folders, const char *path, bool is_file, struct error *err)
-{
-        const char *slash = is_file ? strrchr(path, '/') : NULL;
-        _cleanup_free_ char *folder = NULL;
-
-        if (is_file && !slash)
-                return 0;
-        folder = is_file ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(path);
-        if (!folder || json_object_set_new(folders, folder, json_null()) < 0)
-                return no_memory(err);
-        return 0;
-}
-
-static int examine_folders(struct examination *x, struct error *err)
-{
-        json_auto_t *folders = json_object();
-        const char *folder;
-        json_t *unused;
-        int r = folders ? 0 : no_memory(err);
-
-        for (size_t i = 0; r == 0 && i < x->records.n_images; i++)
-                r = collect_folder(folders, x->records.images[i].path, true, err);
-        for (size_t i = 0; r == 0 && i < x->records.n_vms; i++)
-                if (x->records.vms[i].directory)
-                        r = collect_folder(folders, x->records.vms[i].directory, false, err);
-        json_object_foreach(folders, folder, unused)
-        {
-                if (r == 0)
-                        r = examine_folder(x, folder, err);
-        }
-        return r;
-}
-
 /* ---- space, jobs, the journal ---- */
 
 static void examine_space(struct examination *x, json_t *seen, const struct disk_row *disk)
@@ -498,7 +381,7 @@ int doctor_examine(const struct doctor *doctor, json_t *findings, struct error *
 
         if (r == 0) {
                 examine_rows(&x, seen);
-                r = examine_folders(&x, err);
+                r = doctor_examine_folders(&x, err);
         }
         if (r == 0)
                 r = examine_jobs(&x, err);
