@@ -213,6 +213,35 @@ Test(files, regions_are_those_of_the_image_and_of_the_vm)
         cr_expect(eq(int, ask("fs.region-open", REGION(mine, 0)), -ENOENT));
 }
 
+/* The writer died, and the image is only a parent by now: it is settled, and then read. */
+Test(files, a_parent_with_a_redo_file_may_be_settled)
+{
+        char mine[96];
+        struct stat st;
+        int fd;
+
+        cr_assert(eq(int, stat(image, &st), 0));
+        snprintf(mine, sizeof(mine), "vhdd-redo-%llx-%llx", (unsigned long long)st.st_dev,
+                (unsigned long long)st.st_ino);
+        grant(image, LINK_WRITE);
+        fd = ask_open(image, FILE_WRITE);
+        cr_assert(ge(int, fd, 3));
+        close(fd);
+        fd = ask("fs.region-open", REGION(mine, 1));
+        cr_assert(ge(int, fd, 3));
+        close(fd);
+        grant(image, LINK_READ);
+        fd = ask_open(image, FILE_WRITE);
+        cr_assert(ge(int, fd, 3), "%s", err.message);
+        close(fd);
+        cr_expect(eq(int, ask("fs.region-remove", REGION(mine, 0)), 0));
+        fd = ask_open(image, FILE_READ);
+        cr_assert(ge(int, fd, 3));
+        close(fd);
+        cr_expect(eq(int, lock_from_outside(FILE_LOCK_READ), 0), "others may read it, too");
+        cr_expect(eq(int, ask_open(image, FILE_WRITE), -EPERM));
+}
+
 /* QEMU's locks: held from the first opening to the end of the grant, whoever of the worker and its
  * successor lives; less of it when the grant becomes less. */
 Test(files, the_lock_lasts_as_long_as_the_grant)

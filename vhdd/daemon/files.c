@@ -25,6 +25,7 @@ struct grant {
         uint64_t device, inode; /* both 0: whatever is there */
         int fd;                 /* what the worker has of it, with the locks; -1: nothing yet */
         bool fd_writes;
+        bool settling; /* a reader's, that may be written to until it has no redo file any more */
         struct file *disk; /* a block device open for writing: the claim on it */
         struct device *device_claim;
 };
@@ -460,19 +461,51 @@ static int lend_direct(struct files_answer *ret, int fd, bool write, struct erro
         return lend(ret, direct, err);
 }
 
+/* Memory that a dead writer left for this file. Only a writer's grant makes such a thing. */
+static bool has_redo(const struct grant *grant)
+{
+        _cleanup_free_ char *path = NULL;
+        _cleanup_fd_ int fd = -1;
+        char name[96];
+        struct stat st;
+        uint64_t device, inode;
+
+        if (look_at(grant, &st, NULL) < 0)
+                return false;
+        identity_of(&st, &device, &inode);
+        snprintf(name, sizeof(name), "vhdd-redo-%llx-%llx", (unsigned long long)device,
+                (unsigned long long)inode);
+        return host_region_open_fd(name, grant->path, 0, false, &fd, &path, NULL) == 0;
+}
+
+/* A parent that a dead process left unsettled is settled before anybody stands on it (E4, E10), so it is
+ * written to once more, although it is only read from then on. */
+static bool may_write(struct grant *grant)
+{
+        if (grant->access & LINK_WRITE)
+                return true;
+        if (!grant->settling)
+                grant->settling = has_redo(grant);
+        return grant->settling;
+}
+
 static int open_image(const struct files *files, struct grant *grant, unsigned flags,
         struct files_answer *ret, struct error *err)
 {
         bool write = flags & FILE_WRITE;
         int r;
 
-        if (write && !(grant->access & LINK_WRITE))
+        if (write && !may_write(grant))
                 return refuse(grant->path, "write to", err);
         if (flags & FILE_TRUNCATE)
                 return refuse(grant->path, "empty", err);
         if (flags & FILE_CREATE && !(grant->access & LINK_CREATE))
                 return refuse(grant->path, "make", err);
         r = have_image(files, grant, flags, err);
+        if (r == 0 && !write && grant->settling) {
+                grant->settling = false;
+                host_lock_reduce(grant->fd, FILE_LOCK_READ);
+        }
         if (r == 0)
                 r = lend(ret, grant->fd, err);
         if (r == 0 && flags & FILE_DIRECT)
@@ -658,14 +691,14 @@ static int answer_region_open(
 
         if (r < 0)
                 return r;
-        if (create && !(grant->access & LINK_WRITE))
+        if (create && !(grant->access & LINK_WRITE) && !grant->settling)
                 return refuse(name, "make the region", err);
         if (size < 0 || (uint64_t)size > FILES_MAX_REGION)
                 return fail(err, EPROTO, "a region of %lld bytes is too large", (long long)size);
         r = host_region_open_fd(name, grant->path, (uint64_t)size, create, &fd, &path, err);
         if (r < 0)
                 return r == -ENOENT ? fail(err, ENOENT, "there is no region '%s'", name) : r;
-        if (!(grant->access & LINK_WRITE)) {
+        if (!(grant->access & LINK_WRITE) && !grant->settling) {
                 char link[64];
                 int reader;
 
@@ -694,7 +727,7 @@ static int answer_region_remove(
 
         if (r < 0)
                 return r;
-        if (!(grant->access & LINK_WRITE))
+        if (!(grant->access & LINK_WRITE) && !grant->settling)
                 return refuse(name, "remove the region", err);
         r = host_region_open_fd(name, grant->path, 0, false, &fd, &path, err);
         if (r == -ENOENT) {

@@ -6,6 +6,9 @@
  * that belong to it: NAME.vhdd-intent, NAME.vhdd-seal, its redo region and mark; and to the vm its
  * switch record. Everything else is -EPERM, in a sentence that names the path.
  *
+ * A reader's image that still has a redo file, because its writer died, may be written to until it has
+ * none: it is settled before anybody stands on it.
+ *
  * An image is locked (QEMU's byte locks) as it is opened, and its descriptor is kept until the grant
  * ends: a successor gets the same open file description, so its lock has no gap.
  *

@@ -11,7 +11,8 @@
 
 #include "base/host_fs.h"
 
-#define CALL_MS 30000
+#define CALL_MS    30000
+#define HEAD_BYTES 4096u /* of a region: what makes it count stands here */
 
 struct open_file {
         struct open_file *next;
@@ -220,8 +221,10 @@ static void proxy_region_close(struct region *head, bool remove)
 {
         struct proxy_region *region = (struct proxy_region *)head;
 
-        /* One that cannot be removed now says the truth still: it is found, and removed, by the next
-         * who opens the image. */
+        /* Nothing is left to be told: whoever finds the file must see that, also if it stays because
+         * there is no broker now. It is removed by the next who opens the image for writing. */
+        if (remove)
+                memset(head->data, 0, head->size < HEAD_BYTES ? head->size : HEAD_BYTES);
         if (remove)
                 ask(head->fs, "fs.region-remove",
                         json_pack("{s:s, s:s}", "name", region->name, "beside", region->beside),
