@@ -49,8 +49,7 @@ static size_t utf8_put(uint8_t p[4], uint32_t point)
         return 4;
 }
 
-/* One code point at @p, of at most @left bytes: how many bytes it takes, 0 if it is none. */
-static size_t utf8_get(const uint8_t *p, size_t left, uint32_t *ret)
+size_t utf8_get(const uint8_t *p, size_t left, uint32_t *ret)
 {
         static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
         uint32_t point;

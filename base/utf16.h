@@ -28,5 +28,8 @@ ssize_t utf16_to_utf8(
 ssize_t utf16_from_utf8(
         const char *text, size_t length, enum utf16_order order, void *ret, size_t ret_size);
 
+/* One code point at @p, of at most @left bytes (at least 1): how many bytes it takes, 0 if it is none. */
+size_t utf8_get(const uint8_t *p, size_t left, uint32_t *ret);
+
 /* Is it well-formed UTF-8 (no overlong forms, no surrogates, nothing above U+10FFFF)? */
 bool utf8_is_valid(const char *text, size_t length);

@@ -472,6 +472,57 @@ Test(control_server, has_room_for_so_many_and_says_so_to_the_next)
         stage_close(&stage);
 }
 
+static uint32_t next_random(uint32_t *state)
+{
+        *state = *state * 1664525u + 1013904223u;
+        return *state >> 8;
+}
+
+/* Requests with bytes changed, taken out, or said again: each whole line is answered or is a
+ * notification, and the connection goes on, for its last request is a good one and is answered. */
+Test(control_server, survives_requests_that_were_bent)
+{
+        static const char good[] =
+                "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"vm.show\",\"params\":{\"vm\":\"w\xc3\xa4\"}}\n";
+        static const char last[] =
+                "{\"jsonrpc\":\"2.0\",\"id\":\"the last\",\"method\":\"vm.list\"}\n";
+        uint32_t random = 20260131;
+        struct stage stage;
+        char line[2 * sizeof(good)];
+        const char *answer;
+        ssize_t n;
+        int fd;
+
+        stage_open(&stage);
+        fd = raw_connect(&stage);
+        for (int i = 0; i < 2000; i++) {
+                size_t length = sizeof(good) - 1, at = next_random(&random) % length;
+
+                memcpy(line, good, length);
+                switch (next_random(&random) % 3) {
+                case 0: line[at] = (char)next_random(&random); break;
+                case 1: memmove(line + at, line + at + 1, --length - at); break;
+                default: memmove(line + at, good, length - at); break;
+                }
+                n = write(fd, line, length);
+                cr_assert(eq(sz, (size_t)n, length));
+                /* Read now and then: a client that never reads is not read from any more. */
+                if (i % 50 == 49)
+                        while (recv(fd, line, sizeof(line), MSG_DONTWAIT) > 0)
+                                ;
+        }
+        n = write(fd, "\n", 1); /* ends a line that lost its newline */
+        n = write(fd, last, sizeof(last) - 1);
+        cr_assert(eq(sz, (size_t)n, sizeof(last) - 1));
+        do
+                answer = raw_read_line(fd);
+        while (answer[0] && !strstr(answer, "the last"));
+        expect_said(answer, "\"result\":[]");
+        close(fd);
+        expect_served(&stage);
+        stage_close(&stage);
+}
+
 /* The reply to whoever is being answered reaches him although the server ends. */
 Test(control_server, ends_with_clients_connected)
 {

@@ -5,23 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Bytes of the UTF-8 character at @p (a string's end included), 0 if it is none. */
-static unsigned utf8_decode(const unsigned char *p, uint32_t *ret)
-{
-        static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
-        unsigned n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
-        uint32_t c = n < 2 ? p[0] : p[0] & (0xffu >> (n + 1));
-
-        for (unsigned i = 1; i < n; i++) {
-                if ((p[i] & 0xc0) != 0x80)
-                        return 0;
-                c = c << 6 | (p[i] & 0x3f);
-        }
-        if (n == 0 || c < smallest[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000))
-                return 0;
-        *ret = c;
-        return n;
-}
+#include "base/utf16.h"
 
 static bool is_control(uint32_t c)
 {
@@ -38,8 +22,8 @@ int control_name_check(const char *name, struct error *err)
         if (length > NAME_MAX_BYTES)
                 return fail(err, EINVAL, "a name of %zu bytes is too long: %u are allowed", length,
                         NAME_MAX_BYTES);
-        for (const unsigned char *p = (const unsigned char *)name; *p;) {
-                unsigned n = utf8_decode(p, &c);
+        for (size_t i = 0, n; i < length; i += n) {
+                n = utf8_get((const uint8_t *)name + i, length - i, &c);
 
                 if (n == 0)
                         return fail(err, EINVAL, "a name is UTF-8, and this one is not");
@@ -47,7 +31,6 @@ int control_name_check(const char *name, struct error *err)
                         return fail(err, EINVAL,
                                 "a name has no control characters, and this one has U+%04X",
                                 (unsigned)c);
-                p += n;
         }
         if (strpbrk(name, "/@"))
                 return fail(err, EINVAL, "a name has no '/' and no '@', unlike '%s'", name);
@@ -72,10 +55,9 @@ static bool take_number(const char **text, unsigned *ret)
 int control_place_parse(const char *text, struct control_place *ret, struct error *err)
 {
         struct control_place place = {.scsi = strncmp(text, "scsi", 4) == 0};
-        const char *p = text + (place.scsi ? 4 : 3);
-        bool good = (place.scsi || strncmp(text, "ide", 3) == 0) &&
-                take_number(&p, &place.controller) && *p++ == ':' && take_number(&p, &place.unit) &&
-                *p == '\0';
+        const char *p = place.scsi ? text + 4 : strncmp(text, "ide", 3) == 0 ? text + 3 : "";
+        bool good = take_number(&p, &place.controller) && *p++ == ':' &&
+                take_number(&p, &place.unit) && *p == '\0';
 
         if (!good || place.controller > (place.scsi ? 3u : 1u) ||
                 place.unit > (place.scsi ? 63u : 1u))

@@ -8,6 +8,7 @@
 #include <time.h>
 #include <wchar.h>
 
+#include "base/utf16.h"
 #include "vhdd/ctl/ctl.h"
 
 static void *must(void *p)
@@ -17,28 +18,6 @@ static void *must(void *p)
                 exit(CTL_FAILED);
         }
         return p;
-}
-
-/* Bytes of the well-formed UTF-8 character at @p, at most 4; 0 if it is none. */
-static size_t utf8_length(const unsigned char *p, uint32_t *ret)
-{
-        static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
-        size_t n = p[0] < 0x80          ? 1
-                : (p[0] & 0xe0) == 0xc0 ? 2
-                : (p[0] & 0xf0) == 0xe0 ? 3
-                : (p[0] & 0xf8) == 0xf0 ? 4
-                                        : 0;
-        uint32_t c = n == 1 ? p[0] : n ? p[0] & (0xffu >> (n + 1)) : 0;
-
-        for (size_t i = 1; i < n; i++) {
-                if ((p[i] & 0xc0) != 0x80)
-                        return 0;
-                c = c << 6 | (p[i] & 0x3f);
-        }
-        if (n == 0 || c < smallest[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000))
-                return 0;
-        *ret = c;
-        return n;
 }
 
 /* C0, DEL, C1, and the marks that turn the direction of text round. */
@@ -55,7 +34,7 @@ char *text_safe(const char *text)
 
         for (const unsigned char *p = (const unsigned char *)text; *p;) {
                 uint32_t c = 0;
-                size_t n = utf8_length(p, &c);
+                size_t n = utf8_get(p, 4, &c); /* stops at the NUL, which continues none */
 
                 if (n && !is_control(c)) {
                         memcpy(out, p, n);
@@ -188,7 +167,7 @@ json_t *json_text(const char *text)
 
         for (const unsigned char *p = (const unsigned char *)text; *p;) {
                 uint32_t c;
-                size_t n = utf8_length(p, &c);
+                size_t n = utf8_get(p, 4, &c); /* stops at the NUL, which continues none */
 
                 memcpy(out, n ? (const char *)p : replacement, n ? n : 3);
                 out += n ? n : 3;
