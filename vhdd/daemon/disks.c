@@ -451,6 +451,9 @@ static int attach_begin(
         if (r < 0)
                 return r;
         snprintf(attach->disk.vm, sizeof(attach->disk.vm), "%s", attach->vm->id);
+        /* What was cut off before is settled before. A worker that cannot be started does not keep
+         * anybody from a dry run; the attach itself will say why. */
+        (void)worker_up(attach->vm, NULL);
         r = catalog_disk_list(
                 broker->catalog, attach->vm->id, &attach->others, &attach->n_others, err);
         if (r == 0)
@@ -638,6 +641,8 @@ static int disk_detach(struct broker *broker, const struct caller *caller, const
         size_t n;
         int r = vm_get(broker, param_text(params, "vm"), &vm, &row, err);
 
+        if (r == 0)
+                r = worker_up(vm, err);
         if (r == 0)
                 r = disk_find(vm, &row, param_text(params, "disk"), &disk, err);
         if (r == 0)

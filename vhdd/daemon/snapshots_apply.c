@@ -238,6 +238,11 @@ static int apply_begin(
         applying->keep_s = param_int(params, "keep-discarded", 0);
         if (r == 0)
                 r = vm_get(broker, param_text(params, "vm"), &applying->vm, &applying->row, err);
+        /* What was cut off before is settled before: it may have changed disks and current. */
+        if (r == 0)
+                r = worker_up(applying->vm, err);
+        if (r == 0)
+                r = vm_row_again(applying->vm, &applying->row, err);
         if (r == 0)
                 r = catalog_disk_list(
                         broker->catalog, applying->vm->id, &applying->now, &applying->n_now, err);

@@ -54,6 +54,11 @@ static int begin(
                 r = fail(err, ENOMEM, "no memory for lists of snapshots");
         if (r == 0)
                 r = vm_get(broker, param_text(params, "vm"), &deleting->vm, &deleting->row, err);
+        /* What was cut off before is settled before: it may have changed the tree. */
+        if (r == 0)
+                r = worker_up(deleting->vm, err);
+        if (r == 0)
+                r = vm_row_again(deleting->vm, &deleting->row, err);
         if (r == 0)
                 r = catalog_snapshot_list(
                         broker->catalog, deleting->vm->id, &deleting->all, &deleting->n_all, err);

@@ -196,6 +196,11 @@ static int take_begin(
 
         taking->name = param_text(params, "name");
         taking->note = param_text(params, "note");
+        /* What was cut off before is settled before: it may have this name, and these disks. */
+        if (r == 0)
+                r = worker_up(taking->vm, err);
+        if (r == 0)
+                r = vm_row_again(taking->vm, &taking->row, err);
         if (r == 0)
                 r = snapshot_check_name(taking->vm, &taking->row, taking->name, err);
         if (r == 0)
@@ -449,8 +454,13 @@ static int take_after_death(struct taking *taking, struct error *err)
 
         taking->operation = operation_abandon(taking->operation);
         r = worker_up(taking->vm, err);
-        if (r < 0)
-                return r;
+        if (r < 0) {
+                /* Not -EHOSTDOWN: nobody may try again what may be there already. */
+                fail_prefix(err, r,
+                        "whether snapshot '%s' was taken is known when the vm's worker runs again",
+                        taking->name);
+                return -EINPROGRESS;
+        }
         r = catalog_snapshot_find(
                 taking->vm->broker->catalog, taking->vm->id, taking->id, &found, err);
         snapshot_row_done(&found);
@@ -458,11 +468,11 @@ static int take_after_death(struct taking *taking, struct error *err)
                 error_clear(err);
                 return 0;
         }
-        if (r == -ENOENT && err)
+        if (r != -ENOENT)
+                return r;
+        if (err)
                 *err = why;
-        return r == -ENOENT
-                ? fail_prefix(err, -EHOSTDOWN, "snapshot '%s' was not taken", taking->name)
-                : r;
+        return fail_prefix(err, -EHOSTDOWN, "snapshot '%s' was not taken", taking->name);
 }
 
 static bool is_death(int r)

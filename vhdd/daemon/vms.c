@@ -212,6 +212,18 @@ int vm_get_within(struct broker *broker, const char *name_or_id, unsigned timeou
         return 0;
 }
 
+int vm_row_again(struct vm *vm, struct vm_row *row, struct error *err)
+{
+        struct vm_row now = {0};
+        int r = catalog_vm_find(vm->broker->catalog, vm->id, &now, err);
+
+        if (r < 0)
+                return r;
+        vm_row_done(row);
+        *row = now;
+        return 0;
+}
+
 int vm_get(struct broker *broker, const char *name_or_id, struct vm **ret, struct vm_row *row,
         struct error *err)
 {

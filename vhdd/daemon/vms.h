@@ -110,6 +110,8 @@ DEFINE_CLEANUP(struct vm *, vm_unref)
 
 /* A new one, not locked, one reference for the caller. */
 int vm_add(struct broker *broker, const char *id, struct vm **ret, struct error *err);
+/* What the catalog says of it now, in the place of what @row said. */
+int vm_row_again(struct vm *vm, struct vm_row *row, struct error *err);
 /* Out of the table: no name finds it any more. Locked by the caller. */
 void vm_drop(struct vm *vm);
 

@@ -9,7 +9,9 @@
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/recover.h"
 
-#define OPEN_MS (10 * 60000u) /* an image in bad shape is replayed and synced first */
+#define UP_TRIES    40
+#define UP_PAUSE_MS 50
+#define OPEN_MS     (10 * 60000u) /* an image in bad shape is replayed and synced first */
 
 /* ---- chains, as we remember them ---- */
 
@@ -311,6 +313,55 @@ static void chain_facts(struct vm_chain *chain, const json_t *answer)
         snprintf(chain->root_type, sizeof(chain->root_type), "%s", root ? root : "");
 }
 
+static int ask_open(struct vm *vm, const char *name, const struct image_chain *images,
+        bool writable, json_t **ret, struct error *err)
+{
+        return worker_call(vm, "chain.open",
+                json_pack("{s:s, s:o*, s:s, s:b}", "chain", name, "paths",
+                        worker_image_paths(images), "format", images->rows[0].format, "writable",
+                        writable),
+                OPEN_MS, ret, err);
+}
+
+/* A layer that was the leaf until a snapshot froze it: we have written to it. */
+static bool was_ours(struct vm *vm, const struct image_row *row)
+{
+        struct snapshot_disk_row *disks = NULL;
+        size_t n = 0;
+
+        if (strcmp(row->state, IMAGE_HIDDEN) == 0)
+                return true;
+        if (catalog_snapshot_disk_list_file(vm->broker->catalog, row->path, &disks, &n, NULL) < 0)
+                return false;
+        snapshot_disk_rows_free(disks, n);
+        return n > 0;
+}
+
+/* A frozen image may have missed being settled: its worker died, or there was no space, after the
+ * snapshot's commit. Then the chain does not open until somebody may write to it; it is granted for
+ * this one opening, and not as a rule, because a frozen image is nobody's to write to. */
+static int open_unsettled(struct vm *vm, const char *name, const struct image_chain *images,
+        json_t **ret, struct error *err)
+{
+        struct error ignored = ERROR_INIT;
+        size_t n_more = 0;
+        int r = 0;
+
+        for (size_t i = 1; r == 0 && i < images->n; i++) {
+                if (!was_ours(vm, &images->rows[i]))
+                        continue;
+                n_more++;
+                r = grant_image(vm, &images->rows[i], LINK_READ | LINK_WRITE, &ignored);
+        }
+        if (n_more == 0 || r < 0)
+                return -EUCLEAN; /* @err says the first opening's reason */
+        error_clear(&ignored);
+        r = ask_open(vm, name, images, true, ret, &ignored);
+        if (r == 0)
+                error_clear(err);
+        return r == 0 ? grant_chain(vm, images, true, err) : r;
+}
+
 int worker_chain_open(struct vm *vm, const char *name, const struct image_chain *images,
         bool writable, struct error *err)
 {
@@ -323,11 +374,9 @@ int worker_chain_open(struct vm *vm, const char *name, const struct image_chain 
                 return r;
         r = grant_chain(vm, images, writable, err);
         if (r == 0)
-                r = worker_call(vm, "chain.open",
-                        json_pack("{s:s, s:o*, s:s, s:b}", "chain", name, "paths",
-                                worker_image_paths(images), "format", images->rows[0].format,
-                                "writable", writable),
-                        OPEN_MS, &answer, err);
+                r = ask_open(vm, name, images, writable, &answer, err);
+        if (r < 0 && r != -EHOSTDOWN && r != -ETIMEDOUT && writable && images->n > 1)
+                r = open_unsettled(vm, name, images, &answer, err);
         if (r == 0) {
                 chain_facts(&chain, answer);
                 warning = json_string_value(json_object_get(answer, "warning"));
@@ -883,18 +932,28 @@ static int bring_up(struct vm *vm, const struct vm_row *row, struct error *err)
         return r;
 }
 
+static int try_up(struct vm *vm, struct error *err)
+{
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        int r = catalog_vm_find(vm->broker->catalog, vm->id, &row, err);
+
+        return r < 0 ? r : bring_up(vm, &row, err);
+}
+
 int worker_up(struct vm *vm, struct error *err)
 {
-        struct vm_row row = {0};
         struct error why = ERROR_INIT;
         int r;
 
         if (vm->up && (!vm->link || link_is_alive(vm->link)))
                 return 0;
-        r = catalog_vm_find(vm->broker->catalog, vm->id, &row, &why);
-        if (r == 0)
-                r = bring_up(vm, &row, &why);
-        vm_row_done(&row);
+        /* One that is just dying ends its socket before it is seen to be dead. */
+        for (unsigned tries = 0;; tries++) {
+                error_clear(&why);
+                r = try_up(vm, &why);
+                if (r != -EHOSTDOWN || tries == UP_TRIES || !vms_sleep(vm->vms, UP_PAUSE_MS))
+                        break;
+        }
         if (r < 0) {
                 if (err)
                         *err = why;
