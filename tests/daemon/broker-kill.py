@@ -37,12 +37,21 @@ def fio_said(folder):
         return f.read()
 
 
+def wait_connected(daemon, process):
+    """fio takes its time to begin; a broker that dies before that refuses it, and rightly."""
+    end = time.monotonic() + 20
+    while daemon.show("disk", "web", "disk")["clients"] != 1:
+        demand(process.poll() is None and time.monotonic() < end, "fio does not connect")
+        time.sleep(0.05)
+
+
 def broker_dies(daemon, folder):
     """Under fio; whoever comes next has the same workers."""
     workers = sorted(daemon.role("worker"))
     demand(len(workers) == 2, f"two vms are served by the workers {workers}")
     fio = begin_fio(daemon, folder, "web/disk", FIO_S)
     try:
+        wait_connected(daemon, fio)
         for number in range(DEATHS):
             time.sleep(0.6)
             demand(fio.poll() is None, f"fio ended early:\n{fio_said(folder)}")
