@@ -175,7 +175,6 @@ class Run:
         self.chance = random.Random(seed)
         self.daemon = daemonlib.Daemon(folder)
         self.vms, self.clients, self.detached = {}, {}, {}
-        self.answer = None
         self.made = self.kills = self.requests = self.step = 0
         self.log = []
 
@@ -393,7 +392,6 @@ class Run:
         if killer:
             killer.over()
         self.say(f"{answer}")
-        self.answer = answer
         if answer.status == 0:
             self.vms[vm] = after
         else:
@@ -434,18 +432,15 @@ class Run:
         name = self.chance.choice(sorted(state.snapshots))
         save = self.fresh_snapshot() if self.chance.random() < 0.2 else None
         keep = not save and self.chance.random() < 0.5
-        arguments = ["snapshot", "apply", vm, name, "--json"]
+        arguments = ["snapshot", "apply", vm, name]
         arguments += ["--save-current", save] if save else []
         arguments += ["--keep-discarded", "24h"] if keep else []
         dropped = self.files(vm)
         after = state.apply(name, save, keep)
-        # Disks attached since are detached, and their files kept. Those that are saved first stand on new
-        # files then, which only the answer names: let that come.
-        gone = sorted(set(state.disks) - set(after.disks))
-        if self.control(vm, after, *arguments, deadly=not (save and gone)):
-            if save and gone:
-                dropped = {d["name"]: d["file"] for d in self.answer.json()["detached"]}
-            for disk in gone:
+        # Disks attached since are detached, and their files kept; if they were saved first, these are the
+        # saved snapshot's and go with it.
+        if self.control(vm, after, *arguments) and not save:
+            for disk in set(state.disks) - set(after.disks):
                 self.detached[dropped[disk]] = state.disks[disk].content
         self.verify_disks(vm)
 
