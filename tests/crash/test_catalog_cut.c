@@ -504,7 +504,10 @@ static void judge(
                 _cleanup_(sim_cut_freep) struct sim_cut *cut = sim_cut_new(worlds[i]);
                 uint64_t n = sim_cut_n_states(cut);
 
-                start_over(sim_world_clone(worlds[i]), sequence, before, after);
+                /* A death leaves what was not yet durable for the next start to see, and a cut may
+                 * take it away after that start has acted on it. */
+                for (unsigned k = 0; k < 1 + samples / 4; k++)
+                        start_twice(sim_world_clone(worlds[i]), &random, sequence, before, after);
                 start_over(sim_world_cut(worlds[i], false), sequence, before, after);
                 for (uint64_t k = 0; k < MIN_OF(n, (uint64_t)samples); k++)
                         start_twice(
@@ -551,7 +554,7 @@ TestSuite(catalog_cut, .timeout = 280);
 
 Test(catalog_cut, leaves_the_state_before_or_the_state_after_and_no_file_unnamed)
 {
-        run(N_SEQUENCES, 80);
+        run(N_SEQUENCES, 40);
         cr_expect_eq(n_bad, 0, "%llu of %llu states are wrong: %s", (unsigned long long)n_bad,
                 (unsigned long long)n_states, first_bad);
         cr_expect(n_states > 10000, "%llu states", (unsigned long long)n_states);

@@ -216,6 +216,20 @@ static int configure(struct catalog *catalog, struct error *err)
         return 0;
 }
 
+/* What a dead process committed may lie in the page cache alone, and is read all the same: whoever
+ * acted on it (removed the files that a row no longer names) and was then cut off would find the rows
+ * back and the files gone. So the log is synced before anything is believed; a checkpoint does that
+ * first. That there is no space to move its pages then is no harm: they stay in the log. */
+static int make_durable(struct catalog *catalog, struct error *err)
+{
+        int code = sqlite3_wal_checkpoint_v2(
+                catalog->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+
+        if (code == SQLITE_OK || (code & 0xff) == SQLITE_FULL)
+                return 0;
+        return catalog_fail(catalog, code, "cannot make the catalog durable", err);
+}
+
 /* The catalog is small: looking through all of it costs milliseconds, and finds what a bad disk did
  * before a wrong row becomes somebody's leaf. */
 static int check_whole(struct catalog *catalog, struct error *err)
@@ -265,6 +279,8 @@ int catalog_open_on(
         if (code != SQLITE_OK)
                 return catalog_fail(catalog, code, "cannot open the catalog", err);
         r = configure(catalog, err);
+        if (r == 0)
+                r = make_durable(catalog, err);
         if (r == 0)
                 r = check_whole(catalog, err);
         if (r == 0)
