@@ -172,6 +172,8 @@ struct client {
         struct nbd_handoff *handoff; /* it negotiated elsewhere; NULL: here; owned */
         pthread_t thread;
 
+        struct client *before; /* owner: its thread, at its end: the one that left before it */
+
         /* guarded by server.lock */
         struct client *next, *previous;
         enum nbd_client_state state;
@@ -241,7 +243,7 @@ struct nbd_server {
         struct volume **volumes;
         size_t n_volumes;
         struct client *clients, *last_client; /* oldest first */
-        struct client *finished;              /* threads that wait to be joined */
+        struct client *finished; /* the last one that left: its thread is not joined yet */
         unsigned n_greeting, n_served;
         uint64_t next_id;
         struct nbd_server_counters counters; /* of clients that are gone, and the server's own */

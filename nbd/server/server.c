@@ -373,32 +373,28 @@ static struct client *free_client(struct client *client)
 }
 DEFINE_CLEANUP(struct client *, free_client)
 
-static void join_clients(struct client *list)
+static void join_client(struct client *client)
 {
-        while (list) {
-                struct client *next = list->next;
-
-                pthread_join(list->thread, NULL);
-                free_client(list);
-                list = next;
-        }
+        if (!client)
+                return;
+        pthread_join(client->thread, NULL);
+        free_client(client);
 }
 
 static void join_finished(struct nbd_server *server)
 {
-        struct client *list;
+        struct client *last;
 
         pthread_mutex_lock(&server->lock);
-        list = TAKE_PTR(server->finished);
+        last = TAKE_PTR(server->finished);
         pthread_mutex_unlock(&server->lock);
-        join_clients(list);
+        join_client(last);
 }
 
 /* The last thing that a client's thread does. */
 void server_client_gone(struct client *client)
 {
         struct nbd_server *server = client->server;
-        struct client *before;
 
         if (!client->handed_over)
                 client_log(client, NBD_LOG_INFO, "is gone after %llu requests",
@@ -419,12 +415,13 @@ void server_client_gone(struct client *client)
         add_counters(&server->counters, client);
         /* Under the lock: nobody who finds a client in the list finds a stranger's descriptor. */
         close(client->fd);
-        before = TAKE_PTR(server->finished);
+        client->before = server->finished;
         server->finished = client;
         pthread_cond_broadcast(&server->fewer);
         pthread_mutex_unlock(&server->lock);
-        /* From here on the server may be gone, and so may this client's struct soon. */
-        join_clients(before);
+        /* From here on the server may be gone; this client's struct is there until its thread, this one,
+         * has been joined. */
+        join_client(client->before);
 }
 
 /* Room for one more that greets: if there is none, the one that has been at it longest goes. So a crowd
