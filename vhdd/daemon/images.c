@@ -329,9 +329,11 @@ int image_detach(struct catalog *catalog, const char *path, struct error *err)
                 r = is_needed(catalog, &row, &needed, err);
         if (r == 0 && !needed)
                 r = stands_on_ours(catalog, path, &ours, err);
-        if (r == 0 && !needed) {
-                row.made_by_us = false; /* the user's from now on */
-                if (ours)
+        if (r == 0) {
+                /* The user's from now on, also when a snapshot has it frozen: what was said to be
+                 * kept is not removed with the snapshot. */
+                row.made_by_us = false;
+                if (!needed && ours)
                         snprintf(row.state, sizeof(row.state), IMAGE_DETACHED);
                 r = catalog_image_update(catalog, &row, err);
         }

@@ -180,9 +180,10 @@ static int answer(struct deleting *deleting, json_t **ret, struct error *err)
         if (!deleting->dry && json_array_size(deleting->ids) > 0)
                 vm_changed(deleting->vm, "snapshot-deleted",
                         json_pack("{s:O}", "snapshots", deleting->names));
-        *ret = json_pack("{s:s, s:O, s:O, s:O, s:O, s:O}", "vm", deleting->row.name, "deleted",
+        *ret = json_pack("{s:s, s:O, s:O, s:O, s:O, s:O, s:O}", "vm", deleting->row.name, "deleted",
                 deleting->names, "kept", deleting->kept, "freed", deleting->release.files,
-                "waiting", deleting->release.waiting, "jobs", deleting->release.jobs);
+                "waiting", deleting->release.waiting, "jobs", deleting->release.jobs, "kept-files",
+                deleting->release.kept);
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }
 

@@ -313,55 +313,6 @@ static void chain_facts(struct vm_chain *chain, const json_t *answer)
         snprintf(chain->root_type, sizeof(chain->root_type), "%s", root ? root : "");
 }
 
-static int ask_open(struct vm *vm, const char *name, const struct image_chain *images,
-        bool writable, json_t **ret, struct error *err)
-{
-        return worker_call(vm, "chain.open",
-                json_pack("{s:s, s:o*, s:s, s:b}", "chain", name, "paths",
-                        worker_image_paths(images), "format", images->rows[0].format, "writable",
-                        writable),
-                OPEN_MS, ret, err);
-}
-
-/* A layer that was the leaf until a snapshot froze it: we have written to it. */
-static bool was_ours(struct vm *vm, const struct image_row *row)
-{
-        struct snapshot_disk_row *disks = NULL;
-        size_t n = 0;
-
-        if (strcmp(row->state, IMAGE_HIDDEN) == 0)
-                return true;
-        if (catalog_snapshot_disk_list_file(vm->broker->catalog, row->path, &disks, &n, NULL) < 0)
-                return false;
-        snapshot_disk_rows_free(disks, n);
-        return n > 0;
-}
-
-/* A frozen image may have missed being settled: its worker died, or there was no space, after the
- * snapshot's commit. Then the chain does not open until somebody may write to it; it is granted for
- * this one opening, and not as a rule, because a frozen image is nobody's to write to. */
-static int open_unsettled(struct vm *vm, const char *name, const struct image_chain *images,
-        json_t **ret, struct error *err)
-{
-        struct error ignored = ERROR_INIT;
-        size_t n_more = 0;
-        int r = 0;
-
-        for (size_t i = 1; r == 0 && i < images->n; i++) {
-                if (!was_ours(vm, &images->rows[i]))
-                        continue;
-                n_more++;
-                r = grant_image(vm, &images->rows[i], LINK_READ | LINK_WRITE, &ignored);
-        }
-        if (n_more == 0 || r < 0)
-                return -EUCLEAN; /* @err says the first opening's reason */
-        error_clear(&ignored);
-        r = ask_open(vm, name, images, true, ret, &ignored);
-        if (r == 0)
-                error_clear(err);
-        return r == 0 ? grant_chain(vm, images, true, err) : r;
-}
-
 int worker_chain_open(struct vm *vm, const char *name, const struct image_chain *images,
         bool writable, struct error *err)
 {
@@ -374,9 +325,11 @@ int worker_chain_open(struct vm *vm, const char *name, const struct image_chain 
                 return r;
         r = grant_chain(vm, images, writable, err);
         if (r == 0)
-                r = ask_open(vm, name, images, writable, &answer, err);
-        if (r < 0 && r != -EHOSTDOWN && r != -ETIMEDOUT && writable && images->n > 1)
-                r = open_unsettled(vm, name, images, &answer, err);
+                r = worker_call(vm, "chain.open",
+                        json_pack("{s:s, s:o*, s:s, s:b}", "chain", name, "paths",
+                                worker_image_paths(images), "format", images->rows[0].format,
+                                "writable", writable),
+                        OPEN_MS, &answer, err);
         if (r == 0) {
                 chain_facts(&chain, answer);
                 warning = json_string_value(json_object_get(answer, "warning"));
