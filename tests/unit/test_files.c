@@ -308,6 +308,21 @@ Test(files, what_comes_back_is_looked_at)
         cr_expect(eq(int, lock_from_outside(FILE_LOCK_WRITE), 0));
 }
 
+Test(files, what_came_back_and_is_not_used_is_let_go)
+{
+        int fd;
+
+        grant(image, LINK_WRITE);
+        fd = ask_open(image, FILE_WRITE);
+        cr_assert(ge(int, fd, 3));
+        files_free(files);
+        cr_assert(eq(int, files_new(VM, &files, &err), 0));
+        files_give_back(files, image, fd);
+        cr_expect(eq(int, lock_from_outside(FILE_LOCK_WRITE), -EAGAIN));
+        files_drop_returned(files);
+        cr_expect(eq(int, lock_from_outside(FILE_LOCK_WRITE), 0));
+}
+
 Test(files, a_new_image_is_made_once)
 {
         const char *child = beside("child.avhd");

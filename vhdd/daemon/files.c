@@ -96,12 +96,7 @@ struct files *files_free(struct files *files)
                 files->grants = grant->next;
                 grant_free(grant);
         }
-        while (files->returned) {
-                struct returned *returned = files->returned;
-
-                files->returned = returned->next;
-                returned_free(returned);
-        }
+        files_drop_returned(files);
         pthread_mutex_destroy(&files->lock);
         free(files);
         return NULL;
@@ -281,6 +276,17 @@ void files_give_back(struct files *files, const char *path, int fd)
         for (struct grant *grant = files->grants; grant; grant = grant->next)
                 if (!strcmp(grant->path, path))
                         take_returned(files, grant);
+}
+
+void files_drop_returned(struct files *files)
+{
+        MUTEX_GUARD(&files->lock);
+        while (files->returned) {
+                struct returned *returned = files->returned;
+
+                files->returned = returned->next;
+                returned_free(returned);
+        }
 }
 
 /* --- opening --- */

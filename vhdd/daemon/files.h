@@ -50,6 +50,9 @@ void files_revoke(struct files *files, const char *path);
  * the lock that rides on it, once the path is granted, if it is the file that the grant means. */
 void files_give_back(struct files *files, const char *path, int fd);
 
+/* What came back and nobody granted is let go. */
+void files_drop_returned(struct files *files);
+
 /* A worker's question, "fs.open" and so on. */
 int files_answer(struct files *files, const char *method, const json_t *params,
         struct files_answer *ret, struct error *err);

@@ -639,6 +639,11 @@ void link_revoke(struct link *link, const char *path)
         files_revoke(link->files, path);
 }
 
+void link_adopted(struct link *link)
+{
+        files_drop_returned(link->files);
+}
+
 pid_t link_pid(const struct link *link)
 {
         pthread_mutex_t *lock = (pthread_mutex_t *)(uintptr_t)&link->lock;

@@ -73,6 +73,10 @@ int link_grant(struct link *link, const char *path, unsigned access, uint64_t de
 /* The grant ends and, with it, the lock, once the worker has closed the file. */
 void link_revoke(struct link *link, const char *path);
 
+/* After adopting: everything that is used was granted. What else the worker gave back, and had closed
+ * by now, is let go with its locks. */
+void link_adopted(struct link *link);
+
 pid_t link_pid(const struct link *link); /* of the worker, 0: none lives */
 bool link_is_alive(struct link *link);
 

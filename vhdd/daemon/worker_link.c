@@ -881,6 +881,8 @@ static int bring_up(struct vm *vm, const struct vm_row *row, struct error *err)
                 r = recover_drop_record(vm, err);
         if (r == 0 && hello)
                 r = worker_renew_exports(vm, err);
+        if (r == 0 && hello)
+                link_adopted(vm->link);
         disk_rows_free(disks, n);
         return r;
 }
