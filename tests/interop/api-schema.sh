@@ -83,9 +83,28 @@ def ask(method, wanted=None, **params):
         assert answer.get("error", {}).get("data", {}).get("code") == wanted, (method, answer)
         return answer["error"]
     assert "result" in answer, (method, answer)
+    if schema and not params.get("dry-run"):
+        undescribed.update(look_up(schema["methods"][method]["result"], answer["result"], method))
     return answer["result"]
 
 
+def look_up(part, value, where):
+    """Members of the answer that nobody described."""
+    if "$ref" in part:
+        part = schema["types"][part["$ref"]]
+    if isinstance(value, list):
+        for one in value if "items" in part else []:
+            yield from look_up(part["items"], one, where)
+    elif isinstance(value, dict) and "properties" in part:
+        for name, inner in value.items():
+            if name in part["properties"]:
+                yield from look_up(part["properties"][name], inner, f"{where}.{name}")
+            else:
+                yield f"{where}.{name}"
+
+
+schema = None
+undescribed = set()
 schema = ask("rpc.schema")
 offered = set(ask("rpc.methods"))
 missing = set(schema["methods"]) - offered
@@ -106,6 +125,18 @@ ask("disk.attach", "EEXIST", vm="web", file=f"{images}/c.vhd", create=32 << 20, 
 assert [disk["name"] for disk in ask("disk.list", vm="web")] == ["a", "b"]
 assert len(ask("disk.list")) == 2
 ask("disk.show", vm="web", disk="a")
+try:
+    import nbd
+
+    client = nbd.NBD()
+    client.connect_uri(ask("disk.uri", vm="web", disk="a")["uri"])
+    client.pwrite(b"x" * 4096, 0)
+    shown = ask("disk.show", vm="web", disk="a")
+    assert len(shown["client-list"]) == shown["clients"] == 1, shown
+    assert ask("vm.show", vm="web")["on"]
+    client.shutdown()
+except ImportError:
+    print("api-schema: without an NBD client: python3-libnbd is not installed")
 ask("disk.uri", vm="web", disk="a")
 for kind in "libvirt", "qemu", "virt-v2v":
     ask("snippet", kind=kind, vm="web", disk="a")
@@ -170,6 +201,7 @@ ask("restart", dry_run=True)
 
 missed = set(schema["methods"]) - called
 assert not missed, f"not called by this test: {sorted(missed)}"
+assert not undescribed, f"answered, and not described: {sorted(undescribed)}"
 kinds = {message["params"]["type"] for message in control.waiting}
 unknown = kinds - set(schema["events"])
 assert not unknown, f"events that the schema does not name: {sorted(unknown)}"

@@ -125,7 +125,7 @@ json 'map(.depth)' '[3,1]'
 expect 0 "$vhdctl" disk show web system
 printed '/srv/web/web.vhd'
 printed 'monday, s2'
-printed 'pid 99'
+printed 'unix:uid=0,pid=99  web/system     3m 20s        11       0  4 KiB    1 MiB'
 expect 0 "$vhdctl" disk uri web system@monday
 sent disk.uri '{"disk":"system","snapshot":"monday","vm":"web"}'
 [ "$out" = 'nbd+unix:///web/system@monday?socket=/s' ] || fail 'disk uri prints more than the URI'

@@ -85,10 +85,10 @@ static void show_layers(const json_t *layers)
 
 static void show_clients(const json_t *clients)
 {
-        static const char *const columns[] = {
-                "CLIENT", "EXPORT", "SINCE", ">READS", ">WRITES", ">IN FLIGHT", NULL};
+        static const char *const columns[] = {"CLIENT", "EXPORT", ">CONNECTED", ">REQUESTS",
+                ">ERRORS", ">READ", ">WRITTEN", NULL};
         _cleanup_(table_freep) struct table *table = table_new(columns);
-        char time[SHOW_TIME_MAX];
+        char size[SIZE_TEXT_MAX], age[SHOW_AGE_MAX];
         json_t *client;
         size_t i;
 
@@ -97,10 +97,11 @@ static void show_clients(const json_t *clients)
                 table_cell(table, "%s", show_text(client, "peer"));
                 table_cell(table, "%s%s", show_text(client, "export"),
                         show_flag(client, "read-only") ? " (read-only)" : "");
-                table_cell(table, "%s", show_time(client, "since", time));
-                table_cell(table, "%" PRId64, show_number(client, "reads"));
-                table_cell(table, "%" PRId64, show_number(client, "writes"));
-                table_cell(table, "%" PRId64, show_number(client, "in-flight"));
+                table_cell(table, "%s", show_age(show_number(client, "age-ms"), age));
+                table_cell(table, "%" PRId64, show_number(client, "requests"));
+                table_cell(table, "%" PRId64, show_number(client, "errors"));
+                table_cell(table, "%s", show_size(client, "bytes-read", size));
+                table_cell(table, "%s", show_size(client, "bytes-written", size));
         }
         if (i > 0)
                 printf("\n");

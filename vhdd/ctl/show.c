@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vhdd/ctl/show.h"
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -50,6 +51,21 @@ const char *show_time(const json_t *object, const char *key, char buf[SHOW_TIME_
                         return buf;
         }
         snprintf(buf, SHOW_TIME_MAX, "%s", text);
+        return buf;
+}
+
+const char *show_age(int64_t ms, char buf[SHOW_AGE_MAX])
+{
+        int64_t s = ms / 1000;
+
+        if (s < 60)
+                snprintf(buf, SHOW_AGE_MAX, "%" PRId64 "s", s);
+        else if (s < 3600)
+                snprintf(buf, SHOW_AGE_MAX, "%" PRId64 "m %" PRId64 "s", s / 60, s % 60);
+        else if (s < 86400)
+                snprintf(buf, SHOW_AGE_MAX, "%" PRId64 "h %" PRId64 "m", s / 3600, s / 60 % 60);
+        else
+                snprintf(buf, SHOW_AGE_MAX, "%" PRId64 "d %" PRId64 "h", s / 86400, s / 3600 % 24);
         return buf;
 }
 

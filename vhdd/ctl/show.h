@@ -28,6 +28,10 @@ const char *show_size(const json_t *object, const char *key, char buf[SIZE_TEXT_
 /* "2026-01-31 13:00" where we are, or what came if that is no time. Answers @buf. */
 const char *show_time(const json_t *object, const char *key, char buf[SHOW_TIME_MAX]);
 
+#define SHOW_AGE_MAX 32
+/* "12s", "3m 20s", "5h 3m", "2d 4h". Answers @buf. */
+const char *show_age(int64_t ms, char buf[SHOW_AGE_MAX]);
+
 /* "name       value" as one line of a description; control characters in it are made harmless. */
 void show_line(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
