@@ -269,6 +269,7 @@ static int show_deleted(const struct ctl *ctl, const json_t *params, const json_
         show_list(ctl->dry_run ? "would delete " : "deleted ", json_object_get(result, "deleted"));
         show_list("keeps ", json_object_get(result, "kept"));
         show_list(ctl->dry_run ? "would free " : "freed ", json_object_get(result, "freed"));
+        show_list("its file stays: ", json_object_get(result, "kept-files"));
         if (waiting > 0)
                 printf("%zu image%s: others stand on %s, so %s for a merge\n", waiting,
                         PLURAL(waiting), waiting == 1 ? "it" : "them",
