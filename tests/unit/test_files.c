@@ -15,7 +15,7 @@
 #include "vhdd/daemon/files.h"
 #include "vhdd/daemon/link.h"
 
-#define VM "5fa21a55-f394-4a4d-9958-1951a67d5540"
+#define VM "f11e5000-0000-4000-8000-000000000001"
 
 static char dir[64], image[128];
 static struct files *files;
@@ -195,6 +195,7 @@ Test(files, regions_are_those_of_the_image_and_of_the_vm)
 #define REGION(name, create)                                                                       \
         json_pack("{s:s, s:s, s:i, s:b}", "name", name, "beside", image, "size", 8192, "create",   \
                 create)
+        cr_expect(eq(int, ask("fs.region-remove", REGION(mine, 0)), 0), "of an inode before");
         cr_expect(eq(int, ask("fs.region-open", REGION(mine, 0)), -ENOENT));
         fd = ask("fs.region-open", REGION(mine, 1));
         cr_assert(ge(int, fd, 3));
@@ -209,6 +210,17 @@ Test(files, regions_are_those_of_the_image_and_of_the_vm)
         close(fd);
         cr_expect(eq(int, ask("fs.region-remove", REGION(mine, 0)), -EPERM));
         grant(image, LINK_WRITE);
+        fd = ask("fs.region-open", REGION("vhdd-switch-" VM, 1));
+        cr_assert(ge(int, fd, 3));
+        close(fd);
+        grant(image, LINK_READ);
+        fd = ask("fs.region-open", REGION("vhdd-switch-" VM, 0));
+        cr_assert(ge(int, fd, 3));
+        cr_expect(
+                eq(int, fcntl(fd, F_GETFL) & O_ACCMODE, O_RDWR), "the record outlives its writer");
+        close(fd);
+        grant(image, LINK_WRITE);
+        cr_expect(eq(int, ask("fs.region-remove", REGION("vhdd-switch-" VM, 0)), 0));
         cr_expect(eq(int, ask("fs.region-remove", REGION(mine, 0)), 0));
         cr_expect(eq(int, ask("fs.region-open", REGION(mine, 0)), -ENOENT));
 }
@@ -227,6 +239,7 @@ Test(files, a_parent_with_a_redo_file_may_be_settled)
         fd = ask_open(image, FILE_WRITE);
         cr_assert(ge(int, fd, 3));
         close(fd);
+        cr_expect(eq(int, ask("fs.region-remove", REGION(mine, 0)), 0), "of an inode before");
         fd = ask("fs.region-open", REGION(mine, 1));
         cr_assert(ge(int, fd, 3));
         close(fd);

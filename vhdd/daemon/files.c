@@ -644,6 +644,15 @@ static int answer_sync_directory(
 
 /* --- regions (E4, E5) --- */
 
+/* The vm's switch record (E10): the worker's to write, whatever image it is asked for beside. */
+static bool is_switch_region(const struct files *files, const char *name)
+{
+        char wanted[96];
+
+        snprintf(wanted, sizeof(wanted), "vhdd-switch-%s", files->vm);
+        return strcmp(name, wanted) == 0;
+}
+
 /* May the worker have the region @name as one that lies beside the image? */
 static bool is_region_of(const struct files *files, const struct grant *grant, const char *name)
 {
@@ -652,8 +661,7 @@ static bool is_region_of(const struct files *files, const struct grant *grant, c
         struct stat st;
         uint64_t device, inode;
 
-        snprintf(wanted, sizeof(wanted), "vhdd-switch-%s", files->vm);
-        if (!strcmp(name, wanted))
+        if (is_switch_region(files, name))
                 return true;
         if (grant->fd < 0 || fstat(grant->fd, &st) < 0)
                 return false;
@@ -704,7 +712,9 @@ static int answer_region_open(
         r = host_region_open_fd(name, grant->path, (uint64_t)size, create, &fd, &path, err);
         if (r < 0)
                 return r == -ENOENT ? fail(err, ENOENT, "there is no region '%s'", name) : r;
-        if (!(grant->access & LINK_WRITE) && !grant->settling) {
+        /* A mapping of what can only be read is the reader's own copy; a record written there would be
+         * lost with the worker, which is what it is for. */
+        if (!(grant->access & LINK_WRITE) && !grant->settling && !is_switch_region(files, name)) {
                 char link[64];
                 int reader;
 
@@ -733,7 +743,7 @@ static int answer_region_remove(
 
         if (r < 0)
                 return r;
-        if (!(grant->access & LINK_WRITE) && !grant->settling)
+        if (!(grant->access & LINK_WRITE) && !grant->settling && !is_switch_region(files, name))
                 return refuse(name, "remove the region", err);
         r = host_region_open_fd(name, grant->path, 0, false, &fd, &path, err);
         if (r == -ENOENT) {

@@ -112,6 +112,8 @@ json_t *chains_to_json(const struct worker *worker);
 int join_switch(struct worker *worker, struct worker_chain *chain, struct error *err);
 /* Flushes that wait for a commit are answered with an error. */
 void release_flushes(struct worker_chain *chain);
+/* Nothing is switched and not committed: the record's file goes. (Else it is for the next worker.) */
+void forget_switch(struct worker *worker);
 int close_all(struct worker *worker, struct error *err);
 
 /* --- exports.c --- */

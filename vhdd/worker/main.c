@@ -112,6 +112,7 @@ int verb_quit(struct worker *worker, const json_t *params, json_t **ret, struct 
                 free(export->name);
                 free(export);
         }
+        forget_switch(worker);
         r2 = close_all(worker, &local);
         if (r == 0 && r2 < 0) {
                 *err = local;

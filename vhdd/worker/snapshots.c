@@ -203,6 +203,11 @@ int join_switch(struct worker *worker, struct worker_chain *chain, struct error 
         return 0;
 }
 
+void forget_switch(struct worker *worker)
+{
+        worker->switch_region = switch_close(worker->switch_region, !worker->switched[0]);
+}
+
 static json_t *identity(const struct switch_image *image)
 {
         return json_pack("{s:I, s:I}", "device", (json_int_t)image->device, "inode",
