@@ -542,7 +542,11 @@ int worker_snapshot_serve(struct vm *vm, const struct vm_row *row,
         chain = worker_chain_find(vm, chain_name);
         if (r < 0 || (chain->export_name && strcmp(chain->export_name, name) == 0))
                 return r;
-        r = export_add(vm, name, chain_name, true, "a snapshot's disk, read-only", err);
+        /* Called otherwise before a rename that was cut off. */
+        if (chain->export_name)
+                r = export_remove(vm, chain->export_name, true, 0, err);
+        if (r == 0)
+                r = export_add(vm, name, chain_name, true, "a snapshot's disk, read-only", err);
         if (r < 0)
                 return r;
         free(chain->export_name);
@@ -718,6 +722,24 @@ static int bring_disk(
         return worker_chain_open(vm, disk->id, &images, !disk->read_only, err);
 }
 
+/* The export that an adopted worker has over a chain, as it calls it; NULL: none. The broker before us
+ * may have died between an export's removal and its chain's closing. */
+static char *said_export(const json_t *hello, const char *chain)
+{
+        json_t *item;
+        size_t i;
+
+        json_array_foreach(json_object_get(hello, "exports"), i, item)
+        {
+                const char *of = json_string_value(json_object_get(item, "chain"));
+                const char *name = json_string_value(json_object_get(item, "name"));
+
+                if (of && name && strcmp(of, chain) == 0)
+                        return strdup(name);
+        }
+        return NULL;
+}
+
 /* The chains and exports of snapshots that are being read at the moment. */
 static int adopt_snapshots(
         struct vm *vm, const json_t *hello, const struct vm_row *row, struct error *err)
@@ -746,8 +768,7 @@ static int adopt_snapshots(
                                 continue;
                         r = adopt_chain(vm, said, name, &images, false, err);
                         if (r == 0 && find_any(vm, name))
-                                find_any(vm, name)->export_name =
-                                        export_name(row->name, disks[k].name, rows[i].name);
+                                find_any(vm, name)->export_name = said_export(hello, name);
                 }
                 snapshot_disk_rows_free(disks, n_disks);
         }
