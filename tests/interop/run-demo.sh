@@ -17,7 +17,8 @@ for tool in nbdcopy nbdinfo nbdsh debugfs mke2fs jq; do
         command -v "$tool" >/dev/null || PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null ||
                 skip "$tool is not installed"
 done
-PATH=$PATH:/usr/sbin:/sbin
+# Debian's own python3 before any other: nbdsh and libnbd's module belong to it.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 # A test installs nothing, and run would.
 mapfile -t packages < <("$VHDD_SOURCE/scripts/setup" --demo --list)
 dpkg-query -W "${packages[@]}" >/dev/null 2>&1 || skip "some of ${packages[*]} are not installed"
