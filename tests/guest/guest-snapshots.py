@@ -122,16 +122,17 @@ def check_snapshot(machine, name, digest):
 
 def snapshots(machine, count, chance):
     """Takes them while all that happens happens; answers {name: checksum right after it was taken}."""
-    happens = {1: [machine.hot_add], count // 2: [lambda: kill_worker(machine)],
-               count - 1: [lambda: restart_broker(machine)]}
+    happens = [(1, machine.hot_add), (count // 2, lambda: kill_worker(machine)),
+               (count - 1, lambda: restart_broker(machine))]
     if count >= 10:
-        happens.setdefault(count // 4, []).append(lambda: restart_broker(machine))
-        happens.setdefault(count * 3 // 4, []).append(lambda: kill_worker(machine))
+        happens += [(count // 4, lambda: restart_broker(machine)),
+                    (count * 3 // 4, lambda: kill_worker(machine))]
     taken = {}
     for number in range(count):
-        for one in happens.get(number, []):
-            one()
-            time.sleep(chance.uniform(0, 0.5))
+        for when, what in happens:
+            if when == number:
+                what()
+                time.sleep(chance.uniform(0, 0.5))
         time.sleep(chance.uniform(0.3, 1.5))
         name = f"s{number}"
         machine.daemon.ctl("snapshot", "take", "web", name)
