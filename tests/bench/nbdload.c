@@ -20,6 +20,7 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -86,6 +87,8 @@ static struct {
 static uint64_t n_places; /* span / size */
 static pthread_barrier_t all_connected;
 static struct timespec began;
+static volatile sig_atomic_t
+        told_to_end;                 /* SIGTERM: what is under way is awaited, then it reports */
 static atomic_uint_fast64_t n_begun; /* --once, --count: of all connections */
 static uint64_t *order;              /* --once: the places in random order */
 
@@ -310,7 +313,7 @@ static void begin(struct connection *c, unsigned slot)
 {
         struct slot *s = &c->slots[slot];
 
-        if (c->stopping || !next(c, &s->place)) {
+        if (c->stopping || told_to_end || !next(c, &s->place)) {
                 c->stopping = true;
                 return;
         }
@@ -511,6 +514,11 @@ static void report(struct connection *connections, double seconds)
                 exit(3);
 }
 
+static void end(int signal)
+{
+        told_to_end = 1;
+}
+
 static void usage(void)
 {
         fputs("usage: nbdload --socket PATH [--export NAME] [--operation read|write|write-flush]\n"
@@ -602,6 +610,7 @@ int main(int argc, char **argv)
         uint64_t disk = 0, last;
 
         parse_options(argc, argv);
+        signal(SIGTERM, end);
         connections = calloc(options.n_connections, sizeof(*connections));
         if (!connections)
                 die("no memory");
