@@ -15,6 +15,7 @@
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
+#include "vhdd/daemon/recover.h"
 #include "vhdd/daemon/snippet.h"
 #include "vhdd/daemon/worker_link.h"
 
@@ -609,21 +610,40 @@ static int detach_rows(struct vm *vm, const struct disk_row *disk, struct error 
         return r;
 }
 
+/* Nobody has anything of the vm open, and nothing waits that only a worker can settle: so a disk whose
+ * image keeps the worker from living can be taken away. */
+static bool is_safely_dead(struct vm *vm)
+{
+        return !(vm->link && link_is_alive(vm->link)) && !recover_wants_worker(vm);
+}
+
+static int detach_from_worker(struct vm *vm, const struct vm_row *row, const struct disk_row *disk,
+        bool force, unsigned timeout_ms, struct error *err)
+{
+        int r = worker_up(vm, err);
+
+        if (r < 0 && is_safely_dead(vm)) {
+                error_clear(err);
+                return 0;
+        }
+        if (r == 0 && worker_chain_find(vm, disk->id))
+                r = worker_disk_withdraw(vm, row, disk->name, force, timeout_ms, err);
+        return r == 0 ? worker_chain_close(vm, disk->id, err) : r;
+}
+
 static int detach_run(struct vm *vm, const struct vm_row *row, const struct disk_row *disk,
         bool force, unsigned timeout_ms, struct error *err)
 {
         struct error why = ERROR_INIT;
-        int r = worker_up(vm, err);
+        int r = detach_from_worker(vm, row, disk, force, timeout_ms, err);
 
-        if (r == 0 && worker_chain_find(vm, disk->id))
-                r = worker_disk_withdraw(vm, row, disk->name, force, timeout_ms, err);
-        if (r == 0)
-                r = worker_chain_close(vm, disk->id, err);
         if (r < 0)
                 return r;
         r = detach_rows(vm, disk, err);
-        if (r < 0)
-                vm_set_down(vm, "a detach failed"); /* anew, from the catalog */
+        if (r == 0 && !vm->up && vm->link)
+                link_forgive(vm->link);
+        if (r < 0 || !vm->up)
+                vm_set_down(vm, "a disk was taken away"); /* anew, from the catalog */
         else if (worker_grants_renew(vm, &why) < 0)
                 broker_log_error(vm->broker, row->name, &why);
         return r;
@@ -643,6 +663,10 @@ static int disk_detach(struct broker *broker, const struct caller *caller, const
 
         if (r == 0)
                 r = worker_up(vm, err);
+        if (r < 0 && vm && is_safely_dead(vm)) {
+                error_clear(err);
+                r = 0;
+        }
         if (r == 0)
                 r = disk_find(vm, &row, param_text(params, "disk"), &disk, err);
         if (r == 0)
