@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/uuid.h"
@@ -337,6 +338,7 @@ static bool may_be_broker(const struct worker *worker, int fd)
 static int take_brokers(struct worker *worker)
 {
         const struct rpc_handlers handlers = {.request = on_request, .opaque = worker};
+        const struct timespec pause = {.tv_nsec = 100000000};
         struct rpc *rpc = NULL;
         pthread_t reader;
 
@@ -344,8 +346,12 @@ static int take_brokers(struct worker *worker)
                 int fd = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
                 struct rpc *next = NULL;
 
-                if (fd < 0 && (errno == EINTR || errno == ECONNABORTED || errno == EMFILE))
+                if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
                         continue;
+                if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
+                        nanosleep(&pause, NULL); /* a client or a chain will go */
+                        continue;
+                }
                 if (fd < 0)
                         return 1;
                 if (!may_be_broker(worker, fd) || rpc_new(fd, &handlers, &next, NULL) < 0) {
