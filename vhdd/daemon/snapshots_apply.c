@@ -136,6 +136,28 @@ static int check_image(struct applying *applying, const char *path, struct error
         return 0;
 }
 
+/* A disk that the vm does not have now comes back to the file that it had, which nobody has taken
+ * since: neither as a disk of another vm's, nor in a snapshot, nor to stand on it. */
+static int check_free(struct applying *applying, const struct disk_row *disk, struct error *err)
+{
+        struct catalog *catalog = applying->vm->broker->catalog;
+        _cleanup_(image_row_done) struct image_row row = {0};
+        struct resolved_layer layer = {0};
+        int r = catalog_image_find(catalog, disk->file, &row, err);
+
+        /* What is kept for an undo is refused to everybody else already. */
+        if (r < 0 || strcmp(row.state, IMAGE_DISCARDED) == 0)
+                return r;
+        for (size_t i = 0; i < applying->n_now; i++)
+                if (strcmp(applying->now[i].file, disk->file) == 0)
+                        return 0;
+        layer.path = row.path; /* lent */
+        layer.device = row.device;
+        layer.inode = row.inode;
+        r = images_refuse_used(catalog, &layer, 1, !disk->read_only, err);
+        return r < 0 ? fail_prefix(err, r, "disk '%s' cannot come back", disk->name) : 0;
+}
+
 static int want_disk(struct applying *applying, const json_t *was, struct error *err)
 {
         struct wanted *wanted = &applying->wanted[applying->n_wanted];
@@ -152,9 +174,10 @@ static int want_disk(struct applying *applying, const json_t *was, struct error 
         if (!frozen || applying->is_undo) {
                 if (now && strcmp(now->file, wanted->row.file) == 0)
                         return 0;
-                return has_image(applying, wanted->row.file)
-                        ? check_image(applying, wanted->row.file, err)
-                        : look_again(applying, wanted, err);
+                if (!has_image(applying, wanted->row.file))
+                        return look_again(applying, wanted, err);
+                r = check_image(applying, wanted->row.file, err);
+                return r == 0 ? check_free(applying, &wanted->row, err) : r;
         }
         r = check_image(applying, wanted->row.file, err);
         if (r < 0)
