@@ -174,7 +174,7 @@ class Run:
         self.folder, self.seed, self.steps, self.verbose = folder, seed, steps, verbose
         self.chance = random.Random(seed)
         self.daemon = daemonlib.Daemon(folder)
-        self.vms, self.clients, self.detached = {}, {}, {}
+        self.vms, self.clients, self.detached, self.kept = {}, {}, {}, set()
         self.made = self.kills = self.requests = self.step = 0
         self.log = []
 
@@ -437,11 +437,14 @@ class Run:
         arguments += ["--keep-discarded", "24h"] if keep else []
         dropped = self.files(vm)
         after = state.apply(name, save, keep)
-        # Disks attached since are detached, and their files kept; if they were saved first, these are the
-        # saved snapshot's and go with it.
-        if self.control(vm, after, *arguments) and not save:
+        # Disks attached since are detached, and their files kept. Those that were saved first are frozen
+        # in the saved snapshot: they stay when it goes, and are nobody's then.
+        if self.control(vm, after, *arguments):
             for disk in set(state.disks) - set(after.disks):
-                self.detached[dropped[disk]] = state.disks[disk].content
+                if save:
+                    self.kept.add(dropped[disk])
+                else:
+                    self.detached[dropped[disk]] = state.disks[disk].content
         self.verify_disks(vm)
 
     def step_revert(self, vm):
@@ -615,7 +618,8 @@ class Run:
     def check_orphans(self, named):
         images = [f for f in os.listdir(self.folder) if f.endswith((".vhd", ".avhd"))]
         # A disk that was detached is its owner's again, with all that it stands on.
-        for file in self.detached:
+        for file in list(self.detached) + sorted(self.kept):
+            demand(os.path.exists(file), f"'{file}', which was to be kept, is gone")
             named += self.daemon.ctl("info", "--chain", "--json", "--image-root", self.folder, file).out
         lost = [f for f in images if f not in named]
         demand(not lost, f"files that nobody names, doctor neither: {lost}")
