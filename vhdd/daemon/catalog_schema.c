@@ -124,7 +124,7 @@ static int run_script(struct catalog *catalog, const char *sql, struct error *er
 
 static int migrate_one(struct catalog *catalog, size_t version, struct error *err)
 {
-        _cleanup_(catalog_rollbackp) struct catalog *transaction = catalog;
+        _cleanup_(catalog_rollbackp) __attribute__((unused)) struct catalog *transaction = catalog;
         char pragmas[128];
         int r;
 

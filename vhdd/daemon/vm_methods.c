@@ -400,7 +400,7 @@ static int vm_remove(struct broker *broker, const struct caller *caller, const j
 {
         _cleanup_(vm_releasep) struct vm *vm = NULL;
         _cleanup_(vm_row_done) struct vm_row row = {0};
-        json_auto_t *deleted = json_array(), *kept = json_array(), *clients = NULL;
+        json_auto_t *deleted = json_array(), *kept = json_array();
         bool delete_files = param_bool(params, "delete-files"), dry = param_bool(params, "dry-run");
         bool on = false;
         int r = vm_get(broker, param_text(params, "vm"), &vm, &row, err);

@@ -282,7 +282,7 @@ static int read_arguments(int argc, char **argv, struct arguments *ret, struct e
                 {"greeter", no_argument, NULL, 'G'},
                 {"uid", required_argument, NULL, 'u'},
                 {"gid", required_argument, NULL, 'g'},
-                {NULL},
+                {0},
         };
         int c;
 

@@ -99,7 +99,7 @@ static int add_rules(scmp_filter_ctx filter)
         /* Names of threads, for people who look. */
         if (r == 0)
                 r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1,
-                        SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
+                        SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME, 0));
         return r;
 }
 

@@ -309,13 +309,13 @@ static int add_conditional(scmp_filter_ctx filter)
 
         for (size_t i = 0; r == 0 && i < sizeof(fcntls) / sizeof(fcntls[0]); i++)
                 r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(fcntl), 1,
-                        SCMP_A1(SCMP_CMP_EQ, fcntls[i]));
+                        SCMP_A1(SCMP_CMP_EQ, fcntls[i], 0));
         for (size_t i = 0; r == 0 && i < sizeof(ioctls) / sizeof(ioctls[0]); i++)
                 r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
                         SCMP_A1(SCMP_CMP_MASKED_EQ, UINT32_MAX, ioctls[i]));
         if (r == 0)
-                r = seccomp_rule_add(
-                        filter, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1, SCMP_A0(SCMP_CMP_EQ, thread));
+                r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1,
+                        SCMP_A0(SCMP_CMP_EQ, thread, 0));
         /* glibc tries clone3 first, whose flags no filter can read, and falls back. */
         if (r == 0)
                 r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
@@ -338,14 +338,14 @@ static int add_conditional(scmp_filter_ctx filter)
                         SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC_BIT, 0));
         if (r == 0)
                 r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1,
-                        SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
+                        SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME, 0));
         if (r == 0) /* abort() */
                 r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(tgkill), 1,
-                        SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
+                        SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0));
         /* How glibc learns how much stack a thread has. */
         if (r == 0)
                 r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 2,
-                        SCMP_A0(SCMP_CMP_EQ, 0), SCMP_A2(SCMP_CMP_EQ, 0));
+                        SCMP_A0(SCMP_CMP_EQ, 0, 0), SCMP_A2(SCMP_CMP_EQ, 0, 0));
         return r;
 }
 
