@@ -126,6 +126,28 @@ Test(catalog, gives_a_vm_back_to_the_next_process_as_it_was)
         vm_row_done(&back);
 }
 
+/* An operation has the row in its hands for seconds, while the agent says that the vm is on now. */
+Test(catalog, what_an_agent_says_and_what_an_operation_writes_do_not_undo_each_other)
+{
+        struct vm_row row = a_vm(VM_1, "a"), back;
+
+        insert_vm(VM_1, "a");
+        cr_assert_eq(catalog_vm_set_on(catalog, VM_1, true, &err), 0, "%s", err.message);
+        row.settings = (char *)"{}";
+        cr_assert_eq(catalog_vm_update(catalog, &row, &err), 0, "%s", err.message);
+        reopen();
+        cr_assert_eq(catalog_vm_find(catalog, VM_1, &back, &err), 0);
+        cr_expect(back.is_on_by_agent);
+        cr_expect_str_eq(back.settings, "{}");
+        vm_row_done(&back);
+        cr_assert_eq(catalog_vm_set_on(catalog, VM_1, false, &err), 0, "%s", err.message);
+        cr_assert_eq(catalog_vm_find(catalog, VM_1, &back, &err), 0);
+        cr_expect_not(back.is_on_by_agent);
+        cr_expect_str_eq(back.settings, "{}");
+        vm_row_done(&back);
+        cr_expect_eq(catalog_vm_set_on(catalog, VM_2, true, &err), -ENOENT);
+}
+
 Test(catalog, takes_an_id_wherever_a_name_is_in_either_case)
 {
         struct vm_row back;

@@ -203,8 +203,7 @@ static int set_on(struct vm *vm, bool on, struct error *err)
 
         if (r < 0 || row.is_on_by_agent == on)
                 return r;
-        row.is_on_by_agent = on;
-        return catalog_vm_update(vm->broker->catalog, &row, err);
+        return catalog_vm_set_on(vm->broker->catalog, vm->id, on, err);
 }
 
 /* On the connection's thread, once. */

@@ -82,7 +82,9 @@ int catalog_vm_list(struct catalog *catalog, struct vm_row **ret, size_t *ret_n,
 int catalog_vm_find(
         struct catalog *catalog, const char *name_or_id, struct vm_row *ret, struct error *err);
 int catalog_vm_insert(struct catalog *catalog, const struct vm_row *row, struct error *err);
+/* All but is_on_by_agent, which its own function changes, and nothing else with it. */
 int catalog_vm_update(struct catalog *catalog, const struct vm_row *row, struct error *err);
+int catalog_vm_set_on(struct catalog *catalog, const char *id, bool on, struct error *err);
 /* With its disks, snapshots and jobs. Its images' rows stay: they are about files. */
 int catalog_vm_delete(struct catalog *catalog, const char *id, struct error *err);
 

@@ -9,10 +9,22 @@ static const struct column columns[] = {
         COLUMN(vm_row, directory, COLUMN_TEXT),
         COLUMN(vm_row, snapshot_dir, COLUMN_TEXT),
         COLUMN(vm_row, current, COLUMN_WORD),
-        COLUMN(vm_row, is_on_by_agent, COLUMN_BOOL),
         COLUMN(vm_row, undo, COLUMN_TEXT),
+        COLUMN(vm_row, is_on_by_agent, COLUMN_BOOL),
 };
 static const struct table table = TABLE("vm", "vm", vm_row, columns, 1);
+
+/* All but the last, is_on_by_agent. An operation writes the row as it has read it under the vm's lock;
+ * the agent says at any time whether the vm is on, and does not wait for that lock: neither may put
+ * back what the other wrote. */
+static const struct table table_but_on = {
+        .name = "vm",
+        .what = "vm",
+        .row_size = sizeof(struct vm_row),
+        .columns = columns,
+        .n_columns = sizeof(columns) / sizeof(columns[0]) - 1,
+        .n_keys = 1,
+};
 
 void vm_row_done(struct vm_row *row)
 {
@@ -44,7 +56,18 @@ int catalog_vm_insert(struct catalog *catalog, const struct vm_row *row, struct 
 
 int catalog_vm_update(struct catalog *catalog, const struct vm_row *row, struct error *err)
 {
-        return rows_update(catalog, &table, row, err);
+        return rows_update(catalog, &table_but_on, row, err);
+}
+
+int catalog_vm_set_on(struct catalog *catalog, const char *id, bool on, struct error *err)
+{
+        int changes = 0;
+        int r = rows_run(catalog, "UPDATE vm SET is_on_by_agent = ?2 WHERE id = ?1",
+                VALUES(TEXT_VALUE(id), NUMBER_VALUE(on)), &changes, err);
+
+        if (r == 0 && changes == 0)
+                return fail(err, ENOENT, "there is no vm '%s'", id);
+        return r;
 }
 
 int catalog_vm_delete(struct catalog *catalog, const char *id, struct error *err)

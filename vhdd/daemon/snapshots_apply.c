@@ -552,6 +552,9 @@ static int give_up(struct applying *applying, struct error *err)
 
 static int set_vm(struct applying *applying, struct error *err)
 {
+        struct catalog *catalog = applying->vm->broker->catalog;
+        int r;
+
         memcpy(applying->row.current, applying->current, sizeof(applying->row.current));
         if (applying->settings) {
                 char *text = json_dumps(applying->settings, JSON_COMPACT);
@@ -561,9 +564,10 @@ static int set_vm(struct applying *applying, struct error *err)
                 free(applying->row.settings);
                 applying->row.settings = text;
         }
-        if (applying->was_on_by_agent)
-                applying->row.is_on_by_agent = false;
-        return catalog_vm_update(applying->vm->broker->catalog, &applying->row, err);
+        r = catalog_vm_update(catalog, &applying->row, err);
+        if (r == 0 && applying->was_on_by_agent)
+                r = catalog_vm_set_on(catalog, applying->vm->id, false, err);
+        return r;
 }
 
 static int apply_rows(struct applying *applying, struct error *err)
