@@ -8,25 +8,27 @@
 #include "vhdd/daemon/snapshots.h"
 #include "vhdd/daemon/worker_link.h"
 
-/* The id of the vm's snapshot operation that stands in the journal, or 0. */
-static int64_t find_operation(struct vm *vm)
+/* The id of the vm's snapshot operation that stands in the journal, or 0. A journal that cannot be
+ * read does not say that there is none. */
+static int find_operation(struct vm *vm, int64_t *ret, struct error *err)
 {
         struct operation_row *rows = NULL;
-        int64_t id = 0;
         size_t n = 0;
+        int r = catalog_operation_list(vm->broker->catalog, &rows, &n, err);
 
-        if (catalog_operation_list(vm->broker->catalog, &rows, &n, NULL) < 0)
-                return 0;
-        for (size_t i = 0; i < n; i++)
+        *ret = 0;
+        for (size_t i = 0; r == 0 && i < n; i++)
                 if (strcmp(rows[i].vm, vm->id) == 0 && strcmp(rows[i].kind, OPERATION_TAKE) == 0)
-                        id = rows[i].id;
+                        *ret = rows[i].id;
         operation_rows_free(rows, n);
-        return id;
+        return r;
 }
 
 bool recover_wants_worker(struct vm *vm)
 {
-        return find_operation(vm) != 0;
+        int64_t id;
+
+        return find_operation(vm, &id, NULL) < 0 || id != 0;
 }
 
 /* The first frozen image: the record lies in a place of which this is one. */
@@ -138,8 +140,9 @@ int recover_before(struct vm *vm, const json_t *hello, struct error *err)
                 vm->rolling_operation = operation_abandon(vm->rolling_operation);
                 end_rolling(vm);
         }
-        id = find_operation(vm);
-        r = id ? settle(vm, id, hello, err) : 0;
+        r = find_operation(vm, &id, err);
+        if (r == 0 && id)
+                r = settle(vm, id, hello, err);
         return r < 0 || !hello ? r : drop_record(vm, hello, err);
 }
 
