@@ -126,16 +126,23 @@ int verb_snapshot_switch(
 int verb_snapshot_flush(
         struct worker *worker, const json_t *params, json_t **ret, struct error *err)
 {
+        int result = 0;
+
+        /* All of them: it is there for every disk, whatever became of one's flush. */
         for (struct worker_chain *chain = worker->chains; chain; chain = chain->next) {
+                struct error why = ERROR_INIT;
                 int r;
 
                 if (chain_n_frozen(chain->chain) == 0)
                         continue;
-                r = chain_flush_frozen(chain->chain, err);
-                if (r < 0)
-                        return fail_prefix(err, r, "disk %s", chain->name);
+                r = chain_flush_frozen(chain->chain, &why);
+                if (r == 0 || result < 0)
+                        continue;
+                result = fail_prefix(&why, r, "disk %s", chain->name);
+                if (err)
+                        *err = why;
         }
-        return 0;
+        return result;
 }
 
 int verb_snapshot_commit(
