@@ -23,8 +23,12 @@ static int find_unread(struct vm *vm, json_t *ids, struct error *err)
 {
         struct snapshot_row *rows = NULL;
         size_t n = 0;
-        int r = catalog_snapshot_list(vm->broker->catalog, vm->id, &rows, &n, err);
+        int r;
 
+        /* What is read is known once the worker has said what it has open. */
+        if (!vm->up)
+                return 0;
+        r = catalog_snapshot_list(vm->broker->catalog, vm->id, &rows, &n, err);
         for (size_t i = 0; r == 0 && i < n; i++)
                 if (strcmp(rows[i].state, "hidden") == 0 &&
                         worker_snapshots_close(vm, rows[i].id, false) == 0)
@@ -92,6 +96,21 @@ void discarded_sweep(struct vm *vm)
                 broker_log_error(vm->broker, vm->id, &err);
 }
 
+/* Readers say that they go (vm_worker_event), but not those who die with their worker. */
+static bool has_hidden(struct catalog *catalog, const char *vm)
+{
+        struct snapshot_row *rows = NULL;
+        bool found = false;
+        size_t n = 0;
+
+        if (catalog_snapshot_list(catalog, vm, &rows, &n, NULL) < 0)
+                return false;
+        for (size_t i = 0; i < n && !found; i++)
+                found = strcmp(rows[i].state, "hidden") == 0;
+        snapshot_rows_free(rows, n);
+        return found;
+}
+
 static void sweep_all(struct broker *broker)
 {
         struct vm_row *rows = NULL;
@@ -102,7 +121,7 @@ static void sweep_all(struct broker *broker)
         for (size_t i = 0; i < n; i++) {
                 _cleanup_(vm_releasep) struct vm *vm = NULL;
 
-                if (undo_has_expired(&rows[i]) &&
+                if ((undo_has_expired(&rows[i]) || has_hidden(broker->catalog, rows[i].id)) &&
                         vm_get_within(broker, rows[i].id, 1000, &vm, NULL, NULL) == 0)
                         discarded_sweep(vm);
         }
