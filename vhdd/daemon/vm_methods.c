@@ -241,16 +241,29 @@ static bool is_in(const json_t *list, const char *path)
         return false;
 }
 
+/* Kept for an undo of another vm's, whose images stand on the same ones as this vm's. */
+static bool is_anothers(const json_t *undo, const struct image_row *image)
+{
+        return strcmp(image->state, IMAGE_DISCARDED) == 0 &&
+                !is_in(json_object_get(undo, "discarded"), image->path);
+}
+
 /* Paths of every image of the vm: under its disks and snapshots, and whatever stands on these. */
 static int collect_images(struct vm *vm, json_t *paths, struct error *err)
 {
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        json_auto_t *undo = NULL;
         struct catalog *catalog = vm->broker->catalog;
         struct snapshot_row *snapshots = NULL;
         struct image_row *images = NULL;
         struct disk_row *disks = NULL;
         size_t n_snapshots = 0, n_disks = 0, n_images = 0, before;
-        int r = catalog_disk_list(catalog, vm->id, &disks, &n_disks, err);
+        int r = catalog_vm_find(catalog, vm->id, &row, err);
 
+        if (r == 0 && row.undo)
+                undo = json_loads(row.undo, 0, NULL);
+        if (r == 0)
+                r = catalog_disk_list(catalog, vm->id, &disks, &n_disks, err);
         for (size_t i = 0; r == 0 && i < n_disks; i++)
                 if (!is_in(paths, disks[i].file))
                         json_array_append_new(paths, json_string(disks[i].file));
@@ -274,7 +287,8 @@ static int collect_images(struct vm *vm, json_t *paths, struct error *err)
                 before = json_array_size(paths);
                 for (size_t i = 0; r == 0 && i < n_images; i++) {
                         bool child = images[i].parent && is_in(paths, images[i].parent) &&
-                                strcmp(images[i].state, IMAGE_IN_USE) != 0;
+                                strcmp(images[i].state, IMAGE_IN_USE) != 0 &&
+                                !is_anothers(undo, &images[i]);
 
                         if (child && !is_in(paths, images[i].path))
                                 json_array_append_new(paths, json_string(images[i].path));
