@@ -15,7 +15,7 @@ the state after it, and the test finds out which by asking, and from then on dem
 end doctor names every file that belongs to nobody, and all of it survives a stop and a start.
 
   --seed   of the (first) run; printed for each
-  --steps  in a run (default 350, with --long 3000)
+  --steps  in a run (default 250, with --long 3000)
   --runs   how many (default 3, with --long 200)
 
 Exit status: 0 as it must be, 1 not, 2 usage, 77 skipped."""
@@ -693,7 +693,7 @@ def parse():
         print(__doc__)
         sys.exit(0)
     args.long = args.long or bool(os.environ.get("VHDD_LONG"))
-    args.steps = args.steps or (3000 if args.long else 350)
+    args.steps = args.steps or (3000 if args.long else 250)
     args.runs = args.runs or (1 if args.seed is not None else 200 if args.long else 3)
     if args.seed is None:
         args.seed = random.SystemRandom().randrange(1 << 31)
