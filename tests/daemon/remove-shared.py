@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""remove-shared - removing a vm with its files takes nothing that another vm keeps for an undo.
+"""remove-shared - removing a vm with its files takes nothing that somebody else still needs.
 
-Both stand on one base image: one vm reads it, the other has a child of it. What the second one's apply
-discarded, and keeps, is still there when the first one is removed, and the undo brings it back."""
+Two vms stand on one base image: one vm reads it, the other has a child of it. What the second one's
+apply discarded, and keeps, is still there when the first one is removed, and the undo brings it back.
+The same of a child that is detached just then: what it stands on stays."""
 
 import os
 import sys
@@ -15,7 +16,31 @@ from daemonlib import demand  # noqa: E402
 SECTOR = b"kept".ljust(512, b".")
 
 
+def detached(folder):
+    """The base was made by the daemon for the vm that goes; a file that is nobody's disk stands on it."""
+    base, child = (os.path.join(folder, name) for name in ("made.vhd", "on-it.vhd"))
+    with daemonlib.Daemon(folder) as daemon:
+        daemon.start()
+        daemon.ctl("vm", "create", "a")
+        daemon.ctl("vm", "create", "b")
+        daemon.ctl("disk", "attach", "a", base, "--create", "8M")
+        daemon.ctl("snapshot", "take", "a", "s")
+        daemon.ctl("create", child, "--parent", base)
+        daemon.ctl("disk", "attach", "b", child, "--name", "d")
+        daemon.ctl("disk", "detach", "b", "d")
+        daemon.ctl("vm", "remove", "a", "--delete-files")
+        daemon.ctl("disk", "attach", "b", child, "--name", "d")
+        daemonlib.leave(daemon.connect("b/d"))
+        daemon.stop()
+
+
 def test(folder):
+    kept_for_undo(folder)
+    os.mkdir(os.path.join(folder, "2"))
+    detached(os.path.join(folder, "2"))
+
+
+def kept_for_undo(folder):
     base, child = (os.path.join(folder, name) for name in ("base.vhd", "child.vhd"))
     with daemonlib.Daemon(folder) as daemon:
         daemon.start()

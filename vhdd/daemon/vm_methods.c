@@ -241,9 +241,12 @@ static bool is_in(const json_t *list, const char *path)
         return false;
 }
 
-/* Kept for an undo of another vm's, whose images stand on the same ones as this vm's. */
+/* Kept for somebody else, on the same images as this vm's: for an undo of another vm's, or as the file
+ * of a disk that was detached, whose vm nobody remembers: that one is its owner's. */
 static bool is_anothers(const json_t *undo, const struct image_row *image)
 {
+        if (strcmp(image->state, IMAGE_DETACHED) == 0)
+                return true;
         return strcmp(image->state, IMAGE_DISCARDED) == 0 &&
                 !is_in(json_object_get(undo, "discarded"), image->path);
 }
