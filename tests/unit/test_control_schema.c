@@ -122,8 +122,8 @@ Test(control_schema, refuses_a_schema_that_it_could_not_check_by)
                 "{",
                 "{}",
                 "{\"types\":{},\"methods\":{\"a\":{\"params\":{}}}}",
-                "{\"types\":{},\"methods\":{\"a\":{\"params\":{\"b\":{\"$ref\":\"c\"}},"
-                "\"result\":{}}}}",
+                ("{\"types\":{},\"methods\":{\"a\":{\"params\":{\"b\":{\"$ref\":\"c\"}},"
+                 "\"result\":{}}}}"),
                 "{\"types\":{\"t\":{\"type\":\"colour\"}},\"methods\":{}}",
                 "{\"types\":{\"t\":{\"pattern\":\".*\"}},\"methods\":{}}",
                 "{\"types\":{\"t\":{\"format\":\"colour\"}},\"methods\":{}}",

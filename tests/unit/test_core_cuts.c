@@ -27,7 +27,7 @@
 #include "vhdd/daemon/vms.h"
 
 #define CUT_STATUS 77
-#define MARK       "\x01w" /* stands before each letter that the guest wrote */
+#define MARK       "\x01guest wrote " /* before each letter of its; no id has it by chance */
 
 static char folder[64];
 static unsigned steps_left; /* 0: no cut */
@@ -339,14 +339,17 @@ static void put_content(FILE *out, const char *leaf)
         cr_assert(eq(int, image_chain_get(broker.catalog, leaf, &chain, NULL), 0), "%s", leaf);
         for (size_t i = chain.n; i-- > 0;) {
                 FILE *file = fopen(chain.rows[i].path, "r");
-                char last[3] = "";
+                char last[sizeof(MARK)] = "";
                 int c;
 
                 cr_assert(file != NULL, "the catalog names '%s', and it is not there",
                         chain.rows[i].path);
-                for (; (c = fgetc(file)) != EOF; last[0] = last[1], last[1] = (char)c)
-                        if (strcmp(last, MARK) == 0)
+                while ((c = fgetc(file)) != EOF) {
+                        if (memcmp(last, MARK, sizeof(MARK) - 1) == 0)
                                 fputc(c, out);
+                        memmove(last, last + 1, sizeof(MARK) - 2);
+                        last[sizeof(MARK) - 2] = (char)c;
+                }
                 fclose(file);
         }
         image_chain_done(&chain);

@@ -128,6 +128,8 @@ Test(listeners, over_tcp_are_on_loopback_and_know_their_port)
         cr_assert(eq(sz, options.n_nbd_paths, 1), "the unix socket as well");
         listeners_close(&listeners);
 
+        free(options.nbd_addresses[0]);
+        free(options.nbd_addresses);
         options.nbd_addresses = list_of("0.0.0.0:0");
         options.n_nbd_addresses = 1;
         cr_assert(eq(int, open_all(&err), -EACCES));
