@@ -149,12 +149,13 @@ bool wire_has_line(const struct wire *wire)
 
 char *wire_line(struct wire *wire, size_t *ret_length)
 {
-        char *newline = find_newline(wire), *line = wire->buffer + wire->begin;
+        char *newline = find_newline(wire), *line;
 
         if (!newline) {
                 wire->looked = wire->end;
                 return NULL;
         }
+        line = wire->buffer + wire->begin;
         *newline = '\0';
         wire->begin = wire->looked = (size_t)(newline + 1 - wire->buffer);
         *ret_length = (size_t)(newline - line);
