@@ -338,7 +338,7 @@ int chain_switch(const struct chain_switch *disks, unsigned n_disks, struct swit
 
 /* --- flushes */
 
-/* E5, of an image that is the leaf no more. Nobody has a commit to wait for now: P4. */
+/* E5, of an image that is the leaf no more: its commit never comes (P4), and nobody waits for it. */
 static void fail_chain(struct chain *chain)
 {
         MUTEX_GUARD(&chain->commit_lock);

@@ -6,19 +6,9 @@
 #include "base/uuid.h"
 #include "chain/push.h"
 #include "vhdd/worker/internal.h"
+#include "vhdd/worker/layers.h"
 
 #define MAX_EXTENTS 4096u /* of one answer of `changed` */
-
-static const char *type_text(enum image_type type)
-{
-        switch (type) {
-        case IMAGE_RAW: return "raw";
-        case IMAGE_FIXED: return "fixed";
-        case IMAGE_DYNAMIC: return "dynamic";
-        case IMAGE_DIFFERENCING: return "differencing";
-        }
-        return "?";
-}
 
 int find_chain(
         struct worker *worker, const char *name, struct worker_chain **ret, struct error *err)
@@ -53,22 +43,6 @@ json_t *chains_to_json(const struct worker *worker)
                                 (json_int_t)chain_size(chain->chain), "frozen",
                                 (int)chain_n_frozen(chain->chain)));
         return list;
-}
-
-static json_t *layers_to_json(const struct chain *chain)
-{
-        json_t *layers = json_array();
-
-        for (unsigned i = chain_depth(chain); i-- > 0;) {
-                const struct image *image = chain_layer(chain, i);
-                char id[UUID_TEXT_SIZE];
-
-                json_array_append_new(layers,
-                        json_pack("{s:s, s:s, s:s, s:s}", "path", chain_layer_path(chain, i),
-                                "uuid", uuid_format(image->id, id), "type", type_text(image->type),
-                                "format", image->format->name));
-        }
-        return layers;
 }
 
 /* --- opening --- */

@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/uuid.h"
 #include "chain/chain.h"
 #include "vhdd/ipc/rpc.h"
 #include "vhdd/worker/fs.h"
+#include "vhdd/worker/layers.h"
 #include "vhdd/worker/sandbox.h"
 
 #define CHANNEL_FD 3
@@ -27,17 +27,6 @@ struct resolving {
         json_t *params;
 };
 
-static const char *type_text(enum image_type type)
-{
-        switch (type) {
-        case IMAGE_RAW: return "raw";
-        case IMAGE_FIXED: return "fixed";
-        case IMAGE_DYNAMIC: return "dynamic";
-        case IMAGE_DIFFERENCING: return "differencing";
-        }
-        return "?";
-}
-
 static int resolve(struct fs *fs, const json_t *params, json_t **ret, struct error *err)
 {
         const char *path = json_string_value(json_object_get(params, "path"));
@@ -47,7 +36,6 @@ static int resolve(struct fs *fs, const json_t *params, json_t **ret, struct err
                 .format = json_string_value(json_object_get(params, "format")),
         };
         struct chain *chain;
-        json_t *layers;
         int r;
 
         if (!path)
@@ -55,18 +43,8 @@ static int resolve(struct fs *fs, const json_t *params, json_t **ret, struct err
         r = chain_open(path, &options, &chain, err);
         if (r < 0)
                 return r;
-        layers = json_array();
-        for (unsigned i = chain_depth(chain); i-- > 0;) {
-                const struct image *image = chain_layer(chain, i);
-                char id[UUID_TEXT_SIZE];
-
-                json_array_append_new(layers,
-                        json_pack("{s:s, s:s, s:s, s:s, s:I}", "path", chain_layer_path(chain, i),
-                                "uuid", uuid_format(image->id, id), "type", type_text(image->type),
-                                "format", image->format->name, "size", (json_int_t)image->size));
-        }
+        *ret = json_pack("{s:o}", "layers", layers_to_json(chain));
         chain_abandon(chain);
-        *ret = json_pack("{s:o}", "layers", layers);
         return 0;
 }
 

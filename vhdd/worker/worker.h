@@ -16,7 +16,7 @@
  *  files {offset}                             {paths, next: offset|null} and the descriptors: what is
  *                                             open, so that its locks have a holder again
  *  chain.open {chain, paths, format?,         {size, block-size, writable, layers: [{path, uuid,
- *      writable, direct?}                     type}], warning?}    a parent that a dead process left
+ *      writable, direct?}                     type, format, size}], warning?}    a parent that a dead process left
  *                                             unsettled is settled first; with an uncommitted switch
  *                                             of this disk, flushes wait for snapshot.commit
  *  chain.close {chain}                        {}     cleanly; -EBUSY while it has exports
