@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "vhdd/daemon/names.h"
+#include "vhdd/daemon/notes.h"
 #include "vhdd/daemon/snapshots.h"
 
 #define FOLDERS_DEEP 8u
@@ -17,17 +18,6 @@
 static int no_memory(struct error *err)
 {
         return fail(err, ENOMEM, "no memory for a folder of images");
-}
-
-__attribute__((format(printf, 2, 3))) static void note(json_t *notes, const char *format, ...)
-{
-        char text[ERROR_MESSAGE_MAX];
-        va_list ap;
-
-        va_start(ap, format);
-        vsnprintf(text, sizeof(text), format, ap);
-        va_end(ap);
-        json_array_append_new(notes, json_string(text));
 }
 
 void forest_done(struct forest *forest)
@@ -83,7 +73,7 @@ static int find_files(
                         r = fail(err, E2BIG, "more than %u images lie beneath '%s'",
                                 FOREST_MAX_FILES, folder);
                 else if (json_array_append_new(paths, json_string(path)) < 0)
-                        note(notes, "'%s' is left out: its name is no UTF-8", path);
+                        note_add(notes, "'%s' is left out: its name is no UTF-8", path);
         }
         closedir(dir);
         return r;
@@ -188,7 +178,7 @@ static int resolve_one(const struct doctor *reader, const char *directory, const
         r = reader->resolve(
                 reader->opaque, path, "vhd", roots, reader->n_roots + 1, &layers, &n, &why);
         if (r < 0) {
-                note(notes, "'%s' is left out: %s", path, why.message);
+                note_add(notes, "'%s' is left out: %s", path, why.message);
                 return 0;
         }
         r = add_chain(forest, layers, n, err);
@@ -537,7 +527,7 @@ int forest_to_rows(const struct forest *forest, size_t root, const char *name, s
         if (r < 0)
                 return r;
         if (n_tips > 1)
-                note(notes,
+                note_add(notes,
                         "'%s' was changed last and is the running state; the %u other tips are "
                         "snapshots",
                         forest->nodes[p.leaf].path, n_tips - 1);

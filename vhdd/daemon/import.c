@@ -17,6 +17,7 @@
 #include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/names.h"
+#include "vhdd/daemon/notes.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/vms.h"
 #include "vhdd/daemon/worker_link.h"
@@ -49,18 +50,6 @@ static void import_done(struct import *import)
         free(import->directory);
         free(import->target);
         free(import->sidecar);
-}
-
-__attribute__((format(printf, 2, 3))) static void note(
-        struct import *import, const char *format, ...)
-{
-        char text[ERROR_MESSAGE_MAX];
-        va_list ap;
-
-        va_start(ap, format);
-        vsnprintf(text, sizeof(text), format, ap);
-        va_end(ap);
-        json_array_append_new(import->notes, json_string(text));
 }
 
 /* ---- what is asked ---- */
@@ -156,7 +145,7 @@ static bool rows_from_sidecar(struct import *import)
                 import->sidecar = TAKE_PTR(path);
                 return true;
         }
-        note(import, "the folder's sidecar is not used: %s", why.message);
+        note_add(import->notes, "the folder's sidecar is not used: %s", why.message);
         sidecar_done(&import->rows);
         return false;
 }
@@ -254,7 +243,7 @@ static int settle_rows(struct import *import, struct error *err)
         }
         if (!is_vm(import->broker->catalog, rows->vm.id))
                 return 0;
-        note(import, "the vm gets new ids: the one that it was copied from is here too");
+        note_add(import->notes, "the vm gets new ids: the one that it was copied from is here too");
         return sidecar_new_ids(rows, err);
 }
 
@@ -447,7 +436,7 @@ static int serve(struct import *import, json_t **ret_vm, struct error *err)
                 return r;
         vm_changed(vm, "vm-imported", NULL);
         if (worker_up(vm, &why) < 0) {
-                note(import, "its disks are not served yet: %s", why.message);
+                note_add(import->notes, "its disks are not served yet: %s", why.message);
                 vm_set_down(vm, why.message);
         }
         return vm_to_json(vm, &row, true, ret_vm, err);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A sidecar's rows for another place, or for another vm. */
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "vhdd/daemon/notes.h"
 #include "vhdd/daemon/sidecar.h"
 
 static int no_memory(struct error *err)
@@ -25,13 +25,24 @@ static const struct snapshot_disk_row *find_held(
         return NULL;
 }
 
+/* @settings NULL: there was no memory to read them. */
+static int put_settings(struct snapshot_row *snapshot, const json_t *settings, struct error *err)
+{
+        char *text = settings ? json_dumps(settings, JSON_COMPACT) : NULL;
+
+        if (!text)
+                return no_memory(err);
+        free(snapshot->settings);
+        snapshot->settings = text;
+        return 0;
+}
+
 /* What stands in the rows is the truth for the disks that the settings list. */
 static int renew_settings(
         const struct sidecar *sidecar, struct snapshot_row *snapshot, struct error *err)
 {
         json_auto_t *settings = json_loads(snapshot->settings, 0, NULL);
         json_t *disks = json_object_get(settings, "disks"), *disk;
-        char *text;
         size_t i;
 
         json_array_foreach(disks, i, disk)
@@ -44,12 +55,7 @@ static int renew_settings(
                         json_object_set_new(disk, "file", json_string(held->file)) < 0)
                         return no_memory(err);
         }
-        text = settings ? json_dumps(settings, JSON_COMPACT) : NULL;
-        if (!text)
-                return no_memory(err);
-        free(snapshot->settings);
-        snapshot->settings = text;
-        return 0;
+        return put_settings(snapshot, settings, err);
 }
 
 /* ---- paths ---- */
@@ -119,7 +125,6 @@ static int renew_settings_ids(json_t *ids, struct snapshot_row *snapshot, struct
 {
         json_auto_t *settings = json_loads(snapshot->settings, 0, NULL);
         json_t *disk;
-        char *text;
         size_t i;
 
         json_array_foreach(json_object_get(settings, "disks"), i, disk)
@@ -133,12 +138,7 @@ static int renew_settings_ids(json_t *ids, struct snapshot_row *snapshot, struct
                 renew_id(ids, id);
                 json_object_set_new(disk, "id", json_string(id));
         }
-        text = settings ? json_dumps(settings, JSON_COMPACT) : NULL;
-        if (!text)
-                return no_memory(err);
-        free(snapshot->settings);
-        snapshot->settings = text;
-        return 0;
+        return put_settings(snapshot, settings, err);
 }
 
 int sidecar_new_ids(struct sidecar *sidecar, struct error *err)
@@ -177,18 +177,6 @@ struct confining {
         size_t n_roots;
         json_t *notes;
 };
-
-__attribute__((format(printf, 2, 3))) static void left_out(
-        struct confining *c, const char *format, ...)
-{
-        char text[ERROR_MESSAGE_MAX];
-        va_list ap;
-
-        va_start(ap, format);
-        vsnprintf(text, sizeof(text), format, ap);
-        va_end(ap);
-        json_array_append_new(c->notes, json_string(text));
-}
 
 /* Beneath a root by its real name: nothing on the way to it is a link. */
 static bool is_inside(const struct confining *c, const char *path)
@@ -237,7 +225,7 @@ static void drop_devices(struct confining *c)
                         sidecar->disks[n++] = *disk;
                         continue;
                 }
-                left_out(c, "the pass-through disk '%s' (%s) is left out: attach it again",
+                note_add(c->notes, "the pass-through disk '%s' (%s) is left out: attach it again",
                         disk->name, disk->file);
                 disk_row_done(disk);
         }
@@ -258,7 +246,6 @@ static int confine_settings(struct confining *c, struct snapshot_row *snapshot, 
 {
         json_auto_t *settings = json_loads(snapshot->settings, 0, NULL);
         json_t *disks = json_object_get(settings, "disks");
-        char *text;
 
         for (size_t i = json_array_size(disks); i-- > 0;) {
                 json_t *disk = json_array_get(disks, i);
@@ -271,19 +258,14 @@ static int confine_settings(struct confining *c, struct snapshot_row *snapshot, 
                 else
                         json_array_remove(disks, i);
         }
-        text = settings ? json_dumps(settings, JSON_COMPACT) : NULL;
-        if (!text)
-                return no_memory(err);
-        free(snapshot->settings);
-        snapshot->settings = text;
-        return 0;
+        return put_settings(snapshot, settings, err);
 }
 
 static void confine_text(struct confining *c, char **path, const char *what)
 {
         if (!*path || is_inside(c, *path))
                 return;
-        left_out(c, "%s '%s' is left out: it lies in none of the folders that are allowed", what,
+        note_add(c->notes, "%s '%s' is left out: it lies in none of the folders that are allowed", what,
                 *path);
         free(*path);
         *path = NULL;
