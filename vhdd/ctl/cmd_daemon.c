@@ -28,17 +28,17 @@ static int show_status(const struct ctl *ctl, const json_t *params, const json_t
         json_t *uri;
         size_t i;
 
-        show_line("version", "%s", show_text(result, "version"));
-        show_line("pid", "%" PRId64, show_number(result, "pid"));
-        show_line("started", "%s", show_time(result, "started", time));
-        show_line("state dir", "%s", show_text(result, "state-dir"));
+        show_line(0, "version", "%s", show_text(result, "version"));
+        show_line(0, "pid", "%" PRId64, show_number(result, "pid"));
+        show_line(0, "started", "%s", show_time(result, "started", time));
+        show_line(0, "state dir", "%s", show_text(result, "state-dir"));
         if (show_text(result, "control")[0])
-                show_line("control", "%s", show_text(result, "control"));
+                show_line(0, "control", "%s", show_text(result, "control"));
         json_array_foreach(json_object_get(result, "nbd"), i, uri)
-                show_line("nbd", "%s", json_is_string(uri) ? json_string_value(uri) : "");
+                show_line(0, "nbd", "%s", json_is_string(uri) ? json_string_value(uri) : "");
         for (i = 0; i < sizeof(counts) / sizeof(counts[0]); i++)
                 if (json_object_get(result, counts[i]))
-                        show_line(counts[i], "%" PRId64, show_number(result, counts[i]));
+                        show_line(0, counts[i], "%" PRId64, show_number(result, counts[i]));
         return CTL_DONE;
 }
 

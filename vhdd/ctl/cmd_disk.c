@@ -113,21 +113,21 @@ static int show_disk(const struct ctl *ctl, const json_t *params, const json_t *
         char size[SIZE_TEXT_MAX], state[128];
 
         describe(result, state, sizeof(state));
-        show_line("disk", "%s/%s", show_text(result, "vm"), show_text(result, "name"));
-        show_line("id", "%s", show_text(result, "id"));
-        show_line("at", "%s", show_text(result, "at"));
-        show_line("state", "%s", state);
+        show_line(0, "disk", "%s/%s", show_text(result, "vm"), show_text(result, "name"));
+        show_line(0, "id", "%s", show_text(result, "id"));
+        show_line(0, "at", "%s", show_text(result, "at"));
+        show_line(0, "state", "%s", state);
         if (show_text(result, "error")[0])
-                show_line("error", "%s", show_text(result, "error"));
-        show_line("size", "%s (%" PRId64 " bytes)", show_size(result, "size", size),
+                show_line(0, "error", "%s", show_text(result, "error"));
+        show_line(0, "size", "%s (%" PRId64 " bytes)", show_size(result, "size", size),
                 show_number(result, "size"));
-        show_line("on disk", "%s", show_size(result, "allocated", size));
-        show_line("file", "%s", show_text(result, "file"));
-        show_line("format", "%s, %s", show_text(result, "format"), show_text(result, "type"));
-        show_line("depth", "%" PRId64 " layer%s", show_number(result, "depth"),
+        show_line(0, "on disk", "%s", show_size(result, "allocated", size));
+        show_line(0, "file", "%s", show_text(result, "file"));
+        show_line(0, "format", "%s, %s", show_text(result, "format"), show_text(result, "type"));
+        show_line(0, "depth", "%" PRId64 " layer%s", show_number(result, "depth"),
                 PLURAL(show_number(result, "depth")));
-        show_line("clients", "%" PRId64, show_number(result, "clients"));
-        show_line("uri", "%s", show_text(result, "uri"));
+        show_line(0, "clients", "%" PRId64, show_number(result, "clients"));
+        show_line(0, "uri", "%s", show_text(result, "uri"));
         show_layers(json_object_get(result, "layers"));
         show_clients(json_object_get(result, "client-list"));
         return CTL_DONE;

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* vhdctl info - what an image is. Opens nothing but the files that it is given, unless --chain. */
 #include <inttypes.h>
-#include <stdarg.h>
 #include <string.h>
 
 #include "base/arith.h"
@@ -12,6 +11,7 @@
 #include "vhdd/ctl/fields.h"
 #include "vhdd/ctl/open.h"
 #include "vhdd/ctl/output.h"
+#include "vhdd/ctl/show.h"
 
 enum { KEY_CHAIN = CTL_KEY_FIRST, KEY_RAW };
 
@@ -232,36 +232,18 @@ static json_t *to_json(const struct facts *facts)
         return object;
 }
 
-static void print_line(const char *head, const char *format, ...)
-        __attribute__((format(printf, 2, 3)));
-
-static void print_line(const char *head, const char *format, ...)
-{
-        _cleanup_free_ char *text = NULL, *safe = NULL;
-        va_list ap;
-
-        va_start(ap, format);
-        if (vasprintf(&text, format, ap) < 0)
-                text = NULL;
-        va_end(ap);
-        if (!text)
-                return;
-        safe = text_safe(text);
-        printf("  %-14s %s\n", head, safe);
-}
-
 static void print_parent(const struct facts *facts)
 {
         const struct vhd_header *header = &facts->metadata.header;
         char id[UUID_TEXT_MAX], head[32];
 
-        print_line("parent", "%s", header->parent_name[0] ? header->parent_name : "(no name)");
-        print_line("parent uuid", "%s", uuid_to_text(header->parent_id, id));
+        show_line(2, "parent", "%s", header->parent_name[0] ? header->parent_name : "(no name)");
+        show_line(2, "parent uuid", "%s", uuid_to_text(header->parent_id, id));
         for (size_t i = 0; i < facts->n_candidates; i++) {
                 const struct locate_candidate *candidate = &facts->candidates[i];
 
                 snprintf(head, sizeof(head), "  %s", candidate->source);
-                print_line(head, "%s -> %s", candidate->text,
+                show_line(2, head, "%s -> %s", candidate->text,
                         candidate->path[0] ? candidate->path : "means nothing here");
         }
 }
@@ -273,26 +255,26 @@ static void print_vhd(const struct facts *facts)
         char text[SIZE_TEXT_MAX], id[UUID_TEXT_MAX], time[TIME_TEXT_MAX];
 
         if (footer->type != VHD_TYPE_FIXED) {
-                print_line("block size", "%s", size_to_text(metadata->header.block_size, text));
-                print_line("allocated", "%" PRIu64 " of %" PRIu32 " blocks",
+                show_line(2, "block size", "%s", size_to_text(metadata->header.block_size, text));
+                show_line(2, "allocated", "%" PRIu64 " of %" PRIu32 " blocks",
                         facts->allocated_blocks, metadata->n_blocks);
         }
-        print_line("uuid", "%s", uuid_to_text(footer->unique_id, id));
-        print_line("created", "%s by '%s' %u.%u on '%s'",
+        show_line(2, "uuid", "%s", uuid_to_text(footer->unique_id, id));
+        show_line(2, "created", "%s by '%s' %u.%u on '%s'",
                 time_to_text(vhd_time_to_unix(footer->timestamp), time), footer->creator_app,
                 footer->creator_version >> 16, footer->creator_version & 0xffff,
                 footer->creator_os);
-        print_line("geometry", "%" PRIu32 "/%" PRIu32 "/%" PRIu32, footer->cylinders, footer->heads,
-                footer->sectors_per_track);
+        show_line(2, "geometry", "%" PRIu32 "/%" PRIu32 "/%" PRIu32, footer->cylinders,
+                footer->heads, footer->sectors_per_track);
         if (footer->type == VHD_TYPE_DIFFERENCING)
                 print_parent(facts);
         if (footer->hidden)
-                print_line("hidden", "yes (an inner node of a XenServer chain)");
+                show_line(2, "hidden", "yes (an inner node of a XenServer chain)");
         if (metadata->encrypted)
-                print_line("encrypted", "yes: what the guest sees cannot be read here");
+                show_line(2, "encrypted", "yes: what the guest sees cannot be read here");
         for (unsigned bit = 0; bit < 32; bit++)
                 if (metadata->problems & (1u << bit))
-                        print_line("problem", "%s",
+                        show_line(2, "problem", "%s",
                                 vhd_problem_to_string((enum vhd_problem)(1u << bit)));
 }
 
@@ -302,12 +284,12 @@ static void print_facts(const struct facts *facts)
         char text[SIZE_TEXT_MAX];
 
         printf("%s\n", safe);
-        print_line("format", "%s%s%s", facts->is_vhd ? "vhd, " : "", type_of(facts),
+        show_line(2, "format", "%s%s%s", facts->is_vhd ? "vhd, " : "", type_of(facts),
                 facts->st.is_block ? " block device" : "");
-        print_line("virtual size", "%s (%" PRIu64 " bytes)",
+        show_line(2, "virtual size", "%s (%" PRIu64 " bytes)",
                 size_to_text(virtual_size(facts), text), virtual_size(facts));
         if (facts->st.is_regular)
-                print_line("on disk", "%s", size_to_text(facts->st.allocated, text));
+                show_line(2, "on disk", "%s", size_to_text(facts->st.allocated, text));
         if (facts->is_vhd)
                 print_vhd(facts);
 }

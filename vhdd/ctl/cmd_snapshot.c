@@ -175,16 +175,16 @@ static int show_snapshot(const struct ctl *ctl, const json_t *params, const json
         json_t *disk;
         size_t i;
 
-        show_line("name", "%s", show_text(result, "name"));
-        show_line("id", "%s", show_text(result, "id"));
-        show_line("taken", "%s", show_time(result, "created", time));
+        show_line(0, "name", "%s", show_text(result, "name"));
+        show_line(0, "id", "%s", show_text(result, "id"));
+        show_line(0, "taken", "%s", show_time(result, "created", time));
         if (show_text(result, "parent")[0])
-                show_line("parent", "%s", show_text(result, "parent"));
-        show_line("current", "%s", show_flag(result, "current") ? "yes" : "no");
-        show_line("memory", "%s", show_flag(result, "memory") ? "saved" : "not saved");
-        show_line("on disk", "%s", show_size(result, "size", size));
+                show_line(0, "parent", "%s", show_text(result, "parent"));
+        show_line(0, "current", "%s", show_flag(result, "current") ? "yes" : "no");
+        show_line(0, "memory", "%s", show_flag(result, "memory") ? "saved" : "not saved");
+        show_line(0, "on disk", "%s", show_size(result, "size", size));
         if (show_text(result, "note")[0])
-                show_line("note", "%s", show_text(result, "note"));
+                show_line(0, "note", "%s", show_text(result, "note"));
         json_array_foreach(json_object_get(result, "disks"), i, disk)
         {
                 table_cell(table, "%s", show_text(disk, "name"));

@@ -175,15 +175,18 @@ static void show_setting(const char *name, const json_t *value)
 
                         snprintf(head, sizeof(head), "memory %s", key);
                         if (strcmp(key, "startup") == 0 || strcmp(key, "max") == 0)
-                                show_line(head, "%s", show_size(value, key, size));
+                                show_line(0, head, "%s", show_size(value, key, size));
                         else
-                                show_line(
-                                        head, "%" JSON_INTEGER_FORMAT, json_integer_value(member));
+                                show_line(0, head, "%" JSON_INTEGER_FORMAT,
+                                        json_integer_value(member));
                 }
                 return;
         }
         text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
-        show_line(name, "%s", json_is_string(value) ? json_string_value(value) : text ? text : "");
+        show_line(0, name, "%s",
+                json_is_string(value) ? json_string_value(value)
+                        : text        ? text
+                                      : "");
 }
 
 static int show_vm(const struct ctl *ctl, const json_t *params, const json_t *result)
@@ -192,21 +195,21 @@ static int show_vm(const struct ctl *ctl, const json_t *params, const json_t *re
         const char *name;
         json_t *value;
 
-        show_line("name", "%s", show_text(result, "name"));
-        show_line("id", "%s", show_text(result, "id"));
-        show_line("state", "%s", show_flag(result, "on") ? "on" : "off");
-        show_line("created", "%s", show_time(result, "created", time));
-        show_line("disks", "%" PRId64, show_number(result, "disks"));
-        show_line("snapshots", "%" PRId64, show_number(result, "snapshots"));
+        show_line(0, "name", "%s", show_text(result, "name"));
+        show_line(0, "id", "%s", show_text(result, "id"));
+        show_line(0, "state", "%s", show_flag(result, "on") ? "on" : "off");
+        show_line(0, "created", "%s", show_time(result, "created", time));
+        show_line(0, "disks", "%" PRId64, show_number(result, "disks"));
+        show_line(0, "snapshots", "%" PRId64, show_number(result, "snapshots"));
         if (show_text(result, "current")[0])
-                show_line("current", "%s", show_text(result, "current"));
-        show_line("clients", "%" PRId64, show_number(result, "clients"));
+                show_line(0, "current", "%s", show_text(result, "current"));
+        show_line(0, "clients", "%" PRId64, show_number(result, "clients"));
         if (show_text(result, "agent")[0])
-                show_line("agent", "%s", show_text(result, "agent"));
+                show_line(0, "agent", "%s", show_text(result, "agent"));
         if (show_text(result, "directory")[0])
-                show_line("directory", "%s", show_text(result, "directory"));
+                show_line(0, "directory", "%s", show_text(result, "directory"));
         if (show_text(result, "snapshot-dir")[0])
-                show_line("snapshot dir", "%s", show_text(result, "snapshot-dir"));
+                show_line(0, "snapshot dir", "%s", show_text(result, "snapshot-dir"));
         json_object_foreach(json_object_get(result, "settings"), name, value)
                 show_setting(name, value);
         return CTL_DONE;

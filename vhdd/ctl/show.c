@@ -69,7 +69,7 @@ const char *show_age(int64_t ms, char buf[SHOW_AGE_MAX])
         return buf;
 }
 
-void show_line(const char *name, const char *format, ...)
+void show_line(unsigned indent, const char *name, const char *format, ...)
 {
         _cleanup_free_ char *text = NULL, *safe = NULL;
         va_list ap;
@@ -81,7 +81,7 @@ void show_line(const char *name, const char *format, ...)
         if (!text)
                 return;
         safe = text_safe(text);
-        printf("%-*s %s\n", NAME_WIDTH, name, safe);
+        printf("%*s%-*s %s\n", (int)indent, "", NAME_WIDTH, name, safe);
 }
 
 void show_list(const char *head, const json_t *list)

@@ -32,8 +32,10 @@ const char *show_time(const json_t *object, const char *key, char buf[SHOW_TIME_
 /* "12s", "3m 20s", "5h 3m", "2d 4h". Answers @buf. */
 const char *show_age(int64_t ms, char buf[SHOW_AGE_MAX]);
 
-/* "name       value" as one line of a description; control characters in it are made harmless. */
-void show_line(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* "name       value" as one line of a description, @indent columns to the right; control characters in
+ * it are made harmless. */
+void show_line(unsigned indent, const char *name, const char *format, ...)
+        __attribute__((format(printf, 3, 4)));
 
 /* "1 disk", "3 disks". */
 #define PLURAL(n) ((n) == 1 ? "" : "s")
