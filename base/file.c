@@ -391,3 +391,41 @@ struct region *region_close(struct region *region, bool remove)
                 region->fs->ops->region_close(region, remove);
         return NULL;
 }
+
+static int check_same_file(struct file *a, struct file *b, struct error *err)
+{
+        struct file_stat one, other;
+        int r = file_stat_get(a, &one);
+
+        if (r == 0)
+                r = file_stat_get(b, &other);
+        if (r < 0)
+                return fail_os(err, -r, "cannot look at '%s'", a->path);
+        if (one.device == other.device && one.inode == other.inode)
+                return 0;
+        return fail(err, ESTALE, "'%s' is another file than the one that is open", a->path);
+}
+
+int file_upgrade(struct file *reader, unsigned flags, struct file **ret, struct error *err)
+{
+        _cleanup_(file_closep) struct file *writer = NULL;
+        int r = file_open(
+                reader->fs, reader->path, FILE_WRITE | FILE_NOFOLLOW | flags, &writer, err);
+
+        if (r == 0)
+                r = check_same_file(reader, writer, err);
+        /* A second reader first: it keeps writers out while the first one's lock goes. */
+        if (r == 0)
+                r = file_lock_set(writer, FILE_LOCK_READ, err);
+        if (r == 0)
+                r = file_lock_set(reader, FILE_LOCK_NONE, err);
+        if (r < 0)
+                return r;
+        r = file_lock_set(writer, FILE_LOCK_WRITE, err);
+        if (r < 0) {
+                file_lock_set(reader, FILE_LOCK_READ, NULL);
+                return r;
+        }
+        *ret = TAKE_PTR(writer);
+        return 0;
+}

@@ -173,6 +173,12 @@ int file_seek_hole(struct file *file, uint64_t offset, uint64_t *ret);
 int file_stat_get(struct file *file, struct file_stat *ret);
 int file_size_get(struct file *file, uint64_t *ret);
 
+/* The file that @reader has open (FILE_READ, with its reader's lock), open for writing (and with
+ * @flags, FILE_DIRECT) with a writer's lock: at no moment could another writer come between. Afterwards @reader has no lock, and reads on.
+ *   -ESTALE  its name means another file now      -EBUSY  somebody else reads or writes it
+ * On failure @reader has its lock again. */
+int file_upgrade(struct file *reader, unsigned flags, struct file **ret, struct error *err);
+
 /* Takes, changes or (FILE_LOCK_NONE) gives back the lock; the new one is had before the old one is
  * given up. One found held is tried again for two seconds: after kill -9 a lock outlives its
  * process for some 65 ms. -EBUSY with a sentence that names the holder's pid where it is known. */

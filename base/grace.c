@@ -6,10 +6,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/cleanup.h"
 
 #define N_STRIPES 32u
+#define WAIT_STEP_NS 1000000L
 #define N_EPOCHS  3u /* counters are reused every third epoch: by then they are back to zero */
 
 struct stripe {
@@ -176,4 +178,49 @@ void grace_drain(struct grace *grace)
                 all = call->next;
                 call->run(call);
         }
+}
+
+/* One that waits, on its own stack. */
+struct grace_waiter {
+        struct grace_call call;
+        pthread_mutex_t lock;
+        pthread_cond_t over;
+        bool is_over;
+};
+
+static void waiter_run(struct grace_call *call)
+{
+        struct grace_waiter *waiter =
+                (struct grace_waiter *)((char *)call - offsetof(struct grace_waiter, call));
+
+        MUTEX_GUARD(&waiter->lock);
+        waiter->is_over = true;
+        pthread_cond_signal(&waiter->over);
+}
+
+/* Whoever leaves last runs the call; but it looks only if it saw that somebody waits, so we look, too,
+ * every now and then. */
+void grace_wait(struct grace *grace)
+{
+        struct grace_waiter waiter = {.call.run = waiter_run};
+
+        pthread_mutex_init(&waiter.lock, NULL);
+        pthread_cond_init(&waiter.over, NULL);
+        grace_defer(grace, &waiter.call);
+        pthread_mutex_lock(&waiter.lock);
+        while (!waiter.is_over) {
+                struct timespec until;
+
+                clock_gettime(CLOCK_REALTIME, &until);
+                until.tv_nsec += WAIT_STEP_NS;
+                until.tv_sec += until.tv_nsec / 1000000000L;
+                until.tv_nsec %= 1000000000L;
+                pthread_cond_timedwait(&waiter.over, &waiter.lock, &until);
+                pthread_mutex_unlock(&waiter.lock);
+                grace_poll(grace);
+                pthread_mutex_lock(&waiter.lock);
+        }
+        pthread_mutex_unlock(&waiter.lock);
+        pthread_cond_destroy(&waiter.over);
+        pthread_mutex_destroy(&waiter.lock);
 }

@@ -40,5 +40,7 @@ void grace_leave(struct grace *grace, uint64_t ticket);
 void grace_defer(struct grace *grace, struct grace_call *call);
 /* Runs what is due. Called by grace_defer; call it where waiting for more would be a pity. */
 void grace_poll(struct grace *grace);
+/* Returns when all who were inside when it was called have left. The caller is not inside. */
+void grace_wait(struct grace *grace);
 /* Runs all that is put off; nobody is inside. Before memory goes that calls speak of. */
 void grace_drain(struct grace *grace);

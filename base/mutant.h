@@ -50,6 +50,17 @@
         X("frozen-not-flushed", "E10: the commit does not wait for a round of the frozen images")  \
         X("parent-not-settled", "E10: a parent's redo file is only read, and never completed")
 
+/* Those that only a merge meets. */
+#define MUTANT_LIST_MERGE(X)                                                                       \
+        X("drain-no-round-below", "E11: a source's clear becomes durable without its copy")       \
+        X("drain-round-before-copy", "E11: the destination's round began before the source's (0)") \
+        X("drain-no-free-record", "E4, E11: that a block was cleared is recorded nowhere")         \
+        X("drain-punch-early", "E8: a drained block is punched before its clear is durable")       \
+        X("drain-gate-open", "E7: changes pass while a block is copied")                           \
+        X("drain-no-grace-up", "E8: a pulled block is cleared below under readers")                \
+        X("drain-fua-dsync", "E11: FUA takes the short way while a clear is not durable")          \
+        X("drain-begin-no-intent", "E12: a merge begins without new ids")
+
 #ifdef VHDD_CRASH_MUTANTS
 /* Is this the step to take out? Defined by tests/crash. */
 bool mutant_is(const char *name);

@@ -14,6 +14,7 @@
 #include "chain/push.h"
 #include "chain/scratch.h"
 #include "chain/seal.h"
+#include "formats/intent.h"
 #include "formats/raw/device.h"
 #include "formats/vhd/hyperv.h"
 #include "formats/vhd/metadata.h"
@@ -23,7 +24,9 @@
 struct opening {
         const struct chain_options *options;
         struct fs *fs;
-        struct chain *chain; /* layers leaf first until all are open */
+        struct chain *chain;
+        struct chain_view *view; /* layers leaf first until all are open */
+        bool shared;             /* the last one is open already: so are those below it */
         struct error *err;
         bool read_only; /* a parent is not what it should be */
 };
@@ -36,9 +39,7 @@ static void warn(const struct opening *o, const char *sentence)
 
 static void add_layer(struct opening *o, struct image *image)
 {
-        struct chain *chain = o->chain;
-
-        chain->layers[chain->n_layers++] = image;
+        o->view->layers[o->view->n_layers++] = image;
         warn(o, image->warning);
 }
 
@@ -75,12 +76,12 @@ static int open_image(const struct opening *o, struct file *file, const char *fo
 }
 
 /* The same file once more, now that it was changed; not another that got its name meanwhile. */
-static int open_again(
-        const struct opening *o, const char *path, const struct file_stat *st, struct file **ret)
+static int open_again(const struct opening *o, const char *path, const struct file_stat *st,
+        unsigned flags, struct file **ret)
 {
         _cleanup_(file_closep) struct file *file = NULL;
         struct file_stat now;
-        int r = file_open(o->fs, path, FILE_READ | FILE_NOFOLLOW, &file, o->err);
+        int r = file_open(o->fs, path, flags | FILE_NOFOLLOW, &file, o->err);
 
         if (r < 0)
                 return r;
@@ -93,43 +94,70 @@ static int open_again(
         return 0;
 }
 
-/* P5: a parent whose last writer died was the leaf when a snapshot was switched, or a disk of its own.
- * What was answered for it comes into its file first: a flush of this chain promises that, too. Where
- * nobody may write it any more (E5) the chain is for reading. */
-static int settle_parent(struct opening *o, const char *format, struct image **image)
+/* An image that a chain of the family has open is that one's, too: what a merge does to it is seen by
+ * both. */
+static bool open_shared(struct opening *o, struct file *file)
 {
-        _cleanup_free_ char *path = strdup((*image)->file->path);
-        unsigned flags = image_flags_of(o, false);
-        struct file *file = NULL;
+        struct image *image = NULL;
         struct file_stat st;
-        int r = file_stat_get((*image)->file, &st);
 
-        *image = image_abandon(*image);
-        if (!path)
-                return fail(o->err, ENOMEM, "no memory to open a parent");
+        if (file_stat_get(file, &st) == 0)
+                image = chain_family_find(o->chain->family, &st);
+        if (!image)
+                return false;
+        file_close(file);
+        add_layer(o, image);
+        o->shared = true;
+        return true;
+}
+
+/* E13: what was cut off in the middle of several images is completed before one of them is looked at, by
+ * who may write. */
+static int complete_intent(
+        struct opening *o, const char *path, const struct file_stat *st, struct error *err)
+{
+        _cleanup_(file_closep) struct file *file = NULL;
+        struct file *view = NULL;
+        int r = open_again(o, path, st, FILE_WRITE, &file);
+
+        if (r == 0)
+                r = file_lock_set(file, FILE_LOCK_WRITE, err);
+        return r < 0 ? r : intent_recover(file, true, NULL, &view, err);
+}
+
+static bool is_for_writing(const struct opening *o)
+{
+        return image_flags_of(o, true) & IMAGE_WRITABLE;
+}
+
+static int complete_intent_of_parent(struct opening *o, struct file *file)
+{
+        struct file_stat st;
+        int r;
+
+        if (!is_for_writing(o) || intent_look(file, NULL) != 1)
+                return 0;
+        r = file_stat_get(file, &st);
         if (r < 0)
-                return fail_os(o->err, -r, "cannot look at '%s'", path);
-        r = chain_settle_image(o->fs, path, format, o->err);
-        if (r == -EROFS) {
-                error_clear(o->err);
-                o->read_only = true;
-        } else if (r < 0) {
-                return fail_prefix(o->err, r, "its last server died, and what it left in '%s' cannot "
-                        "be completed", path);
-        }
-        r = open_again(o, path, &st, &file);
-        return r < 0 ? r : open_image(o, file, format, flags, image);
+                return fail_os(o->err, -r, "cannot look at '%s'", file->path);
+        return complete_intent(o, file->path, &st, o->err);
 }
 
 /* Takes @file over in any case. */
 static int open_layer(struct opening *o, struct file *file, const char *format, bool is_leaf)
 {
-        bool for_writing = image_flags_of(o, true) & IMAGE_WRITABLE;
         struct image *image;
-        int r = open_image(o, file, format, image_flags_of(o, is_leaf), &image);
+        int r = 0;
 
-        if (r == 0 && !is_leaf && for_writing && image->unclean && !MUTANT("parent-not-settled"))
-                r = settle_parent(o, format, &image);
+        if (!(is_leaf && is_for_writing(o)) && open_shared(o, file))
+                return 0;
+        if (!is_leaf)
+                r = complete_intent_of_parent(o, file);
+        if (r < 0) {
+                file_close(file);
+                return r;
+        }
+        r = open_image(o, file, format, image_flags_of(o, is_leaf), &image);
         if (r < 0)
                 return r;
         add_layer(o, image);
@@ -144,8 +172,8 @@ static int check_loop(struct opening *o, struct file *parent, const struct image
         struct file_stat st, other;
         int r = file_stat_get(parent, &st);
 
-        for (unsigned i = 0; r == 0 && i < o->chain->n_layers; i++) {
-                r = file_stat_get(o->chain->layers[i]->file, &other);
+        for (unsigned i = 0; r == 0 && i < o->view->n_layers; i++) {
+                r = file_stat_get(o->view->layers[i]->file, &other);
                 if (r == 0 && other.device == st.device && other.inode == st.inode) {
                         fail(o->err, ELOOP,
                                 "'%s' asks for the parent '%s', which stands on it: the chain is a loop",
@@ -157,16 +185,16 @@ static int check_loop(struct opening *o, struct file *parent, const struct image
         }
         if (r < 0)
                 return fail_os(o->err, -r, "cannot look at '%s'", parent->path);
-        if (o->chain->n_layers < CHAIN_MAX_DEPTH)
+        if (o->view->n_layers < CHAIN_MAX_DEPTH)
                 return 0;
         return fail(o->err, ELOOP, "the chain of '%s' is deeper than %u images",
-                o->chain->layers[0]->file->path, CHAIN_MAX_DEPTH);
+                o->view->layers[0]->file->path, CHAIN_MAX_DEPTH);
 }
 
 static int open_parent(struct opening *o, struct image *child)
 {
         const struct chain_options *options = o->options;
-        unsigned index = o->chain->n_layers - 1;
+        unsigned index = o->view->n_layers - 1;
         const char *named = index < options->n_parents ? options->parents[index] : NULL;
         struct locate_roots roots = {
                 .roots = options->image_roots, .n_roots = options->n_image_roots};
@@ -195,14 +223,40 @@ static int open_parent(struct opening *o, struct image *child)
         return 0;
 }
 
+/* The rest of the chain that the last layer is shared with. */
+static int share_parents(struct opening *o)
+{
+        struct image *last = o->view->layers[o->view->n_layers - 1];
+
+        for (struct chain *chain = o->chain->family->chains; chain; chain = chain->next_in_family) {
+                const struct chain_view *view = chain_view(chain);
+                unsigned n = view_n_layers(view), i = 0;
+
+                while (i < n && view->layers[i] != last)
+                        i++;
+                if (i == n)
+                        continue;
+                if (o->view->n_layers + i > CHAIN_MAX_DEPTH)
+                        return fail(o->err, ELOOP, "the chain of '%s' is deeper than %u images",
+                                o->view->layers[0]->file->path, CHAIN_MAX_DEPTH);
+                o->chain->leaf_only = chain->leaf_only;
+                while (i-- > 0)
+                        add_layer(o, view->layers[i]);
+                return 0;
+        }
+        return 0;
+}
+
 static int open_parents(struct opening *o)
 {
         struct chain *chain = o->chain;
 
         for (;;) {
-                struct image *last = chain->layers[chain->n_layers - 1];
+                struct image *last = o->view->layers[o->view->n_layers - 1];
                 int r;
 
+                if (o->shared)
+                        return share_parents(o);
                 if (last->type != IMAGE_DIFFERENCING)
                         return 0;
                 if (o->options->leaf_only) {
@@ -215,16 +269,59 @@ static int open_parents(struct opening *o)
         }
 }
 
-/* From leaf-first, as they were found, to root-first, as everything else counts. */
-static void turn_round(struct chain *chain)
+/* P5: a parent whose last writer died was the leaf when a snapshot was switched, or a disk of its own.
+ * What was answered for it comes into its file first: a flush of this chain promises that, too. Where
+ * nobody may write it any more (E5) the chain is for reading. */
+static int settle_parent(struct opening *o, struct image **image)
 {
-        for (unsigned i = 0, k = chain->n_layers - 1; i < k; i++, k--) {
-                struct image *other = chain->layers[i];
+        _cleanup_free_ char *path = strdup((*image)->file->path);
+        const char *format = (*image)->format->name;
+        unsigned flags = image_flags_of(o, false);
+        struct file *file = NULL;
+        struct file_stat st;
+        int r = file_stat_get((*image)->file, &st);
 
-                chain->layers[i] = chain->layers[k];
-                chain->layers[k] = other;
+        *image = image_abandon(*image);
+        if (!path)
+                return fail(o->err, ENOMEM, "no memory to open a parent");
+        if (r < 0)
+                return fail_os(o->err, -r, "cannot look at '%s'", path);
+        r = chain_settle_image(o->fs, path, format, o->err);
+        if (r == -EROFS) {
+                error_clear(o->err);
+                o->read_only = true;
+        } else if (r < 0) {
+                return fail_prefix(o->err, r, "its last server died, and what it left in '%s' cannot "
+                        "be completed", path);
         }
-        chain->size = chain_leaf(chain)->size;
+        r = open_again(o, path, &st, FILE_READ, &file);
+        return r < 0 ? r : open_image(o, file, format, flags, image);
+}
+
+/* From the root up: what was cleared in a layer by a merge is durably gone only after what took its
+ * place below is there (E11). */
+static int settle_parents(struct opening *o)
+{
+        int r = 0;
+
+        if (!is_for_writing(o) || MUTANT("parent-not-settled"))
+                return 0;
+        for (unsigned i = o->view->n_layers; r == 0 && i-- > 1;)
+                if (o->view->layers[i]->unclean && o->view->layers[i]->n_holders == 0)
+                        r = settle_parent(o, &o->view->layers[i]);
+        return r;
+}
+
+/* From leaf-first, as they were found, to root-first, as everything else counts. */
+static void turn_round(struct chain *chain, struct chain_view *view)
+{
+        for (unsigned i = 0, k = view->n_layers - 1; i < k; i++, k--) {
+                struct image *other = view->layers[i];
+
+                view->layers[i] = view->layers[k];
+                view->layers[k] = other;
+        }
+        chain->size = view_leaf(view)->size;
 }
 
 /* E4: what a dead process wrote into any image of the chain looks durable and may not be. */
@@ -232,13 +329,13 @@ static int sync_all(struct opening *o)
 {
         if (MUTANT("no-sync-at-open"))
                 return 0;
-        for (unsigned i = 0; i < o->chain->n_layers; i++) {
-                struct file *file = o->chain->layers[i]->file;
+        for (unsigned i = 0; i < o->view->n_layers; i++) {
+                struct file *file = o->view->layers[i]->file;
                 int r = file_sync(file);
 
                 if (r < 0) {
                         /* E5: whoever opens next must hear of it, and the kernel has told us. */
-                        o->chain->layers[0]->format->poison(o->chain->layers[0], -r);
+                        o->view->layers[0]->format->poison(o->view->layers[0], -r);
                         error_set_file(o->err, file->path);
                         return fail_os(o->err, -r, "cannot sync '%s' before it is written to",
                                 file->path);
@@ -251,16 +348,16 @@ static int open_scratch(struct opening *o)
 {
         struct image *image;
         int r = scratch_make(
-                o->fs, o->options->scratch_directory, o->chain->layers[0], &image, o->err);
+                o->fs, o->options->scratch_directory, o->view->layers[0], &image, o->err);
 
         if (r < 0)
                 return r;
         add_layer(o, image);
         o->chain->scratch = true;
         /* It was found last and is the leaf: to the front of a leaf-first list. */
-        for (unsigned i = o->chain->n_layers - 1; i > 0; i--) {
-                o->chain->layers[i] = o->chain->layers[i - 1];
-                o->chain->layers[i - 1] = image;
+        for (unsigned i = o->view->n_layers - 1; i > 0; i--) {
+                o->view->layers[i] = o->view->layers[i - 1];
+                o->view->layers[i - 1] = image;
         }
         return 0;
 }
@@ -269,28 +366,25 @@ static int open_scratch(struct opening *o)
 static int prepare_requests(struct opening *o)
 {
         struct chain *chain = o->chain;
-        struct image *leaf = chain_leaf(chain);
+        struct image *leaf = view_leaf(o->view);
 
-        chain->writable = leaf->writable && !o->read_only;
-        chain->n_settled = chain->n_layers - 1;
+        /* A leaf that is shared is one that somebody else merges into: to be read here. */
+        chain->writable = leaf->writable && leaf->n_holders == 0 && !o->read_only;
         chain->gates = gates_new();
         chain->hold = gates_new_small();
         if (!chain->gates || !chain->hold)
                 return -ENOMEM;
-        if (!chain->writable)
-                return 0;
-        chain->places = grace_new();
-        if (!chain->places)
-                return -ENOMEM;
-        image_lend_places(leaf, chain->places);
+        if (chain->writable) {
+                image_lend_places(leaf, chain->places);
+                atomic_store(&leaf->flushes, true);
+        }
         return 0;
 }
 
 static int open_all(struct opening *o, const char *path)
 {
-        bool for_writing = image_flags_of(o, true) & IMAGE_WRITABLE;
         struct file *file;
-        unsigned flags = (for_writing ? FILE_WRITE : FILE_READ) |
+        unsigned flags = (is_for_writing(o) ? FILE_WRITE : FILE_READ) |
                          (o->options->direct ? FILE_DIRECT : 0);
         int r = device_open(o->fs, path, flags, &file, o->err);
 
@@ -301,89 +395,166 @@ static int open_all(struct opening *o, const char *path)
                 r = open_layer(o, file, o->options->format, true);
         if (r == 0)
                 r = open_parents(o);
-        if (r == 0 && o->chain->layers[0]->writable)
+        if (r == 0)
+                r = settle_parents(o);
+        if (r == 0 && is_for_writing(o) && o->view->layers[0]->writable)
                 r = sync_all(o);
         if (r == 0 && o->options->scratch)
                 r = open_scratch(o);
         if (r < 0)
                 return r;
-        turn_round(o->chain);
+        turn_round(o->chain, o->view);
         r = prepare_requests(o);
         if (r < 0)
                 return fail(o->err, -r, "no memory to open '%s'", path);
-        return resolver_new(o->chain->layers, &o->chain->n_layers, o->chain->writable,
-                o->chain->size, &o->chain->resolver, o->err);
+        return chain_view_complete(o->chain, o->view, o->err);
 }
 
-int chain_open(const char *path, const struct chain_options *options, struct chain **ret,
-        struct error *err)
+static int new_chain(struct opening *o)
 {
-        _cleanup_(chain_abandonp) struct chain *chain = calloc(1, sizeof(*chain));
-        struct opening o = {
-                .options = options,
-                .fs = options->fs ? options->fs : host_fs(),
-                .chain = chain,
-                .err = err,
-        };
-        int r;
+        struct chain *chain = o->chain;
 
-        if (chain)
-                chain->layers = calloc(CHAIN_MAX_DEPTH + 1, sizeof(struct image *));
-        if (!chain || !chain->layers) {
-                free(TAKE_PTR(chain));
-                return fail(err, ENOMEM, "no memory to open '%s'", path);
+        o->view = chain_view_new();
+        if (!o->view)
+                return -ENOMEM;
+        chain->view = o->view;
+        chain->family = o->options->family;
+        if (!chain->family) {
+                chain->family = chain_family_new();
+                chain->family_is_own = true;
         }
-        chain->fs = o.fs;
-        chain->direct = options->direct;
-        pthread_mutex_init(&chain->commit_lock, NULL);
-        pthread_cond_init(&chain->commit_ended, NULL);
-        r = open_all(&o, path);
-        if (r < 0)
-                return r;
-        chain->downgraded = options->writable && !options->force && !chain->writable;
-        *ret = TAKE_PTR(chain);
+        if (!chain->family)
+                return -ENOMEM;
+        chain->places = chain->family->places;
         return 0;
 }
 
 static void chain_free(struct chain *chain)
 {
-        chain->resolver = resolver_free(chain->resolver);
+        chain_view_free(chain_view(chain));
         chain->gates = gates_free(chain->gates);
         chain->hold = gates_free(chain->hold);
-        chain->places = grace_free(chain->places);
+        if (chain->family_is_own)
+                chain_family_free(chain->family);
         pthread_mutex_destroy(&chain->commit_lock);
         pthread_cond_destroy(&chain->commit_ended);
-        free((void *)chain->layers);
         free(chain);
+}
+
+/* What a failed opening leaves: images of others stay theirs. */
+static void abandon_opened(struct chain_view *view)
+{
+        for (unsigned i = 0; i < view->n_layers; i++)
+                if (view->layers[i]->n_holders == 0)
+                        image_abandon(view->layers[i]);
+        view->n_layers = 0;
+}
+
+static int open_in_family(struct opening *o, const char *path)
+{
+        int r;
+
+        MUTEX_GUARD(&o->chain->family->lock);
+        r = open_all(o, path);
+        if (r < 0)
+                abandon_opened(o->view);
+        else
+                chain_family_join(o->chain);
+        return r;
+}
+
+int chain_open(const char *path, const struct chain_options *options, struct chain **ret,
+        struct error *err)
+{
+        struct opening o = {
+                .options = options,
+                .fs = options->fs ? options->fs : host_fs(),
+                .chain = calloc(1, sizeof(struct chain)),
+                .err = err,
+        };
+        int r;
+
+        if (!o.chain)
+                return fail(err, ENOMEM, "no memory to open '%s'", path);
+        pthread_mutex_init(&o.chain->commit_lock, NULL);
+        pthread_cond_init(&o.chain->commit_ended, NULL);
+        o.chain->fs = o.fs;
+        o.chain->direct = options->direct;
+        r = new_chain(&o);
+        if (r < 0)
+                fail(err, ENOMEM, "no memory to open '%s'", path);
+        else
+                r = open_in_family(&o, path);
+        if (r < 0) {
+                chain_free(o.chain);
+                return r;
+        }
+        o.chain->downgraded = options->writable && !options->force && !o.chain->writable;
+        *ret = o.chain;
+        return 0;
+}
+
+/* The leaf first, as its flush is the one that can fail; but what is flushed in another one's round
+ * after that one. */
+static struct image *take_next(struct chain_view *view)
+{
+        for (unsigned i = view->n_layers; i-- > 0;)
+                if (view->layers[i] && !view_is_flushed_first(view, view->layers[i]))
+                        return TAKE_PTR(view->layers[i]);
+        return NULL;
+}
+
+static int close_layers(struct chain *chain, struct error *err)
+{
+        struct chain_view *view = chain_view(chain);
+        struct image *image;
+        int result = 0;
+
+        MUTEX_GUARD(&chain->family->lock);
+        chain_family_leave(chain);
+        while ((image = take_next(view))) {
+                int r = 0;
+
+                if (!chain_family_drop(chain->family, image))
+                        continue;
+                if (image->writable && !chain->scratch) {
+                        image_leave_places(image);
+                        r = image_close(image, result == 0 ? err : NULL);
+                } else {
+                        image_abandon(image);
+                }
+                if (r < 0 && result == 0)
+                        result = r;
+        }
+        view->n_layers = 0;
+        return result;
 }
 
 int chain_close(struct chain *chain, struct error *err)
 {
-        int result = 0;
+        int result = close_layers(chain, err);
 
-        /* The leaf first: its flush is the one that can fail. */
-        for (unsigned i = chain->n_layers; i-- > 0;) {
-                struct image *image = chain->layers[i];
-                int r = 0;
-
-                if (image->writable && !chain->scratch)
-                        r = image_close(image, result == 0 ? err : NULL);
-                else
-                        image_abandon(image);
-                if (r < 0 && result == 0)
-                        result = r;
-        }
-        chain->n_layers = 0;
         chain_free(chain);
         return result;
+}
+
+static void abandon_layers(struct chain *chain)
+{
+        struct chain_view *view = chain_view(chain);
+
+        MUTEX_GUARD(&chain->family->lock);
+        chain_family_leave(chain);
+        for (unsigned i = view->n_layers; i-- > 0;)
+                if (chain_family_drop(chain->family, view->layers[i]))
+                        image_abandon(view->layers[i]);
+        view->n_layers = 0;
 }
 
 struct chain *chain_abandon(struct chain *chain)
 {
         if (!chain)
                 return NULL;
-        for (unsigned i = chain->n_layers; i-- > 0;)
-                image_abandon(chain->layers[i]);
+        abandon_layers(chain);
         chain_free(chain);
         return NULL;
 }
@@ -405,12 +576,12 @@ unsigned chain_depth(const struct chain *chain)
 
 const struct image *chain_layer(const struct chain *chain, unsigned layer)
 {
-        return chain->layers[layer];
+        return chain_view(chain)->layers[layer];
 }
 
 const char *chain_layer_path(const struct chain *chain, unsigned layer)
 {
-        return chain->layers[layer]->file->path;
+        return chain_layer(chain, layer)->file->path;
 }
 
 uint32_t chain_preferred_size(const struct chain *chain)

@@ -24,8 +24,15 @@
 
 struct chain;
 
+/* Chains of one process that read the same images, so that a merge in one of them (chain/drain.h) is
+ * right in all. Outlives its chains. */
+struct chain_family;
+struct chain_family *chain_family_new(void);                          /* NULL: no memory */
+struct chain_family *chain_family_free(struct chain_family *family); /* NULL is fine; returns NULL */
+
 struct chain_options {
         struct fs *fs;                   /* NULL: the host's */
+        struct chain_family *family;     /* NULL: one of its own */
         bool writable;                   /* the leaf takes writes */
         bool scratch;                    /* writes go to a child that is thrown away at the end */
         const char *scratch_directory;   /* NULL: $TMPDIR, else /var/tmp */
@@ -52,7 +59,7 @@ DEFINE_CLEANUP(struct chain *, chain_abandon)
 uint64_t chain_size(const struct chain *chain);
 bool chain_is_writable(const struct chain *chain);
 unsigned chain_depth(const struct chain *chain); /* number of layers */
-/* Layer 0 is the root, chain_depth() - 1 the leaf. Lives as long as the chain. */
+/* Layer 0 is the root, chain_depth() - 1 the leaf. Lives until a merge takes it out of the chain. */
 const struct image *chain_layer(const struct chain *chain, unsigned layer);
 const char *chain_layer_path(const struct chain *chain, unsigned layer);
 /* The block size that suits requests best (NBD's preferred size), a power of two >= 4096. */

@@ -30,47 +30,67 @@ static unsigned map_flags_of(unsigned flags)
 
 uint64_t chain_ticket_get(struct chain *chain)
 {
-        return chain->places ? grace_enter(chain->places) : 0;
+        return grace_enter(chain->places);
 }
 
 void chain_ticket_put(struct chain *chain, uint64_t ticket)
 {
-        if (chain->places)
-                grace_leave(chain->places, ticket);
+        grace_leave(chain->places, ticket);
 }
 
 /* --- mapping */
 
-int chain_map(struct chain *chain, uint64_t offset, uint64_t length, unsigned flags,
+/* With a ticket, or inside `hold`. */
+static int map_range(struct chain *chain, uint64_t offset, uint64_t length, unsigned flags,
         struct chain_extent *ret)
 {
         int r = check_range(chain, offset, length);
 
         if (r < 0 || length == 0)
                 return -EINVAL;
-        r = resolve(chain->resolver, offset, length, map_flags_of(flags), ret);
+        r = resolve(chain_view(chain)->resolver, offset, length, map_flags_of(flags), ret);
         if (r == 0 && ret->kind == EXTENT_ABSENT && chain->leaf_only)
                 return -EIO; /* a parent that was not opened has it, or not: nobody knows */
         return r;
 }
 
-int chain_status(struct chain *chain, uint64_t offset, uint64_t length, unsigned flags,
+int chain_map(struct chain *chain, uint64_t offset, uint64_t length, unsigned flags,
+        struct chain_extent *ret)
+{
+        uint64_t ticket = chain_ticket_get(chain);
+        int r = map_range(chain, offset, length, flags, ret);
+
+        chain_ticket_put(chain, ticket);
+        return r;
+}
+
+static int status_of(struct chain *chain, uint64_t offset, uint64_t length, unsigned flags,
         struct chain_extent *ret)
 {
         uint64_t end = offset + length;
-        int r = chain_map(chain, offset, length, flags, ret);
+        int r = map_range(chain, offset, length, flags, ret);
 
         while (r == 0 && offset + ret->length < end) {
                 uint64_t at = offset + ret->length;
                 struct chain_extent next;
 
-                r = chain_map(chain, at, end - at, flags, &next);
+                r = map_range(chain, at, end - at, flags, &next);
                 if (r < 0) /* what is known so far is an answer */
                         return 0;
                 if (next.kind != ret->kind || next.depth != ret->depth)
                         break;
                 ret->length += next.length;
         }
+        return r;
+}
+
+int chain_status(struct chain *chain, uint64_t offset, uint64_t length, unsigned flags,
+        struct chain_extent *ret)
+{
+        uint64_t ticket = chain_ticket_get(chain);
+        int r = status_of(chain, offset, length, flags, ret);
+
+        chain_ticket_put(chain, ticket);
         return r;
 }
 
@@ -100,7 +120,7 @@ static int read_range(
 {
         while (length > 0) {
                 struct chain_extent extent;
-                int r = chain_map(chain, offset, length, flags & CHAIN_NOWAIT, &extent);
+                int r = map_range(chain, offset, length, flags & CHAIN_NOWAIT, &extent);
 
                 if (r == 0)
                         r = read_extent(&extent, data, flags);
@@ -132,12 +152,13 @@ int chain_read(struct chain *chain, void *data, size_t length, uint64_t offset, 
 
 int chain_cache(struct chain *chain, uint64_t length, uint64_t offset)
 {
+        uint64_t ticket = chain_ticket_get(chain);
         int r = check_range(chain, offset, length);
 
         while (r == 0 && length > 0) {
                 struct chain_extent extent;
 
-                r = chain_map(chain, offset, length, 0, &extent);
+                r = map_range(chain, offset, length, 0, &extent);
                 if (r < 0)
                         break;
                 if (extent.kind == EXTENT_DATA && extent.file->fd >= 0)
@@ -146,15 +167,20 @@ int chain_cache(struct chain *chain, uint64_t length, uint64_t offset)
                 offset += extent.length;
                 length -= extent.length;
         }
+        chain_ticket_put(chain, ticket);
         return r;
 }
 
 /* --- what a change needs to know */
 
-/* One change of one block of the leaf, which stays the leaf meanwhile. */
+#define ELSEWHERE ERESTART /* the block was drained meanwhile: the change goes to another layer */
+
+/* One change of one block of the leaf, which stays the leaf meanwhile; or of the layer that the leaf's
+ * blocks go to, where that one is gone (E11). */
 struct change {
         struct chain *chain;
-        unsigned n_layers;
+        const struct chain_view *view;
+        unsigned layer;
         struct image *leaf;
         uint64_t offset, length; /* within one block */
         unsigned flags;
@@ -168,16 +194,41 @@ static uint64_t step_of(const struct image *leaf)
 
 static uint64_t gate_key(const struct change *c)
 {
-        return c->offset / step_of(c->leaf);
+        return c->offset / (c->view->gate_size ? c->view->gate_size : step_of(c->leaf));
+}
+
+/* E11: is there nothing left to drain around @offset? What is so once stays so. */
+static bool is_drained(const struct chain_view *view, uint64_t offset)
+{
+        const struct view_drain *drain = view->drain;
+        uint64_t unit = offset / drain->unit;
+
+        if (atomic_load_explicit(&drain->done[unit], memory_order_acquire))
+                return true;
+        for (unsigned i = drain->first; i < view_n_layers(view); i++)
+                if (drain_holds(view->layers[i], unit * drain->unit, drain->unit))
+                        return false;
+        atomic_store_explicit(&drain->done[unit], 1, memory_order_release);
+        return true;
+}
+
+/* Which layer takes a change. The answer holds while one is inside the block's gate. */
+static unsigned layer_for(const struct chain_view *view, uint64_t offset)
+{
+        return view->drain && is_drained(view, offset) ? view->drain->target
+                                                       : view_n_layers(view) - 1;
 }
 
 static int enter(const struct change *c)
 {
-        if (!(c->flags & CHAIN_NOWAIT)) {
+        if (!(c->flags & CHAIN_NOWAIT))
                 gate_enter(c->chain->gates, gate_key(c));
+        else if (!gate_try_enter(c->chain->gates, gate_key(c)))
+                return -EAGAIN;
+        if (layer_for(c->view, c->offset) == c->layer)
                 return 0;
-        }
-        return gate_try_enter(c->chain->gates, gate_key(c)) ? 0 : -EAGAIN;
+        gate_leave(c->chain->gates, gate_key(c));
+        return -ELSEWHERE;
 }
 
 static void leave(const struct change *c)
@@ -190,7 +241,10 @@ static int shut(const struct change *c)
         if (c->flags & CHAIN_NOWAIT)
                 return -EAGAIN;
         gate_close(c->chain->gates, gate_key(c));
-        return 0;
+        if (layer_for(c->view, c->offset) == c->layer)
+                return 0;
+        gate_open(c->chain->gates, gate_key(c));
+        return -ELSEWHERE;
 }
 
 static void reopen(const struct change *c)
@@ -204,13 +258,13 @@ static int is_zero_below(const struct change *c)
         struct chain *chain = c->chain;
         uint64_t offset = c->offset, length = c->length;
 
-        if (chain->leaf_only)
+        if (chain->leaf_only || c->view->keeps_blocks == c->leaf)
                 return 0;
-        if (c->n_layers == 1)
+        if (c->layer == 0)
                 return 1;
         while (length > 0) {
                 struct chain_extent extent;
-                int r = resolve_below(chain->resolver, c->n_layers - 2, offset, length,
+                int r = resolve_below(c->view->resolver, c->layer - 1, offset, length,
                         map_flags_of(c->flags), &extent);
 
                 if (r < 0)
@@ -240,7 +294,10 @@ static int complete(struct change *c)
 
         if (r == 0 && changed) {
                 c->needs_round = true;
-                resolver_changed(c->chain->resolver, c->offset, c->length);
+                if (c->layer + 1 == view_n_layers(c->view))
+                        resolver_changed(c->view->resolver, c->offset, c->length);
+                else
+                        chain_family_forget(c->chain->family, c->offset, c->length);
         }
         return r;
 }
@@ -281,7 +338,10 @@ static int write_inside(struct change *c, const void *data)
 
         if (r < 0)
                 return r;
-        if (fua && leaf->format->is_durable(leaf, c->offset, c->length)) {
+        /* E11: while the leaf is drained, an entry of it that is cleared and not durably so could come
+         * back over what is written here. */
+        if (fua && (!c->view->drain || MUTANT("drain-fua-dsync")) &&
+                leaf->format->is_durable(leaf, c->offset, c->length)) {
                 r = write_durably(c, data, file_offset);
         } else {
                 c->needs_round |= fua;
@@ -307,13 +367,16 @@ static int write_part(struct change *c, const void *data)
 {
         struct change whole = *c;
         uint8_t sector[SECTOR_SIZE];
+        uint64_t ticket;
         int r = shut(c);
 
         if (r < 0)
                 return r;
+        ticket = chain_ticket_get(c->chain);
         whole.offset = round_down_to(c->offset, SECTOR_SIZE);
         whole.length = SECTOR_SIZE;
         r = read_range(c->chain, sector, SECTOR_SIZE, whole.offset, 0);
+        chain_ticket_put(c->chain, ticket);
         if (r == 0) {
                 uint8_t *part = sector + (c->offset - whole.offset);
 
@@ -390,13 +453,13 @@ static int discard_block(struct change *c)
 
         c->needs_round = true; /* also where nothing is left to do: that may not be durable yet */
         if (!leaf->format->holds(leaf, start))
-                return 0;
+                return layer_for(c->view, c->offset) == c->layer ? 0 : -ELSEWHERE;
         r = shut(c);
         if (r < 0)
                 return r;
         r = leaf->format->discard(leaf, start);
         if (r == 0)
-                resolver_dropped(c->chain->resolver, c->offset, c->length);
+                chain_family_forget(c->chain->family, c->offset, c->length);
         reopen(c);
         return r;
 }
@@ -441,11 +504,14 @@ static int trim_sectors(struct change *c)
 enum change_kind { CHANGE_WRITE, CHANGE_ZERO, CHANGE_TRIM };
 
 /* The first piece of the range: inside one block, and either whole sectors or part of one. */
-static uint64_t piece_of(const struct image *leaf, uint64_t offset, uint64_t length)
+static uint64_t piece_of(const struct chain_view *view, const struct image *leaf, uint64_t offset,
+        uint64_t length)
 {
         uint64_t step = step_of(leaf), in_sector = offset % SECTOR_SIZE;
 
         length = MIN_OF(length, step - offset % step);
+        if (view->gate_size)
+                length = MIN_OF(length, view->gate_size - offset % view->gate_size);
         if (!leaf->block_size)
                 return length; /* flat: the file takes any range */
         if (in_sector)
@@ -479,10 +545,13 @@ static int change_held(struct change *c, enum change_kind kind, const uint8_t *d
                 gate_enter(chain->hold, key);
         else if (!gate_try_enter(chain->hold, key))
                 return -EAGAIN;
-        c->n_layers = chain_n_layers(chain);
-        c->leaf = chain->layers[c->n_layers - 1];
-        c->length = piece_of(c->leaf, c->offset, length);
-        r = change_piece(c, kind, data);
+        c->view = chain_view(chain);
+        do {
+                c->layer = layer_for(c->view, c->offset);
+                c->leaf = c->view->layers[c->layer];
+                c->length = piece_of(c->view, c->leaf, c->offset, length);
+                r = change_piece(c, kind, data);
+        } while (r == -ELSEWHERE);
         gate_leave(chain->hold, key);
         return r;
 }
@@ -537,11 +606,14 @@ int chain_write(
 }
 
 /* Without holes, or at odd ends, zeros are written out: not what "fast" means. */
-static bool is_slow_zero(const struct chain *chain, uint64_t length, uint64_t offset,
+static bool is_slow_zero(struct chain *chain, uint64_t length, uint64_t offset,
         unsigned flags)
 {
-        return flags & CHAIN_NO_HOLE ||
-               (chain_leaf(chain)->block_size && (offset % SECTOR_SIZE || length % SECTOR_SIZE));
+        uint64_t ticket = chain_ticket_get(chain);
+        bool blocks = chain_leaf(chain)->block_size != 0;
+
+        chain_ticket_put(chain, ticket);
+        return flags & CHAIN_NO_HOLE || (blocks && (offset % SECTOR_SIZE || length % SECTOR_SIZE));
 }
 
 int chain_zero(struct chain *chain, uint64_t length, uint64_t offset, unsigned flags)

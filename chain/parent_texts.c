@@ -175,7 +175,9 @@ static bool take_old_slot(struct occupied *occupied, const struct vhd_locator *o
         /* An entry that was free may hold anything but a code. */
         if (memcmp(old->code, raw->code, sizeof(raw->code)) != 0 || old->data_length == 0)
                 return false;
-        room = MIN_OF(room_at(occupied, old->data_offset), VHD_MAX_LOCATOR_LENGTH);
+        room = occupied->bat ? room_at(occupied, old->data_offset)
+                             : MAX_OF(old->data_space, old->data_length);
+        room = MIN_OF(room, VHD_MAX_LOCATOR_LENGTH);
         if (text->length > room)
                 return false;
         text->offset = old->data_offset;
@@ -209,15 +211,27 @@ static void take_new_slot(struct occupied *occupied, struct parent_texts *plan,
         raw->data_space = be32_make((uint32_t)space);
 }
 
-static void place_text(struct occupied *occupied, struct parent_texts *plan, enum kind kind,
-        const struct vhd_locator *old, struct vhd_raw_locator *raw, struct parent_text *text)
+static int place_text(struct occupied *occupied, struct parent_texts *plan, enum kind kind,
+        const struct vhd_locator *old, struct vhd_raw_locator *raw, struct parent_text *text,
+        struct error *err)
 {
         memcpy(raw->code, codes[kind], sizeof(raw->code));
         raw->data_length = be32_make(text->length);
-        if (!take_old_slot(occupied, old, raw, text))
+        if (!take_old_slot(occupied, old, raw, text)) {
+                if (!occupied->bat && kind == KIND_W2RU)
+                        return fail(err, ENOSPC, "the parent's path is longer than the room that its "
+                                "child has for it");
+                if (!occupied->bat) { /* one that says where it is will do */
+                        memset(raw, 0, sizeof(*raw));
+                        free(text->bytes);
+                        plan->n_texts--;
+                        return 0;
+                }
                 take_new_slot(occupied, plan, raw, text);
+        }
         raw->data_offset = be64_make(text->offset);
         occupy(occupied, text->offset, text->size);
+        return 0;
 }
 
 /* Which entry of the header each kind takes: the first that has its code, else a free one. The other
@@ -295,9 +309,9 @@ int parent_texts_plan(const struct vhd_metadata *metadata, const struct vhd_bat 
                 plan.n_texts++;
                 r = make_text((enum kind)kind, names, text, err);
                 if (r == 0)
-                        place_text(&occupied, &plan, (enum kind)kind,
+                        r = place_text(&occupied, &plan, (enum kind)kind,
                                 &metadata->header.locators[entries[kind]],
-                                &plan.header.locators[entries[kind]], text);
+                                &plan.header.locators[entries[kind]], text, err);
         }
         if (r < 0) {
                 parent_texts_done(&plan);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* parent_texts.h - where the paths of a parent go in a child that has blocks already. Private to
- * chain/relink.c.
+ * chain/relink.c and chain/reparent.c.
  *
  * Locators that say where the old parent was are rewritten (W2ru, W2ku, and tapdisk's MacX if there is
  * one) or dropped (the deprecated Wi2r, Wi2k, and Mac, whose bytes nobody can make here); those of
@@ -42,6 +42,8 @@ struct parent_texts {
                 tail_offset; /* where the end footer has to be: the old place if nothing is appended */
 };
 
+/* @bat NULL: the child is in use, and its texts go nowhere but into the slots that they had: one that
+ * does not fit there is left out, but for W2ru (-ENOSPC). */
 int parent_texts_plan(const struct vhd_metadata *metadata, const struct vhd_bat *bat,
         const struct parent_names *names, struct parent_texts *ret, struct error *err);
 void parent_texts_done(struct parent_texts *texts);

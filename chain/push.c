@@ -140,11 +140,11 @@ static int check_child(const struct chain *chain, const struct image *child, str
         if (child->size != chain->size)
                 return fail(err, EINVAL, "'%s' has %llu bytes, and the disk %llu", path,
                         (unsigned long long)child->size, (unsigned long long)chain->size);
-        if (child->block_size < resolver_block_size(chain->resolver))
+        if (child->block_size < resolver_block_size(chain_view(chain)->resolver))
                 return fail(err, EINVAL,
                         "'%s' has blocks of %u bytes, smaller than the chain's %llu", path,
                         child->block_size,
-                        (unsigned long long)resolver_block_size(chain->resolver));
+                        (unsigned long long)resolver_block_size(chain_view(chain)->resolver));
         if (!is_empty(child))
                 return fail(err, EINVAL, "'%s' is not empty", path);
         return 0;
@@ -207,13 +207,17 @@ void chain_release(struct chain *chain)
 
 void chain_push(struct chain *chain, struct image *child)
 {
-        unsigned n_layers = chain_n_layers(chain);
+        struct chain_view *view = chain_view(chain);
+        unsigned n_layers = view_n_layers(view);
 
         assert(n_layers < CHAIN_MAX_DEPTH);
-        assert(uuid_equal(child->parent_id, chain_leaf(chain)->id));
+        assert(uuid_equal(child->parent_id, view_leaf(view)->id));
         image_lend_places(child, chain->places);
-        chain->layers[n_layers] = child;
-        atomic_store(&chain->n_layers, n_layers + 1);
+        child->n_holders = 1;
+        atomic_store(&child->flushes, true);
+        view->drain = NULL; /* what was the leaf takes no writes any more; draining it goes on */
+        view->layers[n_layers] = child;
+        atomic_store(&view->n_layers, n_layers + 1);
 }
 
 static void name_image(
@@ -284,6 +288,36 @@ static uint64_t now_ns(void)
         return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+/* No merge begins or ends in between. */
+static void lock_families(const struct chain_switch *disks, unsigned n_disks, bool lock)
+{
+        for (unsigned i = 0; i < n_disks; i++) {
+                struct chain_family *family = disks[i].chain->family;
+                unsigned k = 0;
+
+                while (disks[k].chain->family != family)
+                        k++;
+                if (k < i)
+                        continue; /* the same as an earlier one's */
+                if (lock)
+                        pthread_mutex_lock(&family->lock);
+                else
+                        pthread_mutex_unlock(&family->lock);
+        }
+}
+
+static int check_leaves(const struct chain_switch *disks, unsigned n_disks, struct error *err)
+{
+        for (unsigned i = 0; i < n_disks; i++) {
+                const struct image *leaf = chain_leaf(disks[i].chain);
+
+                if (!uuid_equal(disks[i].child->parent_id, leaf->id))
+                        return fail(err, ESTALE, "'%s' does not stand on '%s', which is the leaf by now",
+                                disks[i].child->file->path, leaf->file->path);
+        }
+        return 0;
+}
+
 static void hold_all(const struct chain_switch *disks, unsigned n_disks)
 {
         for (unsigned i = 0; i < n_disks; i++)
@@ -324,6 +358,14 @@ int chain_switch(const struct chain_switch *disks, unsigned n_disks, struct swit
                 r = begin_uncommitted(disks, n_disks, err);
         if (r < 0)
                 return r;
+        lock_families(disks, n_disks, true);
+        r = check_leaves(disks, n_disks, err);
+        if (r < 0) {
+                lock_families(disks, n_disks, false);
+                for (unsigned i = 0; i < n_disks; i++)
+                        chain_committed(disks[i].chain);
+                return r;
+        }
         start = now_ns();
         hold_all(disks, n_disks);
         push_all(disks, n_disks);
@@ -331,6 +373,7 @@ int chain_switch(const struct chain_switch *disks, unsigned n_disks, struct swit
                 switch_write(region, record); /* P2 */
         release_all(disks, n_disks);
         *ret_stall_ns = now_ns() - start;
+        lock_families(disks, n_disks, false);
         if (MUTANT("switch-record-late"))
                 switch_write(region, record);
         return 0;
@@ -346,39 +389,66 @@ static void fail_chain(struct chain *chain)
         pthread_cond_broadcast(&chain->commit_ended);
 }
 
-static int flush_layer(struct chain *chain, unsigned layer, unsigned n_layers)
+static int flush_layer(struct chain *chain, struct image *image)
 {
-        struct image *image = chain->layers[layer];
         int r = image->format->flush(image);
 
-        if (r == -EIO && layer + 1 < n_layers)
+        if (r == -EIO && image != chain_leaf(chain))
                 fail_chain(chain);
         return r;
 }
 
+/* Layers that a round of another one flushes are left to that one (E11). */
+static int flush_view(struct chain *chain, unsigned n_layers, struct image **ret_failed)
+{
+        const struct chain_view *view = chain_view(chain);
+
+        for (unsigned i = 0; i < n_layers; i++) {
+                struct image *image = view->layers[i];
+                int r;
+
+                if (!atomic_load(&image->flushes) || view_is_flushed_first(view, image))
+                        continue;
+                r = flush_layer(chain, image);
+                if (r < 0) {
+                        *ret_failed = image;
+                        return r;
+                }
+        }
+        return 0;
+}
+
 int chain_flush_layers(struct chain *chain)
 {
-        unsigned n_layers = chain_n_layers(chain);
+        struct image *failed;
+        uint64_t ticket;
+        int r;
 
         if (chain->downgraded)
                 return -EIO; /* E5: what a server before us answered may not be on the disk */
         if (!chain->writable || chain->scratch)
                 return 0;
-        /* What is settled was durable then, and what never was the leaf when the chain was opened. */
-        for (unsigned i = atomic_load(&chain->n_settled); i < n_layers; i++) {
-                int r = flush_layer(chain, i, n_layers);
+        ticket = chain_ticket_get(chain);
+        r = flush_view(chain, chain_n_layers(chain), &failed);
+        chain_ticket_put(chain, ticket);
+        return r;
+}
 
-                if (r < 0)
-                        return r;
-        }
-        return 0;
+static bool is_frozen(const struct image *image)
+{
+        return atomic_load(&image->flushes) && !atomic_load(&image->in_merge);
 }
 
 unsigned chain_n_frozen(const struct chain *chain)
 {
-        unsigned n_settled = atomic_load(&chain->n_settled);
+        uint64_t ticket = grace_enter(chain->places);
+        const struct chain_view *view = chain_view(chain);
+        unsigned n = 0;
 
-        return chain_n_layers(chain) - 1 - n_settled;
+        for (unsigned i = 0; i + 1 < view_n_layers(view); i++)
+                n += is_frozen(view->layers[i]);
+        grace_leave(chain->places, ticket);
+        return n;
 }
 
 static int flush_failed(const struct image *image, int r, struct error *err)
@@ -388,22 +458,19 @@ static int flush_failed(const struct image *image, int r, struct error *err)
                 err, -r, "cannot flush '%s', which a snapshot is to keep", image->file->path);
 }
 
-int chain_flush_frozen(struct chain *chain, struct error *err)
+/* 1: all of it is durable; to settle one of them is for later. */
+static int settle_view(struct chain *chain, unsigned n_layers, struct error *err)
 {
-        unsigned n_layers = chain_n_layers(chain);
+        const struct chain_view *view = chain_view(chain);
 
-        if (MUTANT("frozen-not-flushed"))
-                return 0;
-        for (unsigned i = chain->n_settled; i + 1 < n_layers; i++) { /* P4 */
-                int r = flush_layer(chain, i, n_layers);
-
-                if (r < 0)
-                        return flush_failed(chain->layers[i], r, err);
-        }
-        for (unsigned i = chain->n_settled; i + 1 < n_layers; i++) {
+        for (unsigned i = 0; i + 1 < n_layers; i++) {
+                struct image *image = view->layers[i];
                 struct error why = ERROR_INIT;
-                int r = image_settle(chain->layers[i], &why);
+                int r;
 
+                if (!is_frozen(image))
+                        continue;
+                r = image_settle(image, &why);
                 if (r == -EIO) {
                         fail_chain(chain);
                         if (err)
@@ -411,10 +478,28 @@ int chain_flush_frozen(struct chain *chain, struct error *err)
                         return r;
                 }
                 if (r < 0)
-                        return 0; /* all of it is durable; to settle it is for later */
-                atomic_store(&chain->n_settled, i + 1);
+                        return 1;
+                atomic_store(&image->flushes, false);
         }
         return 0;
+}
+
+int chain_flush_frozen(struct chain *chain, struct error *err)
+{
+        struct image *failed = NULL;
+        unsigned n_layers;
+        int r;
+
+        if (MUTANT("frozen-not-flushed"))
+                return 0;
+        /* No merge begins or ends meanwhile. */
+        MUTEX_GUARD(&chain->family->lock);
+        n_layers = chain_n_layers(chain);
+        r = flush_view(chain, n_layers - 1, &failed); /* P4 */
+        if (r < 0)
+                return flush_failed(failed, r, err);
+        r = settle_view(chain, n_layers, err);
+        return r < 0 ? r : 0;
 }
 
 /* --- waiting for the commit */

@@ -24,6 +24,7 @@
 #include "chain/seal.h"
 #include "formats/format.h"
 #include "formats/intent.h"
+#include "formats/overlay.h"
 #include "formats/vhd/hyperv.h"
 
 struct relinking {
@@ -322,75 +323,6 @@ static int put_footer_ahead(struct relinking *relinking, struct error *err)
                      : 0;
 }
 
-/* Sectors that change, with all their bytes: a text may share one with something else, and an
- * intent's ranges share none. */
-struct overlay {
-        struct file *file;
-        struct sector {
-                uint64_t number;
-                uint8_t bytes[SECTOR_SIZE];
-        } * sectors;
-        size_t n;
-};
-
-static void overlay_done(struct overlay *overlay)
-{
-        free(overlay->sectors);
-}
-
-static int overlay_sector(
-        struct overlay *overlay, uint64_t number, struct sector **ret, struct error *err)
-{
-        struct sector *sectors;
-        ssize_t n;
-
-        for (size_t i = 0; i < overlay->n; i++)
-                if (overlay->sectors[i].number == number) {
-                        *ret = &overlay->sectors[i];
-                        return 0;
-                }
-        sectors = reallocarray(overlay->sectors, overlay->n + 1, sizeof(*sectors));
-        if (!sectors)
-                return fail(err, ENOMEM, "no memory to change '%s'", overlay->file->path);
-        overlay->sectors = sectors;
-        sectors[overlay->n] = (struct sector){.number = number};
-        n = file_read(
-                overlay->file, sectors[overlay->n].bytes, SECTOR_SIZE, number * SECTOR_SIZE, 0);
-        if (n < 0)
-                return fail_os(err, (int)-n, "cannot read '%s' at offset %" PRIu64,
-                        overlay->file->path, number * SECTOR_SIZE);
-        *ret = &sectors[overlay->n++];
-        return 0;
-}
-
-static int overlay_put(struct overlay *overlay, const void *bytes, size_t length, uint64_t offset,
-        struct error *err)
-{
-        const uint8_t *from = bytes;
-
-        while (length > 0) {
-                struct sector *sector = NULL;
-                size_t at = (size_t)(offset % SECTOR_SIZE);
-                size_t part = MIN_OF(length, (size_t)SECTOR_SIZE - at);
-                int r = overlay_sector(overlay, offset / SECTOR_SIZE, &sector, err);
-
-                if (r < 0)
-                        return r;
-                memcpy(sector->bytes + at, from, part);
-                from += part;
-                offset += part;
-                length -= part;
-        }
-        return 0;
-}
-
-static int compare_sectors(const void *a, const void *b)
-{
-        const struct sector *x = a, *y = b;
-
-        return x->number < y->number ? -1 : x->number > y->number;
-}
-
 static int overlay_fill(
         struct overlay *overlay, const struct relinking *relinking, struct error *err)
 {
@@ -403,8 +335,6 @@ static int overlay_fill(
         if (r == 0)
                 r = overlay_put(overlay, &texts->header, sizeof(texts->header),
                         relinking->child_metadata.footer.data_offset, err);
-        if (r == 0)
-                qsort(overlay->sectors, overlay->n, sizeof(*overlay->sectors), compare_sectors);
         return r;
 }
 
@@ -424,12 +354,8 @@ static int write_through_intent(struct relinking *relinking, struct error *err)
         image = intent_add_image(intent, relinking->child, id, id, err);
         if (image < 0)
                 return image;
-        for (size_t i = 0; r == 0 && i < overlay.n; i++)
-                r = intent_add(intent, (unsigned)image, overlay.sectors[i].number * SECTOR_SIZE,
-                        overlay.sectors[i].bytes, SECTOR_SIZE, err);
-        if (r == 0)
-                r = intent_run(intent, err);
-        return r;
+        r = overlay_add(&overlay, intent, (unsigned)image, err);
+        return r == 0 ? intent_run(intent, err) : r;
 }
 
 /* Another way round: does the child, read anew, lead to the parent? */

@@ -229,6 +229,13 @@ void image_lend_places(struct image *image, struct grace *places)
         image->places_are_lent = true;
 }
 
+void image_leave_places(struct image *image)
+{
+        while (image->places && image->places_are_lent && image->format->n_waiting_places &&
+                image->format->n_waiting_places(image) > 0)
+                grace_wait(image->places);
+}
+
 int image_settle(struct image *image, struct error *err)
 {
         int r = image->format->settle(image, err);

@@ -14,6 +14,7 @@
  */
 #pragma once
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -77,6 +78,12 @@ struct format {
         /* Optional (flat images: NULL). The whole block at @offset loses its place: from now on
          * EXTENT_ABSENT. The gate is closed. The place is used again by E8's rule only. */
         int (*discard)(struct image *image, uint64_t offset);
+        /* Optional (flat images: NULL). The same for a job (E11): the gate may be open where nobody
+         * writes, and the place keeps its bytes until the clear is durable and everybody has left who
+         * could be reading there; then it is punched (E8). Not for guests: they do not wait. */
+        int (*release)(struct image *image, uint64_t offset);
+        /* Optional (NULL: none). How many freed places somebody may still be reading in. */
+        uint32_t (*n_waiting_places)(struct image *image);
         /* Required. Is everything that describes the range durable, so that a FUA write may use
          * file_write_durable() instead of a round (E3)? */
         bool (*is_durable)(struct image *image, uint64_t offset, uint64_t length);
@@ -115,6 +122,16 @@ struct image {
          * freed in this image. Its driver's, or lent by the chain (image_lend_places). */
         struct grace *places;
         bool places_are_lent;
+        unsigned n_holders; /* chains that have it as a layer; guarded by their family's lock */
+        /* It was written to since it was opened, or can be, and is not settled: flushes mean it. The
+         * chain's. */
+        _Atomic bool flushes;
+        /* A merge moves blocks out of the image or into it (E11): it stays open for writing. Written
+         * with the family's lock held. */
+        _Atomic bool in_merge;
+        /* E11: each round of this image has a whole round of that one between its (0) and its (2):
+         * what was cleared here is there. NULL: none. */
+        _Atomic(struct image *) flush_first;
         /* A sentence for the user about an image that opens, but not as asked (read-only because
          * of ...), or "". */
         char warning[ERROR_MESSAGE_MAX];
@@ -138,4 +155,7 @@ void image_lend_places(struct image *image, struct grace *places);
 int image_settle(struct image *image, struct error *err);
 int image_close(struct image *image, struct error *err); /* clean */
 struct image *image_abandon(struct image *image);        /* not clean; NULL is fine; returns NULL */
+/* The image is on no chain's way any more, but the grace that it was lent goes on: returns when none
+ * of the places that were freed in it is still waited for. Then it may be closed. */
+void image_leave_places(struct image *image);
 DEFINE_CLEANUP(struct image *, image_abandon)

@@ -15,10 +15,19 @@
 #include "base/mutant.h"
 
 #define REDO_MAGIC        UINT64_C(0x6f64657264646876) /* "vhddredo" */
-#define REDO_VERSION      1u
+#define REDO_VERSION      2u
 #define HEAD_SIZE         4096u
 #define REGION_SIZE       (HEAD_SIZE + MIB)
 #define SMALL_REGION_SIZE (HEAD_SIZE + 16 * KIB) /* a simulated disk copies it for every state */
+
+/* What the image's head says; its sum is right, or the place is empty. */
+struct redo_head_ident {
+        uint8_t image_id[16];
+        uint64_t metadata_hash;
+        uint32_t block_size;
+        uint32_t reserved;
+        uint64_t sum;
+};
 
 struct redo_head {
         uint64_t magic;
@@ -27,11 +36,9 @@ struct redo_head {
         uint8_t boot_id[16];
         uint64_t device, inode;
         int64_t birth_ns;
-        uint8_t image_id[16];
-        uint64_t metadata_hash;
-        uint32_t block_size;
-        uint32_t reserved;
-        uint64_t sum;           /* of all above */
+        uint64_t sum; /* of all above */
+        /* Two while the head is being changed (redo_ident_also), and either fits. */
+        struct redo_head_ident idents[2];
         _Atomic uint64_t tail;  /* sequence number of the oldest record that counts */
         _Atomic uint32_t state; /* 0, or POISONED */
 };
@@ -68,6 +75,30 @@ static uint64_t head_sum(const struct redo_head *head)
         return XXH3_64bits(head, offsetof(struct redo_head, sum));
 }
 
+static uint64_t ident_sum(const struct redo_head_ident *ident)
+{
+        return XXH3_64bits(ident, offsetof(struct redo_head_ident, sum));
+}
+
+static void ident_set(struct redo_head_ident *to, const struct redo_ident *ident)
+{
+        to->sum = 0;
+        atomic_thread_fence(memory_order_seq_cst);
+        memcpy(to->image_id, ident->image_id, sizeof(to->image_id));
+        to->metadata_hash = ident->metadata_hash;
+        to->block_size = ident->block_size;
+        to->reserved = 0;
+        atomic_thread_fence(memory_order_seq_cst);
+        to->sum = ident_sum(to); /* from here on it counts */
+}
+
+static bool ident_fits(const struct redo_head_ident *have, const struct redo_ident *ident)
+{
+        return have->sum == ident_sum(have) &&
+               !memcmp(have->image_id, ident->image_id, sizeof(have->image_id)) &&
+               have->metadata_hash == ident->metadata_hash && have->block_size == ident->block_size;
+}
+
 static uint64_t slot_sum(const struct slot *slot)
 {
         return XXH3_64bits(slot, offsetof(struct slot, sum));
@@ -90,9 +121,7 @@ static void fill_head(struct redo_head *head, struct file *file, const struct fi
         head->device = st->device;
         head->inode = st->inode;
         head->birth_ns = st->birth_ns;
-        memcpy(head->image_id, ident->image_id, sizeof(head->image_id));
-        head->metadata_hash = ident->metadata_hash;
-        head->block_size = ident->block_size;
+        ident_set(&head->idents[0], ident);
         atomic_store(&head->tail, 1);
         atomic_store(&head->state, 0);
         head->sum = head_sum(head);
@@ -158,9 +187,7 @@ static enum redo_found judge(const struct redo *redo, const struct redo_ident *i
                 return REDO_POISONED;
         if (redo->next == atomic_load(&head->tail))
                 return REDO_REPLAY; /* nothing to replay; the file may still not be synced */
-        if (memcmp(head->image_id, ident->image_id, sizeof(head->image_id)) != 0 ||
-                head->metadata_hash != ident->metadata_hash ||
-                head->block_size != ident->block_size)
+        if (!ident_fits(&head->idents[0], ident) && !ident_fits(&head->idents[1], ident))
                 return REDO_FOREIGN;
         return REDO_REPLAY;
 }
@@ -224,6 +251,21 @@ int redo_open(struct file *file, const struct redo_ident *ident, bool writable, 
         }
         *ret = redo;
         return 0;
+}
+
+void redo_ident_also(struct redo *redo, const struct redo_ident *now, const struct redo_ident *soon)
+{
+        if (redo && redo->region)
+                ident_set(&redo->head->idents[ident_fits(&redo->head->idents[0], now) ? 1 : 0], soon);
+}
+
+void redo_ident_only(struct redo *redo, const struct redo_ident *ident)
+{
+        if (!redo || !redo->region)
+                return;
+        for (unsigned i = 0; i < 2; i++)
+                if (!ident_fits(&redo->head->idents[i], ident))
+                        redo->head->idents[i].sum = 0;
 }
 
 int redo_open_volatile(struct redo **ret, struct error *err)

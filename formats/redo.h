@@ -57,6 +57,11 @@ enum redo_found {
  * it; an existing one is taken over with its records. Read-only: *ret is NULL with REDO_NONE. */
 int redo_open(struct file *file, const struct redo_ident *ident, bool writable, struct redo **ret,
         enum redo_found *found, struct error *err);
+/* The image's head is about to become another (E13): until redo_ident_only() the file belongs to an
+ * image with the head that it has @now and to one with that which it has @soon. */
+void redo_ident_also(
+        struct redo *redo, const struct redo_ident *now, const struct redo_ident *soon);
+void redo_ident_only(struct redo *redo, const struct redo_ident *ident);
 /* A ring in plain memory, for an image that is thrown away at the end. */
 int redo_open_volatile(struct redo **ret, struct error *err);
 /* Ends it. @remove: a clean close, nothing is left to replay. NULL is fine. */

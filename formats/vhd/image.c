@@ -350,7 +350,24 @@ static int vhd_complete(struct image *image, uint64_t offset, uint64_t length, b
         }
 }
 
-static int vhd_discard(struct image *image, uint64_t offset)
+/* The block loses its place; @freed is taken over on success. */
+static int drop_block(struct vhd_image *vhd, uint32_t block, struct vhd_freed *freed)
+{
+        for (;;) {
+                int r;
+
+                pthread_mutex_lock(&vhd->lock);
+                r = vhd_make_absent_locked(vhd, block, freed);
+                pthread_mutex_unlock(&vhd->lock);
+                if (r != -ENOBUFS)
+                        return r;
+                r = vhd_flush(vhd);
+                if (r < 0)
+                        return r;
+        }
+}
+
+static int free_block(struct image *image, uint64_t offset, bool job)
 {
         struct vhd_image *vhd = vhd_of(image);
         uint32_t block = (uint32_t)(offset >> vhd->block_shift), place;
@@ -370,21 +387,30 @@ static int vhd_discard(struct image *image, uint64_t offset)
         if (!freed)
                 return -ENOMEM;
         /* E8: the guest's own trim may punch at once: the block reads as zeros either way. */
-        freed->zero = file_punch(image->file, (uint64_t)place * SECTOR_SIZE + vhd->bitmap_size,
-                              image->block_size) == 0;
-        for (;;) {
-                pthread_mutex_lock(&vhd->lock);
-                r = vhd_make_absent_locked(vhd, block, freed);
-                pthread_mutex_unlock(&vhd->lock);
-                if (r != -ENOBUFS)
-                        break;
-                r = vhd_flush(vhd);
-                if (r < 0)
-                        break;
-        }
+        if (!job || MUTANT("drain-punch-early"))
+                freed->zero = file_punch(image->file,
+                                      (uint64_t)place * SECTOR_SIZE + vhd->bitmap_size,
+                                      image->block_size) == 0;
+        freed->punch = job;
+        r = drop_block(vhd, block, freed);
         if (r < 0)
                 free(freed);
         return r;
+}
+
+static int vhd_discard(struct image *image, uint64_t offset)
+{
+        return free_block(image, offset, false);
+}
+
+static int vhd_release(struct image *image, uint64_t offset)
+{
+        return free_block(image, offset, true);
+}
+
+static uint32_t vhd_n_waiting_places(struct image *image)
+{
+        return vhd_n_in_grace(vhd_of(image));
 }
 
 static bool vhd_is_durable(struct image *image, uint64_t offset, uint64_t length)
@@ -427,10 +453,10 @@ static void vhd_free(struct vhd_image *vhd)
         while (vhd->n_loaded)
                 vhd_bitmap_drop_locked(vhd, vhd->loaded[0]->block, NULL);
         vhd_dirty_free_all(vhd);
-        if (vhd->image.places_are_lent)
-                grace_drain(vhd->image.places); /* some of what is put off there is ours */
-        else
+        if (!vhd->image.places_are_lent)
                 grace_free(vhd->image.places);
+        else if (vhd->n_in_grace > 0)
+                grace_drain(vhd->image.places); /* some of what is put off there is ours */
         vhd_space_free_all(vhd);
         vhd_bat_free(vhd->bat);
         free(vhd->loaded);
@@ -720,6 +746,8 @@ const struct format vhd_format = {
         .prepare = vhd_prepare,
         .complete = vhd_complete,
         .discard = vhd_discard,
+        .release = vhd_release,
+        .n_waiting_places = vhd_n_waiting_places,
         .is_durable = vhd_is_durable,
         .flush = image_flush,
         .poison = image_poison,

@@ -41,6 +41,7 @@ struct vhd_freed {
         struct vhd_image *image;
         uint32_t place; /* sectors */
         bool zero;      /* its data was punched */
+        bool punch;     /* it is to be, once nobody reads there (a job's) */
         uint64_t round; /* the first round whose (0) came after the clear */
 };
 
@@ -68,6 +69,7 @@ struct vhd_image {
         struct vhd_freed *freed;       /* wait for their round */
         struct vhd_freed *committed;   /* their grace is to begin */
         struct vhd_freed *free_places; /* may be used */
+        uint32_t n_in_grace;           /* freed places that a grace's call will come for */
         uint64_t next_free;            /* first byte behind the last block */
         uint64_t footer_offset;        /* of the durable end footer: blocks must end before it */
         uint64_t zero_from;            /* from here to footer_offset all reads as zeros */
@@ -134,6 +136,8 @@ void vhd_freed_begin_grace(struct vhd_image *vhd);
  * in places that were freed, so it stays behind every place that was ever given out. */
 int vhd_lower_footer(struct vhd_image *vhd, bool readers, struct error *err);
 void vhd_space_free_all(struct vhd_image *vhd);
+/* How many freed places a call that was put off will still come for. */
+uint32_t vhd_n_in_grace(struct vhd_image *vhd);
 void vhd_keeper_stop(struct vhd_image *vhd);
 void vhd_keeper_kick_locked(struct vhd_image *vhd, bool extend, bool flush);
 

@@ -10,6 +10,9 @@
  *       ones.
  *   R5  One round at a time; a flush is answered by a round that began after it came.
  *   R6  A failed sync, or a failed write in (2), poisons (E5): nobody can say what the file holds.
+ *   R8  Between (0) and (1) the image whose blocks come from here, or go there, has a whole round of its
+ *       own (E11): an entry that was cleared in a merge is not durably gone before what took its
+ *       place is there.
  *   R7  Records of before (0) are dropped at the round's end (E4), and places that were freed
  *       before (0) are committed then (E8).
  *
@@ -287,7 +290,8 @@ int vhd_make_absent_locked(struct vhd_image *vhd, uint32_t block, struct vhd_fre
         if (!dirty)
                 return -ENOMEM;
         mark_now(vhd, dirty);
-        redo_append(vhd->redo, &record);
+        if (!freed->punch || !MUTANT("drain-no-free-record"))
+                redo_append(vhd->redo, &record);
         vhd_bat_set(vhd->bat, block, VHD_BAT_UNUSED);
         vhd_bitmap_drop_locked(vhd, block, NULL);
         /* E8: also an entry that was never durable waits for a round that began after this. */
@@ -515,18 +519,33 @@ static int begin_round(struct vhd_image *vhd, struct round *round)
         return r;
 }
 
+/* R8. A failure leaves everything here dirty, as a full disk does. */
+static int flush_first(struct vhd_image *vhd)
+{
+        struct image *first = atomic_load(&vhd->image.flush_first);
+
+        return first ? first->format->flush(first) : 0;
+}
+
 static int run_round(struct vhd_image *vhd)
 {
         _cleanup_free_ struct vhd_dirty **blocks = NULL;
         struct round round = {0};
-        int r;
+        int r = 0;
 
         if (atomic_load(&vhd->poisoned))
                 return -EIO;
         if (vhd->settled)
                 return 0;
+        if (MUTANT("drain-round-before-copy"))
+                r = flush_first(vhd);
         r = begin_round(vhd, &round);
         blocks = round.blocks;
+        if (r == 0 && !MUTANT("drain-no-round-below") && !MUTANT("drain-round-before-copy")) {
+                r = flush_first(vhd);
+                if (r < 0 && round.n_blocks)
+                        undo_copy(vhd, &round);
+        }
         if (r < 0)
                 return r;
         if (round.n_blocks == 0 || !MUTANT("skip-sync-1"))

@@ -278,9 +278,14 @@ static void place_is_free(struct grace_call *call)
                 (struct vhd_freed *)((char *)call - offsetof(struct vhd_freed, call));
         struct vhd_image *vhd = freed->image;
 
+        if (freed->punch)
+                freed->zero = file_punch(vhd->image.file,
+                                      (uint64_t)freed->place * SECTOR_SIZE + vhd->bitmap_size,
+                                      vhd->image.block_size) == 0;
         MUTEX_GUARD(&vhd->lock);
         freed->next = vhd->free_places;
         vhd->free_places = freed;
+        vhd->n_in_grace--;
 }
 
 void vhd_freed_committed_locked(struct vhd_image *vhd, uint64_t n)
@@ -307,6 +312,8 @@ void vhd_freed_begin_grace(struct vhd_image *vhd)
         pthread_mutex_lock(&vhd->lock);
         freed = vhd->committed;
         vhd->committed = NULL;
+        for (const struct vhd_freed *f = freed; f; f = f->next)
+                vhd->n_in_grace++;
         pthread_mutex_unlock(&vhd->lock);
         while (freed) {
                 struct vhd_freed *next = freed->next;
@@ -365,4 +372,10 @@ void vhd_space_free_all(struct vhd_image *vhd)
         free_list(vhd->committed);
         free_list(vhd->free_places);
         vhd->freed = vhd->committed = vhd->free_places = NULL;
+}
+
+uint32_t vhd_n_in_grace(struct vhd_image *vhd)
+{
+        MUTEX_GUARD(&vhd->lock);
+        return vhd->n_in_grace;
 }
