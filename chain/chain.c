@@ -143,6 +143,38 @@ static int complete_intent_of_parent(struct opening *o, struct file *file)
         return complete_intent(o, file->path, &st, o->err);
 }
 
+/* Others stand on an image with a mark, and what is written to it would change them. In the middle of a
+ * merge it is not even a disk without them (E12). */
+static int check_mark(const struct opening *o, const struct image *leaf)
+{
+        const char *path = leaf->file->path;
+        struct error err = ERROR_INIT;
+
+        if (!leaf->hidden || (!leaf->merging && !leaf->writable))
+                return 0;
+        if (leaf->merging)
+                fail(&err, EROFS,
+                        "a merge into '%s' was cut off: alone it reads as a mixture of old and new; "
+                        "`vhdctl merge` of the image that stands on it goes on",
+                        path);
+        else if (o->options->for_merge)
+                return 0;
+        else
+                fail(&err, EROFS,
+                        "'%s' is hidden, an inner node of a XenServer tree: it is not written to, "
+                        "because others stand on it",
+                        path);
+        if (!leaf->writable) {
+                warn(o, err.message);
+                return 0;
+        }
+        error_set_file(&err, path);
+        error_set_hint(&err, "write to the image that stands on it, or to a copy; it can be read");
+        if (o->err)
+                *o->err = err;
+        return -EROFS;
+}
+
 /* Takes @file over in any case. */
 static int open_layer(struct opening *o, struct file *file, const char *format, bool is_leaf)
 {
@@ -160,6 +192,12 @@ static int open_layer(struct opening *o, struct file *file, const char *format, 
         r = open_image(o, file, format, image_flags_of(o, is_leaf), &image);
         if (r < 0)
                 return r;
+        if (is_leaf)
+                r = check_mark(o, image);
+        if (r < 0) {
+                image_close(image, NULL); /* cleanly: it has not been touched */
+                return r;
+        }
         add_layer(o, image);
         if (!is_leaf)
                 check_seal(o, image);

@@ -39,6 +39,7 @@ struct chain_options {
         bool force;                      /* damaged images: read-only, -EIO for bad blocks */
         bool direct;                     /* the leaf's data goes past the page cache (O_DIRECT) */
         bool leaf_only;                  /* open no parent: what the leaf lacks reads -EIO (info) */
+        bool for_merge;                  /* the leaf is emptied: it may be tapdisk's inner node */
         bool loose_lock;                 /* bear with a writer elsewhere (info, tree) */
         const char *format;              /* of the leaf: "vhd", "raw", NULL: look */
         const char *const *image_roots;  /* where parents may lie, beside the leaf's own directory */

@@ -216,6 +216,7 @@ static void take_metadata(struct tree_node *node, const struct vhd_metadata *met
         node->problems = metadata->problems;
         node->saved_state = metadata->footer.saved_state;
         node->hidden = metadata->footer.hidden;
+        node->merging = metadata->footer.merging;
         if (node->type == VHD_TYPE_DIFFERENCING)
                 memcpy(node->parent_id, metadata->header.parent_id, 16);
 }

@@ -35,6 +35,7 @@ struct tree_node {
         char creator_app[5];
         uint32_t problems; /* enum vhd_problem */
         bool saved_state, hidden;
+        bool merging; /* in the middle of a merge (E12): right only beneath the one that stands on it */
         char *parent_says; /* differencing: the first hint at the parent, as it is written, or "" */
         /* its place in the forest */
         bool outside;             /* in none of the caller's paths: reached as a parent */

@@ -115,6 +115,9 @@ struct image {
         uint8_t id[16];         /* VHD unique id; zeros for raw */
         uint8_t parent_id[16];  /* differencing only */
         bool writable; /* until it is settled */
+        /* Alone it is not meant to be used: others stand on it (tapdisk's flag), or (also @merging) it is
+         * in the middle of a merge, and reads as no point in time (E12). As it was found at opening. */
+        bool hidden, merging;
         /* A process that wrote the image died or still has it: what it left to recover is in our
          * memory, and not in the file. */
         bool unclean;

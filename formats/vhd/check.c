@@ -271,7 +271,11 @@ static void check_footer(struct checker *checker, const struct vhd_metadata *met
         if (footer->saved_state)
                 check_found(checker, VHD_WARNING, "saved-state", at, 0, false,
                         "the image belongs to the saved state of a virtual machine");
-        if (footer->hidden)
+        if (footer->merging)
+                check_found(checker, VHD_WARNING, "merge-unfinished", at, 0, false,
+                        "a merge was cut off here: the image is right only beneath the one that "
+                        "stands on it, and `vhdctl merge` of that one goes on");
+        else if (footer->hidden)
                 check_found(checker, VHD_INFO, "hidden", at, 0, false,
                         "tapdisk's flag says that the image is hidden: an inner node of a tree");
         if (uuid_is_zero(footer->unique_id))

@@ -114,6 +114,8 @@ int vhd_open_fixed(struct file *file, const struct vhd_metadata *metadata, unsig
         fixed->image.file = file;
         fixed->image.type = IMAGE_FIXED;
         fixed->image.size = metadata->footer.current_size;
+        fixed->image.hidden = metadata->footer.hidden;
+        fixed->image.merging = metadata->footer.merging;
         memcpy(fixed->image.id, metadata->footer.unique_id, sizeof(fixed->image.id));
         r = flat_open(&fixed->flat, file, fixed->image.size, writable, &fixed->image.writable,
                 fixed->image.warning, err);

@@ -153,6 +153,7 @@ int vhd_footer_decode(const struct vhd_raw_footer *raw, unsigned flags, struct v
         memcpy(footer.unique_id, raw->unique_id, sizeof(raw->unique_id));
         footer.saved_state = raw->saved_state != 0;
         footer.hidden = raw->hidden != 0;
+        footer.merging = raw->hidden == VHD_HIDDEN_MERGE;
         r = check_fields(&footer, err);
         if (r < 0)
                 return r;
@@ -186,8 +187,9 @@ void vhd_footer_encode(const struct vhd_footer *footer, struct vhd_raw_footer *r
         /* Flags that are set may hold another value than one; it stays as it came. */
         if (footer->saved_state != (raw.saved_state != 0))
                 raw.saved_state = footer->saved_state;
-        if (footer->hidden != (raw.hidden != 0))
-                raw.hidden = footer->hidden;
+        if (footer->hidden != (raw.hidden != 0) ||
+                footer->merging != (raw.hidden == VHD_HIDDEN_MERGE))
+                raw.hidden = footer->merging ? VHD_HIDDEN_MERGE : footer->hidden;
         raw.checksum = be32_make(vhd_footer_checksum(&raw));
         *ret = raw;
 }

@@ -482,6 +482,8 @@ static struct vhd_image *vhd_new(const struct vhd_metadata *metadata)
                 metadata->footer.type == VHD_TYPE_DYNAMIC ? IMAGE_DYNAMIC : IMAGE_DIFFERENCING;
         vhd->image.size = metadata->footer.current_size;
         vhd->image.block_size = metadata->header.block_size;
+        vhd->image.hidden = metadata->footer.hidden;
+        vhd->image.merging = metadata->footer.merging;
         memcpy(vhd->image.id, metadata->footer.unique_id, sizeof(vhd->image.id));
         memcpy(vhd->image.parent_id, metadata->header.parent_id, sizeof(vhd->image.parent_id));
         vhd->block_shift = log2_of(metadata->header.block_size);

@@ -41,6 +41,7 @@ struct vhd_footer {
         uint8_t unique_id[16];
         bool saved_state;
         bool hidden;
+        bool merging; /* hidden, by us: in the middle of a merge (E12) */
         struct vhd_raw_footer raw; /* for encoding again: unknown bytes are kept */
 };
 

@@ -32,6 +32,10 @@ enum vhd_type {
         VHD_TYPE_DIFFERENCING = 4,
 };
 
+/* Our mark of an image in the middle of a merge (E12). Whoever knows tapdisk's flag sees it set; that
+ * it is not 1 tells it from an inner node of one of tapdisk's trees. */
+#define VHD_HIDDEN_MERGE 2
+
 struct vhd_raw_footer {
         char cookie[8];
         be32 features;
@@ -50,7 +54,7 @@ struct vhd_raw_footer {
         be32 checksum; /* ones' complement of the sum of all other bytes */
         uint8_t unique_id[16];
         uint8_t saved_state;
-        uint8_t hidden; /* tapdisk's; 0 elsewhere */
+        uint8_t hidden; /* tapdisk's; 0 elsewhere; VHD_HIDDEN_MERGE is ours */
         uint8_t reserved[426];
 };
 static_assert(sizeof(struct vhd_raw_footer) == VHD_FOOTER_SIZE, "the footer is one sector");

@@ -213,6 +213,7 @@ static void vhd_to_json(const struct facts *facts, json_t *object)
         json_object_set_new(object, "geometry", geometry_to_json(footer));
         json_object_set_new(object, "saved-state", json_boolean(footer->saved_state));
         json_object_set_new(object, "hidden", json_boolean(footer->hidden));
+        json_object_set_new(object, "merge-unfinished", json_boolean(footer->merging));
         json_object_set_new(object, "encrypted", json_boolean(facts->metadata.encrypted));
         json_object_set_new(object, "problems", problems_to_json(facts->metadata.problems));
 }
@@ -268,7 +269,10 @@ static void print_vhd(const struct facts *facts)
                 footer->heads, footer->sectors_per_track);
         if (footer->type == VHD_TYPE_DIFFERENCING)
                 print_parent(facts);
-        if (footer->hidden)
+        if (footer->merging)
+                show_line(2, "merge", "cut off: vhdctl merge CHILD goes on, CHILD being the image that "
+                        "stands on this one");
+        else if (footer->hidden)
                 show_line(2, "hidden", "yes (an inner node of a XenServer chain)");
         if (metadata->encrypted)
                 show_line(2, "encrypted", "yes: what the guest sees cannot be read here");

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/quote.h"
 #include "base/size.h"
 #include "chain/tree.h"
 #include "vhdd/ctl/branches.h"
@@ -67,7 +68,9 @@ static void describe_state(const struct tree_node *node, char *state, size_t siz
                 add_word(state, size, "damaged");
         if (node->saved_state)
                 add_word(state, size, "saved state");
-        if (node->hidden)
+        if (node->merging)
+                add_word(state, size, "merge unfinished");
+        else if (node->hidden)
                 add_word(state, size, "hidden");
         if (node->same_id)
                 add_word(state, size, "same id as another");
@@ -174,6 +177,26 @@ static void print_copies(const struct drawing *drawing)
         }
 }
 
+/* A merge that was cut off: the child through which it goes on stands on the marked image. */
+static void print_unfinished(const struct drawing *drawing)
+{
+        for (size_t i = 0; i < drawing->tree->n_nodes; i++) {
+                const struct tree_node *node = drawing->tree->nodes[i];
+                char quoted[QUOTE_TEXT_MAX];
+
+                if (!node->merging || node->alias)
+                        continue;
+                print_text("\n", shown_name(drawing, node), ": a merge into it was cut off\n");
+                if (node->n_children == 1) {
+                        shell_quote(node->children->path, quoted, sizeof(quoted));
+                        print_text("    vhdctl merge ", quoted, "\n");
+                } else {
+                        printf("    vhdctl merge CHILD goes on, CHILD being the image that stands on "
+                               "it\n");
+                }
+        }
+}
+
 static void print_names(const struct drawing *drawing)
 {
         for (size_t i = 0; i < drawing->tree->n_nodes; i++) {
@@ -205,6 +228,7 @@ static void print_forest(const struct ctl *ctl, const struct tree *tree)
         }
         table_print(table, stdout);
         print_broken(&drawing);
+        print_unfinished(&drawing);
         print_copies(&drawing);
         print_names(&drawing);
         printf("%s%" PRIu64 " tree%s, %zu image%s, %" PRIu64 " tip%s, %" PRIu64 " broken, %" PRIu64
@@ -286,6 +310,7 @@ static void describe_image(json_t *object, const struct tree_node *node)
         json_object_set_new(object, "depth", json_integer(tree_depth(node)));
         json_object_set_new(object, "tip", json_boolean(tree_is_tip(node)));
         json_object_set_new(object, "hidden", json_boolean(node->hidden));
+        json_object_set_new(object, "merge-unfinished", json_boolean(node->merging));
         json_object_set_new(object, "saved-state", json_boolean(node->saved_state));
         json_object_set_new(object, "problems", problems_to_json(node->problems));
         json_object_set_new(object, "same-id", copies_to_json(node));
