@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vhdd/ctl/newfile.h"
 
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "vhdd/ctl/signals.h"
 
 #define N_TRIES 32
 
@@ -18,59 +18,9 @@ struct newfile {
         bool replace;
 };
 
-static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
-#define N_SIGNALS (sizeof(signals) / sizeof(signals[0]))
-
-/* The signal handler's: what to remove, and which signal came first (0: none). */
-static char *_Atomic part_to_remove;
-static atomic_int signal_seen;
-
-static void end_as_asked(int number)
-{
-        signal(number, SIG_DFL);
-        raise(number);
-}
-
-static void on_signal(int number)
-{
-        int none = 0;
-        const char *part;
-
-        if (atomic_compare_exchange_strong(&signal_seen, &none, number))
-                return;
-        part = atomic_load(&part_to_remove);
-        if (part)
-                unlink(part);
-        end_as_asked(number);
-}
-
 bool newfile_stopped(void)
 {
-        return atomic_load_explicit(&signal_seen, memory_order_relaxed) != 0;
-}
-
-static void watch_signals(void)
-{
-        /* SA_NODEFER: a second signal of the same kind must not wait for the first's end. */
-        struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART | SA_NODEFER};
-
-        for (size_t i = 0; i < N_SIGNALS; i++) {
-                struct sigaction old;
-
-                /* What was ignored when we started (nohup) stays ignored. */
-                if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-                        sigaction(signals[i], &action, NULL);
-        }
-}
-
-static void unwatch_signals(void)
-{
-        for (size_t i = 0; i < N_SIGNALS; i++) {
-                struct sigaction old;
-
-                if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler == on_signal)
-                        signal(signals[i], SIG_DFL);
-        }
+        return signals_stopped();
 }
 
 static int check_not_in_use(const char *path, struct error *err)
@@ -144,8 +94,8 @@ static int open_part(struct newfile *newfile, struct error *err)
 
 static void free_newfile(struct newfile *newfile)
 {
-        atomic_store(&part_to_remove, NULL);
-        unwatch_signals();
+        signals_remove(NULL);
+        signals_unwatch();
         file_close(newfile->file);
         free(newfile->path);
         free(newfile->part);
@@ -167,13 +117,13 @@ int newfile_begin(const char *path, bool replace, struct newfile **ret, struct e
         newfile->path = realpath(path, NULL);
         if (!newfile->path && errno == ENOENT)
                 newfile->path = strdup(path);
-        watch_signals();
+        signals_watch();
         r = newfile->path ? open_part(newfile, err) : fail(err, ENOMEM, "no memory for a name");
         if (r < 0) {
                 free_newfile(newfile);
                 return r;
         }
-        atomic_store(&part_to_remove, newfile->part);
+        signals_remove(newfile->part);
         *ret = newfile;
         return 0;
 }
@@ -210,7 +160,7 @@ int newfile_commit(struct newfile *newfile, struct error *err)
                 newfile_abandon(newfile);
                 return r;
         }
-        atomic_store(&part_to_remove, NULL);
+        signals_remove(NULL);
         r = fs_sync_directory(host_fs(), newfile->path);
         if (r < 0)
                 r = fail_os(err, -r, "'%s' is whole, but its directory cannot be synced",
@@ -221,13 +171,9 @@ int newfile_commit(struct newfile *newfile, struct error *err)
 
 void newfile_abandon(struct newfile *newfile)
 {
-        int number;
-
         if (!newfile)
                 return;
         fs_unlink(host_fs(), newfile->part);
         free_newfile(newfile);
-        number = atomic_load(&signal_seen);
-        if (number)
-                end_as_asked(number);
+        signals_end();
 }
