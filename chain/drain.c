@@ -98,6 +98,18 @@ int chain_drain_settle(struct chain *chain, struct image *image, struct error *e
         return r;
 }
 
+struct image *chain_drain_find(struct chain *chain, const char *path)
+{
+        _cleanup_(file_closep) struct file *file = NULL;
+        struct file_stat st;
+
+        if (file_open(chain->fs, path, FILE_READ | FILE_NOFOLLOW, &file, NULL) < 0 ||
+                file_stat_get(file, &st) < 0)
+                return NULL;
+        MUTEX_GUARD(&chain->family->lock);
+        return chain_family_find(chain->family, &st);
+}
+
 /* --- opening */
 
 static void drain_free(struct chain_drain *drain)
@@ -234,6 +246,15 @@ struct image *chain_drain_child(const struct chain_drain *drain)
         unsigned above = index_of(drain->chain, top_of(drain)) + 1;
 
         return above < view_n_layers(view) ? view->layers[above] : NULL;
+}
+
+struct image *chain_drain_below(const struct chain_drain *drain)
+{
+        const struct chain_view *view = chain_view(drain->chain);
+        unsigned lowest = index_of(
+                drain->chain, is_up(drain) ? drain->sources[0] : drain->destination);
+
+        return lowest > 0 ? view->layers[lowest - 1] : NULL;
 }
 
 /* --- starting and stopping */

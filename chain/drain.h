@@ -50,10 +50,15 @@ struct image *chain_drain_source(const struct chain_drain *drain, unsigned index
 struct image *chain_drain_destination(const struct chain_drain *drain);
 /* The layer above all of them, or NULL: an image that stands on what is being emptied or filled. */
 struct image *chain_drain_child(const struct chain_drain *drain);
+/* The layer below all of them, or NULL. */
+struct image *chain_drain_below(const struct chain_drain *drain);
 /* An image of the chain becomes one that is open for writing, for a change of its head. *@image is
  * replaced. Nothing if it is so already. chain_drain_settle() makes it a reader's again. */
 int chain_drain_upgrade(struct chain *chain, struct image **image, struct error *err);
 int chain_drain_settle(struct chain *chain, struct image *image, struct error *err);
+
+/* The image at @path, if some chain of the family has it open to be read, else NULL. */
+struct image *chain_drain_find(struct chain *chain, const char *path);
 
 /* From here on blocks may move. */
 int chain_drain_start(struct chain_drain *drain, struct error *err);

@@ -200,6 +200,8 @@ static int exchange_add(struct exchange **list, struct chain *chain,
         exchange->view->n_layers = n;
         exchange->view->gate_size = exchange->old->gate_size;
         exchange->view->keeps_blocks = exchange->old->keeps_blocks;
+        if (change->new) /* layers count as before */
+                exchange->view->drain = exchange->old->drain;
         return chain_view_complete(chain, exchange->view, err);
 }
 

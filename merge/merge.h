@@ -33,6 +33,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "chain/chain.h"
 
@@ -102,3 +103,4 @@ struct merge_child {
 int merge_finish(struct merge *merge, const struct merge_child *children, size_t n_children,
         struct error *err);
 struct merge *merge_free(struct merge *merge); /* NULL is fine; always returns NULL */
+DEFINE_CLEANUP(struct merge *, merge_free)

@@ -165,6 +165,8 @@ static void take_over(const struct vhd_rehead *rehead)
         const struct vhd_metadata *after = rehead->after;
 
         memcpy(image->id, after->footer.unique_id, sizeof(image->id));
+        image->hidden = after->footer.hidden;
+        image->merging = after->footer.merging;
         if (!rehead->vhd)
                 return;
         memcpy(image->parent_id, after->header.parent_id, sizeof(image->parent_id));
@@ -173,7 +175,7 @@ static void take_over(const struct vhd_rehead *rehead)
         rehead->vhd->metadata.header = after->header;
 }
 
-void vhd_rehead_end(struct vhd_rehead *rehead, bool applied)
+void vhd_rehead_end(struct vhd_rehead *rehead, enum vhd_rehead_outcome outcome)
 {
         struct vhd_image *vhd;
 
@@ -182,14 +184,34 @@ void vhd_rehead_end(struct vhd_rehead *rehead, bool applied)
         vhd = rehead->vhd;
         if (vhd)
                 pthread_mutex_lock(&vhd->lock);
-        if (applied)
+        if (outcome == REHEAD_APPLIED)
                 take_over(rehead);
-        if (vhd) {
-                struct redo_ident ident = vhd_redo_ident(applied ? rehead->after : rehead->before);
+        if (vhd && outcome != REHEAD_UNKNOWN) {
+                struct redo_ident ident = vhd_redo_ident(
+                        outcome == REHEAD_APPLIED ? rehead->after : rehead->before);
 
                 redo_ident_only(vhd->redo, &ident);
+        }
+        if (vhd) {
                 pthread_mutex_unlock(&vhd->lock);
                 pthread_mutex_unlock(&vhd->extend_lock);
         }
         rehead_free(rehead);
+}
+
+int vhd_rehead_run(
+        struct vhd_rehead *const *reheads, size_t n, struct intent *intent, struct error *err)
+{
+        enum vhd_rehead_outcome outcome = REHEAD_DROPPED;
+        int r = intent_write(intent, err);
+
+        if (r == 0) {
+                r = intent_apply(intent, err);
+                outcome = r == 0 ? REHEAD_APPLIED : REHEAD_UNKNOWN;
+        }
+        if (r == 0)
+                r = intent_remove(intent, err);
+        for (size_t i = 0; i < n; i++)
+                vhd_rehead_end(reheads[i], outcome);
+        return r;
 }

@@ -42,9 +42,14 @@ struct vhd_new_head {
 /* A raw image has no head: *ret is NULL, and nothing is added. */
 int vhd_rehead_begin(struct image *image, const struct vhd_new_head *head, struct intent *intent,
         struct vhd_rehead **ret, struct error *err);
-/* @applied: the intent was. Else it may be completed by the next opener, or not: the image goes on
- * under its old head only if it never will be. NULL is fine. */
-void vhd_rehead_end(struct vhd_rehead *rehead, bool applied);
+enum vhd_rehead_outcome {
+        REHEAD_DROPPED, /* nothing of the intent is there */
+        REHEAD_APPLIED,
+        REHEAD_UNKNOWN, /* it lies there, and the next opener completes it, or not */
+};
+void vhd_rehead_end(struct vhd_rehead *rehead, enum vhd_rehead_outcome outcome); /* NULL is fine */
+/* Runs @intent, and ends all of them with what became of it. */
+int vhd_rehead_run(struct vhd_rehead *const *reheads, size_t n, struct intent *intent, struct error *err);
 
 /* What is said now; the tail footer's place is that of this moment. -ENOTSUP: no VHD. */
 int vhd_head_get(struct image *image, struct vhd_metadata *ret, struct error *err);
