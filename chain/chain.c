@@ -483,7 +483,7 @@ static void chain_free(struct chain *chain)
 static void abandon_opened(struct chain_view *view)
 {
         for (unsigned i = 0; i < view->n_layers; i++)
-                if (view->layers[i]->n_holders == 0)
+                if (view->layers[i] && view->layers[i]->n_holders == 0) /* NULL: it failed to settle */
                         image_abandon(view->layers[i]);
         view->n_layers = 0;
 }

@@ -68,6 +68,7 @@ static int make_head(struct vhd_rehead *rehead, const struct vhd_new_head *head,
                 memcpy(after->footer.unique_id, head->id, sizeof(after->footer.unique_id));
         if (head->hidden) {
                 after->footer.hidden = *head->hidden != 0;
+                after->footer.merging = *head->hidden == VHD_HIDDEN_MERGE;
                 after->footer.raw.hidden = *head->hidden;
         }
         if (head->root)
