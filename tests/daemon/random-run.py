@@ -353,7 +353,7 @@ class Run:
             if kind == "flush":
                 found.append(Request("flush"))
                 continue
-            sectors = self.chance.choice([1, 1, 8, 8, 8, 3, 64, 200, 2048])
+            sectors = self.chance.choice([1, 1, 8, 8, 8, 8, 3, 3, 64, 64, 200, 2048])
             if kind != "write" and self.chance.random() < 0.3:
                 # A whole block.
                 length = self.chance.choice([MIB // 2, 2 * MIB])
@@ -408,7 +408,7 @@ class Run:
                 self.client(vm, name)
         killer = self.killer(vm, 0.04)
         unanswered = []
-        for _ in range(self.chance.choice([1, 1, 3, 8]) if not killer else 8):
+        for _ in range(self.chance.choice([1, 1, 2, 4]) if not killer else 8):
             unanswered += self.batch(vm)
         if killer:
             self.after_death(killer, vm)
