@@ -7,6 +7,7 @@ Run with Debian's own Python: libnbd's module belongs to it."""
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -92,6 +93,56 @@ class Answer:
         return f"'{' '.join(self.command)}' ended with {self.status}: {self.err.strip()}"
 
 
+class Call:
+    """A request on the control socket that is under way, in the shape of a Popen of vhdctl: what takes
+    0.4 ms instead of the 6 that a process takes."""
+
+    def __init__(self, path, method, params):
+        self.args = ["rpc", method, json.dumps(params, ensure_ascii=False)]
+        self.got, self.status, self.result, self.error = b"", None, None, ""
+        self.socket = socket.socket(socket.AF_UNIX)
+        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        try:
+            self.socket.connect(path)
+            self.socket.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as e:
+            self._over(3, f"cannot speak to '{path}': {e}")
+
+    def poll(self, timeout_s=0):
+        """None, or what vhdctl would exit with."""
+        end = time.monotonic() + timeout_s
+        while self.status is None:
+            if not select.select([self.socket], [], [], max(0, end - time.monotonic()))[0]:
+                break
+            self._receive()
+        return self.status
+
+    def _receive(self):
+        try:
+            piece = self.socket.recv(1 << 16)
+        except OSError as e:
+            return self._over(3, f"the daemon is gone: {e}")
+        if not piece:
+            return self._over(3, "the daemon ended in the middle")
+        self.got += piece
+        if not self.got.endswith(b"\n"):
+            return None
+        answer = json.loads(self.got)
+        if "error" in answer:
+            return self._over(2 if answer["error"]["code"] == -32602 else 3,
+                              answer["error"]["message"])
+        self.result = answer["result"]
+        return self._over(0)
+
+    def _over(self, status, error=""):
+        self.status, self.error = status, error
+        self.socket.close()
+
+    def answer(self):
+        out = "" if self.result is None else json.dumps(self.result)
+        return Answer(self.args, self.status, out, self.error)
+
+
 class Daemon:
     """A vhdd with its state in @folder/state. Usable in `with`; the folder stays."""
 
@@ -166,24 +217,22 @@ class Daemon:
 
     def processes(self):
         """{pid: command line} of all that carries our mark, the broker included."""
-        found = {}
-        wanted = f"{MARK}={self.mark}".encode()
-        for name in os.listdir("/proc"):
-            if not name.isdigit():
-                continue
-            try:
-                with open(f"/proc/{name}/environ", "rb") as f:
-                    if wanted not in f.read().split(b"\0"):
-                        continue
-                with open(f"/proc/{name}/cmdline", "rb") as f:
-                    line = f.read().replace(b"\0", b" ").decode(errors="replace").strip()
-                with open(f"/proc/{name}/stat", encoding="ascii", errors="replace") as f:
-                    state = f.read().rpartition(")")[2].split()[0]
-            except OSError:
-                continue
-            if state not in "ZX":
-                found[int(name)] = line
-        return found
+        found = {int(name): self.look_at(name) for name in os.listdir("/proc") if name.isdigit()}
+        return {pid: line for pid, line in found.items() if line}
+
+    def look_at(self, pid):
+        """The command line of a process that carries our mark and lives, else None."""
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as f:
+                if f"{MARK}={self.mark}".encode() not in f.read().split(b"\0"):
+                    return None
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                line = f.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as f:
+                state = f.read().rpartition(")")[2].split()[0]
+        except OSError:
+            return None
+        return None if state in "ZX" else line
 
     def role(self, role):
         """The pids of the broker's helpers: role is worker, greeter or resolver."""
@@ -198,7 +247,7 @@ class Daemon:
                 pid = int(f.read().split()[0])
         except (OSError, ValueError, IndexError):
             return None
-        return pid if pid in self.processes() else None
+        return pid if self.look_at(pid) else None
 
     def end(self):
         """Nothing that we started is left, however the test went."""
@@ -241,7 +290,15 @@ class Daemon:
         # vhdctl is ours too, and short-lived: without the mark it is not taken for the daemon's.
         return {key: value for key, value in self.environment.items() if key != MARK}
 
+    def begin(self, method, **params):
+        """A request of the control API itself; finish() takes it as it takes a popen()."""
+        return Call(self.control, method, params)
+
     def finish(self, process):
+        if isinstance(process, Call):
+            demand(process.poll(CTL_TIMEOUT_S) is not None,
+                   f"'{process.args}' was not answered in {CTL_TIMEOUT_S} s\n{self.tail()}")
+            return process.answer()
         try:
             out, err = process.communicate(timeout=CTL_TIMEOUT_S)
         except subprocess.TimeoutExpired:

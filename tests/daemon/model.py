@@ -5,6 +5,9 @@ A sector has one value, or, after a write that was never answered, a trim, or a 
 snapshot that was being taken, one of several. Reading it settles which."""
 
 SECTOR = 512
+# What is compared at once. Most of it is as it is thought to be, and then no sector is looked at.
+PIECE_SECTORS = 64
+ZEROS = bytes(PIECE_SECTORS * SECTOR)
 
 
 class Content:
@@ -12,31 +15,37 @@ class Content:
 
     def __init__(self, size):
         self.data = bytearray(size)
-        self.maybe = {}  # sector -> the set of values that it may have
+        # A sector that was trimmed reads as it did or as zeros: such are many at a time.
+        self.trimmed = bytearray(size // SECTOR)
+        self.maybe = {}  # sector -> the set of values that it may have, for what else is uncertain
 
     def copy(self):
         other = Content(0)
-        other.data = bytearray(self.data)
+        other.data, other.trimmed = bytearray(self.data), bytearray(self.trimmed)
         other.maybe = {sector: set(values) for sector, values in self.maybe.items()}
         return other
 
     def write(self, offset, payload):
         """A write that was answered."""
         self.data[offset : offset + len(payload)] = payload
-        for sector in self._uncertain(offset, len(payload)):
-            del self.maybe[sector]
+        self._certain(offset // SECTOR, (offset + len(payload)) // SECTOR)
 
     def might(self, offset, payload):
         """A write that was not: each sector is old or new."""
         for at in range(0, len(payload), SECTOR):
             sector = (offset + at) // SECTOR
             new = bytes(payload[at : at + SECTOR])
-            old = bytes(self.data[offset + at : offset + at + SECTOR])
-            if sector in self.maybe or new != old:
-                self.maybe.setdefault(sector, {old}).add(new)
+            if sector in self.maybe or self.trimmed[sector] or new != self._value(sector):
+                self.maybe.setdefault(sector, self._values(sector)).add(new)
+                self.trimmed[sector] = 0
 
-    def might_zero(self, offset, length):
-        self.might(offset, bytes(length))
+    def trim(self, offset, length):
+        """One that was answered, or not: each sector is old or zero."""
+        first, end = offset // SECTOR, (offset + length) // SECTOR
+        self.trimmed[first:end] = b"\1" * (end - first)
+        for sector in self._uncertain(first, end):
+            self.maybe[sector].add(bytes(SECTOR))
+            self.trimmed[sector] = 0
 
     def matches(self, offset, got):
         """None, or a sentence on the first sector that is not what it must be. Settles nothing."""
@@ -46,35 +55,53 @@ class Content:
         """As matches; what could have been several values is now this one."""
         return self._compare(offset, got, settle=True)
 
-    def _uncertain(self, offset, length):
-        first, end = offset // SECTOR, (offset + length) // SECTOR
+    def _value(self, sector):
+        return bytes(self.data[sector * SECTOR : (sector + 1) * SECTOR])
+
+    def _values(self, sector):
+        """All that the sector may have."""
+        if sector in self.maybe:
+            return self.maybe[sector]
+        return {self._value(sector)} | ({bytes(SECTOR)} if self.trimmed[sector] else set())
+
+    def _uncertain(self, first, end):
+        """The sectors from @first to before @end that are in maybe."""
         if len(self.maybe) < end - first:
             return [s for s in self.maybe if first <= s < end]
         return [s for s in range(first, end) if s in self.maybe]
 
+    def _certain(self, first, end):
+        self.trimmed[first:end] = bytes(end - first)
+        for sector in self._uncertain(first, end):
+            del self.maybe[sector]
+
     def _compare(self, offset, got, settle):
-        wanted = bytearray(self.data[offset : offset + len(got)])
-        settled = []
-        for sector in self._uncertain(offset, len(got)):
-            at = sector * SECTOR - offset
-            value = bytes(got[at : at + SECTOR])
-            if value not in self.maybe[sector]:
-                return (f"sector {sector} reads {value[:16].hex()}..., "
-                        f"which is none of its {len(self.maybe[sector])} possible values")
-            wanted[at : at + SECTOR] = value
-            settled.append((sector, value))
-        if wanted != got:
-            at = next(i for i in range(0, len(got), SECTOR)
-                      if wanted[i : i + SECTOR] != got[i : i + SECTOR])
-            bad = sum(wanted[i : i + SECTOR] != got[i : i + SECTOR]
-                      for i in range(0, len(got), SECTOR))
-            return (f"sector {(offset + at) // SECTOR} reads {bytes(got[at : at + 16]).hex()}... "
-                    f"instead of {bytes(wanted[at : at + 16]).hex()}... ({bad} sectors differ)")
+        first, end = offset // SECTOR, (offset + len(got)) // SECTOR
+        wrong = []
+        for start in range(first, end, PIECE_SECTORS):
+            stop = min(start + PIECE_SECTORS, end)
+            piece = got[start * SECTOR - offset : stop * SECTOR - offset]
+            if not self._piece_fits(start, stop, piece):
+                wrong += [s for s in range(start, stop)
+                          if bytes(got[s * SECTOR - offset : (s + 1) * SECTOR - offset])
+                          not in self._values(s)]
+        if wrong:
+            sector = wrong[0]
+            at, values = sector * SECTOR - offset, sorted(self._values(sector))
+            wanted = (f"instead of {values[0][:16].hex()}..." if len(values) == 1
+                      else f"which is none of its {len(values)} possible values")
+            return (f"sector {sector} reads {bytes(got[at : at + 16]).hex()}... {wanted} "
+                    f"({len(wrong)} sectors are wrong)")
         if settle:
-            for sector, value in settled:
-                self.data[sector * SECTOR : (sector + 1) * SECTOR] = value
-                del self.maybe[sector]
+            self.write(offset, got)
         return None
+
+    def _piece_fits(self, first, end, got):
+        """Whether it is right as a whole; False: its sectors have to be looked at."""
+        if got == self.data[first * SECTOR : end * SECTOR]:
+            return True  # the value that it had is always one of those that it may have
+        return (0 not in self.trimmed[first:end] and got == ZEROS[: len(got)]
+                and not self._uncertain(first, end))
 
 
 class Disk:

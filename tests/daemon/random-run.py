@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """random-run - vms, disks, snapshots and sudden deaths at random, against a model in memory.
 
-    random-run.py [--seed N] [--steps N] [--runs N] [--long] [--verbose]
+    random-run.py [--seed N] [--steps N] [--runs N] [--jobs N] [--long] [--verbose]
 
-Two vms of one to three disks each, driven from outside alone (vhdctl and NBD). A step writes, trims,
+Two vms of one to three disks each, driven from outside alone (NBD, and the control socket, by vhdctl or
+spoken directly: that is ten times as quick). A step writes, trims,
 zeroes, flushes, takes, applies, reverts, undoes, deletes, renames, attaches, detaches, reconnects or
 restarts; in the middle of it a worker, the greeter, the broker, or several of them may die by kill -9.
 
@@ -16,17 +17,21 @@ end doctor names every file that belongs to nobody, and all of it survives a sto
 
   --seed   of the (first) run; printed for each
   --steps  in a run (default 250, with --long 3000)
-  --runs   how many (default 3, with --long 200)
+  --runs   how many (default 3, with --long 200); one that fails does not keep the others from running
+  --jobs   how many of them at a time (default 2)
 
 Exit status: 0 as it must be, 1 not, 2 usage, 77 skipped."""
 
 import argparse
+import concurrent.futures
 import contextlib
 import os
 import random
+import re
 import select
 import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -37,6 +42,15 @@ from daemonlib import TestFailed, demand, nbd  # noqa: E402
 import model  # noqa: E402
 
 MIB = 1 << 20
+POOL_SIZE = 8 * MIB
+VHDCTL_SHARE = 0.15  # of the calls; the others take the socket itself
+# Operands of vhdctl, for each method; what else is among the params is an option of the same name.
+OPERANDS = {
+    "snapshot.list": ["vm"], "snapshot.take": ["vm", "name"], "snapshot.rename": ["vm", "old", "new"],
+    "snapshot.apply": ["vm", "name"], "snapshot.revert": ["vm"], "snapshot.undo": ["vm"],
+    "snapshot.delete": ["vm", "name"], "disk.list": ["vm"], "disk.attach": ["vm", "file"],
+    "disk.detach": ["vm", "disk"],
+}
 SNAPSHOT_MAX = 9
 DETACHED_MAX = 4
 NAMES = ["first", "second one", "nach dem Umbau", "ä ö ü", "50%", "it's", "v1.2", "+", "x=y&z", "雪"]
@@ -68,7 +82,9 @@ class Request:
         """Into the model."""
         if self.kind == "flush":
             return
-        if self.kind == "trim" or not certain:
+        if self.kind == "trim" or self.kind == "zero" and not certain:
+            content.trim(self.offset, len(self.payload))
+        elif not certain:
             content.might(self.offset, self.payload)
         else:
             content.write(self.offset, self.payload)
@@ -173,6 +189,7 @@ class Run:
     def __init__(self, folder, seed, steps, verbose):
         self.folder, self.seed, self.steps, self.verbose = folder, seed, steps, verbose
         self.chance = random.Random(seed)
+        self.pool = self.chance.randbytes(POOL_SIZE)
         self.daemon = daemonlib.Daemon(folder)
         self.vms, self.clients, self.detached, self.kept = {}, {}, {}, set()
         self.made = self.kills = self.requests = self.step = 0
@@ -194,15 +211,35 @@ class Run:
         self.made += 1
         return f"{self.chance.choice(NAMES)} {self.made}"
 
+    def bytes(self, length):
+        """Such as no other write has: what is cut out of the pool at another place is different."""
+        at = self.chance.randrange(POOL_SIZE - length)
+        return self.pool[at : at + length]
+
+    # --- calls
+
+    def begin_call(self, method, **params):
+        if self.chance.random() >= VHDCTL_SHARE:
+            return self.daemon.begin(method, **params)
+        arguments = method.split(".") + [params.pop(key) for key in OPERANDS[method]]
+        for key, value in params.items():
+            arguments += [f"--{key}"] + ([] if value is True else [str(value)])
+        return self.daemon.popen(*arguments, "--json")
+
+    def query(self, method, **params):
+        answer = self.daemon.finish(self.begin_call(method, **params))
+        demand(answer.status == 0, f"{answer}\n{self.daemon.tail(8)}")
+        return answer.json()
+
     # --- the model's view and the daemon's
 
     def structure(self, vm):
         """What the daemon says, in the model's words."""
-        rows = self.daemon.query("snapshot", "list", vm)
+        rows = self.query("snapshot.list", vm=vm)
         by_id = {row["id"]: row["name"] for row in rows}
         current = [row["name"] for row in rows if row["current"]]
         demand(len(current) <= 1, f"snapshot list of {vm} has several current: {current}")
-        disks = self.daemon.query("disk", "list", vm)
+        disks = self.query("disk.list", vm=vm)
         return {
             "snapshots": {r["name"]: by_id.get(r["parent"]) if r["parent"] else None
                           for r in sorted(rows, key=lambda r: r["name"])},
@@ -316,7 +353,7 @@ class Run:
             if kind == "flush":
                 found.append(Request("flush"))
                 continue
-            sectors = self.chance.choice([1, 1, 8, 8, 8, 3, 64, 200, 2048])
+            sectors = self.chance.choice([1, 1, 8, 8, 8, 8, 3, 3, 64, 64, 200, 2048])
             if kind != "write" and self.chance.random() < 0.3:
                 # A whole block.
                 length = self.chance.choice([MIB // 2, 2 * MIB])
@@ -331,7 +368,7 @@ class Run:
             flags = nbd.CMD_FLAG_FUA if self.chance.random() < 0.15 else 0
             if kind == "zero" and self.chance.random() < 0.5:
                 flags |= nbd.CMD_FLAG_NO_HOLE
-            payload = self.chance.randbytes(length) if kind == "write" else bytes(length)
+            payload = self.bytes(length) if kind == "write" else bytes(length)
             found.append(Request(kind, offset, payload, flags))
         return found
 
@@ -371,7 +408,7 @@ class Run:
                 self.client(vm, name)
         killer = self.killer(vm, 0.04)
         unanswered = []
-        for _ in range(self.chance.choice([1, 1, 3, 8]) if not killer else 8):
+        for _ in range(self.chance.choice([1, 1, 2, 4]) if not killer else 8):
             unanswered += self.batch(vm)
         if killer:
             self.after_death(killer, vm)
@@ -381,10 +418,10 @@ class Run:
 
     # --- control calls
 
-    def control(self, vm, after, *arguments, deadly=True, during=None):
+    def control(self, vm, after, method, deadly=True, during=None, **params):
         """A call that leads from the vm's state to @after, unless something dies in the middle."""
         before = self.vms[vm]
-        process = self.daemon.popen(*arguments)
+        process = self.begin_call(method, vm=vm, **params)
         killer = self.killer(vm) if deadly else None
         if during:
             during(process)
@@ -419,7 +456,7 @@ class Run:
         if self.chance.random() < 0.7:
             for disk in self.vms[vm].disks:
                 self.client(vm, disk)
-        self.control(vm, after, "snapshot", "take", vm, name, during=write_meanwhile)
+        self.control(vm, after, "snapshot.take", name=name, during=write_meanwhile)
         self.replay(vm, unanswered)
         if self.chance.random() < 0.3 and name in self.vms[vm].snapshots:
             self.verify_snapshot(vm, name)
@@ -432,14 +469,12 @@ class Run:
         name = self.chance.choice(sorted(state.snapshots))
         save = self.fresh_snapshot() if self.chance.random() < 0.2 else None
         keep = not save and self.chance.random() < 0.5
-        arguments = ["snapshot", "apply", vm, name]
-        arguments += ["--save-current", save] if save else []
-        arguments += ["--keep-discarded", "24h"] if keep else []
+        options = {"save-current": save} if save else {"keep-discarded": 86400} if keep else {}
         dropped = self.files(vm)
         after = state.apply(name, save, keep)
         # Disks attached since are detached, and their files kept. Those that were saved first are frozen
         # in the saved snapshot: they stay when it goes, and are nobody's then.
-        if self.control(vm, after, *arguments):
+        if self.control(vm, after, "snapshot.apply", name=name, **options):
             for disk in set(state.disks) - set(after.disks):
                 if save:
                     self.kept.add(dropped[disk])
@@ -456,7 +491,7 @@ class Run:
             return
         if set(state.disks) != set(state.snapshots[state.current].disks):
             return
-        self.control(vm, state.apply(state.current), "snapshot", "revert", vm)
+        self.control(vm, state.apply(state.current), "snapshot.revert")
         self.verify_disks(vm)
 
     def step_undo(self, vm):
@@ -464,7 +499,7 @@ class Run:
         if not state.undo or set(state.undo.disks) != set(state.disks):
             return
         self.leave(vm)
-        self.control(vm, state.undone(), "snapshot", "undo", vm)
+        self.control(vm, state.undone(), "snapshot.undo")
         self.verify_disks(vm)
 
     def step_delete(self, vm):
@@ -473,52 +508,51 @@ class Run:
             return
         name = self.chance.choice(sorted(state.snapshots))
         subtree = self.chance.random() < 0.2
-        arguments = ["snapshot", "delete", vm, name] + (["--subtree"] if subtree else [])
-        self.control(vm, state.delete(name, subtree), *arguments)
+        options = {"subtree": True} if subtree else {}
+        self.control(vm, state.delete(name, subtree), "snapshot.delete", name=name, **options)
 
     def step_rename(self, vm):
         state = self.vms[vm]
         if not state.snapshots:
             return
         old, new = self.chance.choice(sorted(state.snapshots)), self.fresh_snapshot()
-        self.control(vm, state.rename(old, new), "snapshot", "rename", vm, old, new)
+        self.control(vm, state.rename(old, new), "snapshot.rename", old=old, new=new)
 
     def step_attach(self, vm):
         state = self.vms[vm]
         if len(state.disks) >= 3:
             return self.step_detach(vm)
         name, at = self.fresh("d"), state.first_free_place()
-        arguments = []
+        options = {}
         if self.detached and self.chance.random() < 0.5:
             file = self.chance.choice(sorted(self.detached))
             content = self.detached[file]
         else:
-            file, content, arguments = self.new_image()
+            file, content, options = self.new_image()
         disk = model.Disk(name, at, content, file)
-        done = self.control(vm, state.attach(disk), "disk", "attach", vm, file, "--name", name,
-                            *arguments)
+        done = self.control(vm, state.attach(disk), "disk.attach", file=file, name=name, **options)
         if done:
             self.detached.pop(file, None)
         elif os.path.exists(file) and file not in self.detached:
             # Made beforehand, and not attached: nobody's.
-            demand(not arguments or self.is_named_by_doctor(file),
+            demand(not options or self.is_named_by_doctor(file),
                    f"an attach that was cut off left '{file}', and doctor does not say so")
             os.unlink(file)
 
     def new_image(self):
-        """(file, content, more arguments of attach)"""
+        """(file, content, more params of attach)"""
         file = os.path.join(self.folder, self.fresh("disk") + ".vhd")
-        size = self.chance.randint(1, 6) * MIB
+        size = self.chance.choice([1, 1, 2, 2, 3, 4, 6]) * MIB
         kind = self.chance.choice(["attach", "plain", "small-blocks", "fixed"])
         if kind == "attach":
-            return file, model.Content(size), ["--create", str(size)]
+            return file, model.Content(size), {"create": size}
         options = {"plain": [], "small-blocks": ["--block-size", "512K"],
                    "fixed": ["--type", "fixed"]}[kind]
         self.daemon.ctl("create", "--quiet", file, "--size", str(size), *options)
-        return file, model.Content(size), []
+        return file, model.Content(size), {}
 
     def files(self, vm):
-        return {d["name"]: d["file"] for d in self.daemon.query("disk", "list", vm)}
+        return {d["name"]: d["file"] for d in self.query("disk.list", vm=vm)}
 
     def step_detach(self, vm):
         state = self.vms[vm]
@@ -529,7 +563,7 @@ class Run:
             self.leave(vm)
         self.leave(vm, name)
         file = self.files(vm)[name]
-        if self.control(vm, state.detach(name), "disk", "detach", vm, name):
+        if self.control(vm, state.detach(name), "disk.detach", disk=name):
             self.detached[file] = state.disks[name].content
 
     def step_reconnect(self, vm):
@@ -685,6 +719,7 @@ def parse():
     parser.add_argument("--seed", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--runs", type=int)
+    parser.add_argument("--jobs", type=int)
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
@@ -694,28 +729,76 @@ def parse():
         sys.exit(0)
     args.long = args.long or bool(os.environ.get("VHDD_LONG"))
     args.steps = args.steps or (3000 if args.long else 250)
+    args.jobs = args.jobs or 2
     args.runs = args.runs or (1 if args.seed is not None else 200 if args.long else 3)
     if args.seed is None:
         args.seed = random.SystemRandom().randrange(1 << 31)
     return args
 
 
+def run_one(args):
+    """In this process; ends it if there is a difference."""
+    def one(folder):
+        begun = time.monotonic()
+        run = Run(folder, args.seed, args.steps, args.verbose)
+        run.go()
+        print(f"summary: --seed {args.seed}: {args.steps} steps, {run.requests} requests, "
+              f"{run.kills} deaths by kill -9, no difference, {time.monotonic() - begun:.0f} s")
+
+    print(f"--seed {args.seed} --steps {args.steps}", flush=True)
+    daemonlib.run("random", one)
+
+
+class Runs:
+    """Several runs, each in a process of its own with a daemon of its own, some at a time."""
+
+    def __init__(self, args):
+        self.args, self.running, self.stopping = args, set(), False
+        self.lock = threading.Lock()
+
+    def one(self, seed):
+        """(requests, deaths), or None: it failed, and said why."""
+        command = [sys.executable, os.path.abspath(__file__), "--seed", str(seed), "--runs", "1",
+                   "--steps", str(self.args.steps)] + ["--verbose"] * self.args.verbose
+        with self.lock:
+            if self.stopping:
+                return None
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                       stderr=subprocess.STDOUT, text=True, errors="replace")
+            self.running.add(process)
+        out = process.communicate()[0]
+        with self.lock:
+            self.running.remove(process)
+            print(out, end="", flush=True)
+        told = re.search(r"^summary: .* (\d+) requests, (\d+) deaths", out, re.M)
+        return (int(told[1]), int(told[2])) if told and process.returncode == 0 else None
+
+    def stop(self, *_):
+        """A time limit's SIGTERM: each run ends what it started."""
+        self.stopping = True
+        for process in list(self.running):
+            process.terminate()
+
+    def go(self):
+        signal.signal(signal.SIGTERM, self.stop)
+        seeds = range(self.args.seed, self.args.seed + self.args.runs)
+        with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
+            told = list(pool.map(self.one, seeds))
+        failed = [f"--seed {seed}" for seed, one in zip(seeds, told) if not one]
+        if failed:
+            sys.exit(f"random: {len(failed)} of {self.args.runs} runs failed: {' '.join(failed)}")
+        print(f"summary: {self.args.runs} random runs of {self.args.steps} steps, "
+              f"{sum(requests for requests, _ in told)} requests, "
+              f"{sum(deaths for _, deaths in told)} deaths by kill -9, no difference")
+
+
 def main():
     args = parse()
-    kills = requests = 0
-    for seed in range(args.seed, args.seed + args.runs):
-        print(f"--seed {seed} --steps {args.steps}", flush=True)
-
-        def one(folder, seed=seed):
-            nonlocal kills, requests
-            run = Run(folder, seed, args.steps, args.verbose)
-            run.go()
-            kills += run.kills
-            requests += run.requests
-
-        daemonlib.run("random", one)
-    print(f"summary: {args.runs} random runs of {args.steps} steps, {requests} requests, "
-          f"{kills} deaths by kill -9, no difference")
+    if args.runs == 1:
+        run_one(args)
+    else:
+        daemonlib.find_programs()
+        Runs(args).go()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""remove-shared - removing a vm with its files takes nothing that somebody else still needs.
+"""remove-shared - removing a vm or a snapshot takes nothing that somebody else still needs.
 
 Two vms stand on one base image: one vm reads it, the other has a child of it. What the second one's
 apply discarded, and keeps, is still there when the first one is removed, and the undo brings it back.
-The same of a child that is detached just then: what it stands on stays."""
+The same of a child that is detached just then: what it stands on stays. And of one that an apply
+detached after it had been saved in a snapshot, when that snapshot goes, and its vm."""
 
 import os
 import sys
@@ -34,10 +35,38 @@ def detached(folder):
         daemon.stop()
 
 
+def saved_and_detached(folder):
+    """The disk's file is frozen in the snapshot that was saved, and kept as its owner's beyond it."""
+    with daemonlib.Daemon(folder) as daemon:
+        daemon.start()
+        daemon.ctl("vm", "create", "a")
+        daemon.ctl("snapshot", "take", "a", "empty")
+        daemon.ctl("disk", "attach", "a", os.path.join(folder, "d.vhd"), "--create", "8M")
+        handle = daemon.connect("a/d")
+        handle.pwrite(SECTOR, 0)
+        daemonlib.leave(handle)
+        daemon.ctl("snapshot", "take", "a", "below")
+        file = daemon.show("disk", "a", "d")["file"]
+        daemon.ctl("snapshot", "apply", "a", "empty", "--save-current", "saved")
+        daemon.ctl("snapshot", "delete", "a", "below")
+        daemon.ctl("snapshot", "delete", "a", "saved")
+        daemon.ctl("info", "--chain", "--quiet", file)
+        daemon.ctl("disk", "attach", "a", file, "--name", "again")
+        daemon.ctl("disk", "detach", "a", "again")
+        daemon.ctl("vm", "remove", "a", "--delete-files")
+        daemon.ctl("vm", "create", "b")
+        daemon.ctl("disk", "attach", "b", file, "--name", "d")
+        handle = daemon.connect("b/d")
+        demand(handle.pread(512, 0) == SECTOR, "the disk that was kept reads something else")
+        daemonlib.leave(handle)
+        daemon.stop()
+
+
 def test(folder):
-    kept_for_undo(folder)
-    os.mkdir(os.path.join(folder, "2"))
-    detached(os.path.join(folder, "2"))
+    for one in (kept_for_undo, detached, saved_and_detached):
+        part = os.path.join(folder, one.__name__)
+        os.mkdir(part)
+        one(part)
 
 
 def kept_for_undo(folder):

@@ -251,6 +251,45 @@ static int append_path(json_t *list, const char *path, struct error *err)
         return 0;
 }
 
+/* Does @path stand on something that a snapshot, an undo or a merge may want to remove? */
+static int stands_on_ours(struct catalog *catalog, const char *path, bool *ret, struct error *err)
+{
+        _cleanup_(image_chain_done) struct image_chain chain = {0};
+        int r = image_chain_get(catalog, path, &chain, err);
+
+        *ret = false;
+        for (size_t i = 1; r == 0 && i < chain.n && !*ret; i++) {
+                struct snapshot_disk_row *disks = NULL;
+                size_t n = 0;
+
+                r = catalog_snapshot_disk_list_file(catalog, chain.rows[i].path, &disks, &n, err);
+                snapshot_disk_rows_free(disks, n);
+                *ret = n > 0 || chain.rows[i].made_by_us ||
+                        strcmp(chain.rows[i].state, IMAGE_IN_USE) != 0;
+        }
+        return r;
+}
+
+/* The user's file, on images of ours: these stay as long as it, whoever else is done with them. */
+static int keep_as_detached(struct catalog *catalog, struct image_row *row, struct error *err)
+{
+        snprintf(row->state, sizeof(row->state), IMAGE_DETACHED);
+        return catalog_image_update(catalog, row, err);
+}
+
+static int give_up(
+        struct catalog *catalog, struct image_row *row, bool *ret_goes, struct error *err)
+{
+        bool ours = false;
+        int r = row->made_by_us ? 0 : stands_on_ours(catalog, row->path, &ours, err);
+
+        *ret_goes = !ours;
+        if (r < 0)
+                return r;
+        return ours ? keep_as_detached(catalog, row, err)
+                    : catalog_image_delete(catalog, row->path, err);
+}
+
 static int release_one(
         struct catalog *catalog, const char *path, json_t *files, json_t *kept, struct error *err)
 {
@@ -261,7 +300,7 @@ static int release_one(
                 return fail(err, ENOMEM, "no memory for a path");
         while (next) {
                 struct image_row row = {0};
-                bool needed = true;
+                bool needed = true, goes = false;
                 int r = catalog_image_find(catalog, next, &row, err);
 
                 if (r == -ENOENT) {
@@ -271,14 +310,14 @@ static int release_one(
                 if (r == 0)
                         r = is_needed(catalog, &row, &needed, err);
                 if (r == 0 && !needed) {
-                        r = catalog_image_delete(catalog, row.path, err);
+                        r = give_up(catalog, &row, &goes, err);
                         if (r == 0 && row.made_by_us)
                                 r = append_path(files, row.path, err);
                         else if (r == 0 && named)
                                 r = append_path(kept, row.path, err);
                 }
                 free(next);
-                next = r == 0 && !needed ? TAKE_PTR(row.parent) : NULL;
+                next = r == 0 && goes ? TAKE_PTR(row.parent) : NULL;
                 named = false;
                 image_row_done(&row);
                 if (r < 0)
@@ -299,25 +338,6 @@ int images_release(struct catalog *catalog, const char *const *paths, size_t n_p
         return 0;
 }
 
-/* Does @path stand on something that a snapshot, an undo or a merge may want to remove? */
-static int stands_on_ours(struct catalog *catalog, const char *path, bool *ret, struct error *err)
-{
-        _cleanup_(image_chain_done) struct image_chain chain = {0};
-        int r = image_chain_get(catalog, path, &chain, err);
-
-        *ret = false;
-        for (size_t i = 1; r == 0 && i < chain.n && !*ret; i++) {
-                struct snapshot_disk_row *disks = NULL;
-                size_t n = 0;
-
-                r = catalog_snapshot_disk_list_file(catalog, chain.rows[i].path, &disks, &n, err);
-                snapshot_disk_rows_free(disks, n);
-                *ret = n > 0 || chain.rows[i].made_by_us ||
-                        strcmp(chain.rows[i].state, IMAGE_IN_USE) != 0;
-        }
-        return r;
-}
-
 int image_detach(struct catalog *catalog, const char *path, struct error *err)
 {
         json_auto_t *files = json_array(), *kept = json_array();
@@ -333,9 +353,8 @@ int image_detach(struct catalog *catalog, const char *path, struct error *err)
                 /* The user's from now on, also when a snapshot has it frozen: what was said to be
                  * kept is not removed with the snapshot. */
                 row.made_by_us = false;
-                if (!needed && ours)
-                        snprintf(row.state, sizeof(row.state), IMAGE_DETACHED);
-                r = catalog_image_update(catalog, &row, err);
+                r = !needed && ours ? keep_as_detached(catalog, &row, err)
+                                    : catalog_image_update(catalog, &row, err);
         }
         if (r == 0 && !needed && !ours)
                 r = release_one(catalog, path, files, kept, err);
