@@ -50,6 +50,18 @@
         X("frozen-not-flushed", "E10: the commit does not wait for a round of the frozen images")  \
         X("parent-not-settled", "E10: a parent's redo file is only read, and never completed")
 
+/* Those that only a job meets which frees and moves blocks. */
+#define MUTANT_LIST_COMPACT(X)                                                                     \
+        X("move-no-record", "E4: a moved block's new place is recorded nowhere")                   \
+        X("move-bitmap-late", "E4: a moved block's bitmap is not at its new place at the record")  \
+        X("move-before-copy", "E7: a block is moved before its data is copied")                    \
+        X("punch-before-commit", "E8: a released block is punched before its round is over")       \
+        X("holes-over-pending", "E8: a place is a hole before its round is over")                  \
+        X("shrink-over-pending", "E8: the file is cut over a place whose round is not over")       \
+        X("truncate-before-sync", "E6: the file is cut before the footer in front is durable")     \
+        X("truncate-no-footer", "E6: the file is cut, and no footer was written in front")         \
+        X("release-unlike", "E9: a block with zeros in it is released as if it were all zeros")
+
 #ifdef VHDD_CRASH_MUTANTS
 /* Is this the step to take out? Defined by tests/crash. */
 bool mutant_is(const char *name);

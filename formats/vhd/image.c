@@ -73,6 +73,20 @@ void vhd_bitmap_drop_locked(struct vhd_image *vhd, uint32_t block, struct vhd_bi
         vhd_bitmap_retire(bitmap, grace_readers());
 }
 
+void vhd_bitmap_swap_locked(struct vhd_image *vhd, uint32_t block, struct vhd_bitmap *bitmap)
+{
+        struct vhd_bitmap *old = vhd_bat_bitmap(vhd->bat, block);
+
+        vhd_loaded_add_locked(vhd, bitmap);
+        /* In between a reader finds that the two do not belong together, and looks again. */
+        vhd_bat_set_bitmap(vhd->bat, block, bitmap);
+        vhd_bat_set(vhd->bat, block, bitmap->place);
+        if (!old || old == VHD_BITMAP_FULL)
+                return;
+        loaded_remove(vhd, old);
+        vhd_bitmap_retire(old, grace_readers());
+}
+
 /* The clock's hand goes round this image's bitmaps; each clean one that was not used since the last
  * time goes. A dirty one stays: the file does not hold its bits yet. */
 static void evict_some(struct vhd_image *vhd)
@@ -90,7 +104,7 @@ static void evict_some(struct vhd_image *vhd)
         }
 }
 
-static int read_bitmap(struct vhd_image *vhd, uint32_t place, void *ret, unsigned flags)
+int vhd_bitmap_read(struct vhd_image *vhd, uint32_t place, void *ret, unsigned flags)
 {
         uint64_t offset = (uint64_t)place * SECTOR_SIZE;
         ssize_t got = file_read(vhd->image.file, ret, vhd->bitmap_size, offset,
@@ -137,7 +151,7 @@ static int read_new_bitmap(struct vhd_image *vhd, uint32_t block, uint32_t place
 
         if (!data)
                 return -ENOMEM;
-        r = read_bitmap(vhd, place, data, flags);
+        r = vhd_bitmap_read(vhd, place, data, flags);
         bitmap = r < 0 ? NULL : vhd_bitmap_new(block, place, vhd->bitmap_size);
         if (r == 0 && !bitmap)
                 r = -ENOMEM;
@@ -350,17 +364,22 @@ static int vhd_complete(struct image *image, uint64_t offset, uint64_t length, b
         }
 }
 
+int vhd_may_change(const struct vhd_image *vhd)
+{
+        if (!vhd->image.writable)
+                return -EROFS;
+        return atomic_load(&vhd->poisoned) ? -EIO : 0;
+}
+
 static int vhd_discard(struct image *image, uint64_t offset)
 {
         struct vhd_image *vhd = vhd_of(image);
         uint32_t block = (uint32_t)(offset >> vhd->block_shift), place;
         struct vhd_freed *freed;
-        int r;
+        int r = vhd_may_change(vhd);
 
-        if (!image->writable)
-                return -EROFS;
-        if (atomic_load(&vhd->poisoned))
-                return -EIO;
+        if (r < 0)
+                return r;
         place = vhd_bat_get(vhd->bat, block);
         if (place == VHD_BAT_UNUSED)
                 return 0;
@@ -725,4 +744,10 @@ const struct format vhd_format = {
         .poison = image_poison,
         .make_room = image_make_room,
         .settle = image_settle_in_place,
+        .place = vhd_place,
+        .release = vhd_release,
+        .find_holes = vhd_find_holes,
+        .move_begin = vhd_move_begin,
+        .move_end = vhd_move_end,
+        .reclaim = vhd_reclaim,
 };
