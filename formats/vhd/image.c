@@ -553,7 +553,8 @@ static int zero_batmap(struct vhd_image *vhd, struct error *err)
         if (!data)
                 return fail(err, ENOMEM, "no memory for the batmap of '%s'", file->path);
         r = file_read_exact(file, data, size, map);
-        if (r == 0 && bytes_are_zero(data, size))
+        /* A cut between the two writes below leaves zeros under the old sum. */
+        if (r == 0 && bytes_are_zero(data, size) && be32_get(batmap.checksum) == UINT32_MAX)
                 return 0;
         memset(data, 0, size);
         batmap.checksum = be32_make(UINT32_MAX); /* of a map of zeros */
