@@ -62,6 +62,17 @@
         X("truncate-no-footer", "E6: the file is cut, and no footer was written in front")         \
         X("release-unlike", "E9: a block with zeros in it is released as if it were all zeros")
 
+/* Those that only a resize meets. */
+#define MUTANT_LIST_RESIZE(X)                                                                      \
+        X("resize-no-intent", "E13: header, BAT and footers change without an intent")             \
+        X("resize-footer-not-ahead", "E6: the BAT grows over the end footer")                      \
+        X("resize-blocks-stay", "blocks in the way of the BAT are not moved")                      \
+        X("resize-not-settled", "E4: the metadata changes before blocks that moved are durable")   \
+        X("resize-tail-kept", "what lay behind the old end of the disk shows up in it")            \
+        X("resize-footer-late", "fixed: the old footer goes before the new one is durable")        \
+        X("resize-size-early", "fixed: the footer speaks of space that is not zero yet")           \
+        X("resize-cut-first", "fixed, shrink: the file is cut before a footer stands there")
+
 #ifdef VHDD_CRASH_MUTANTS
 /* Is this the step to take out? Defined by tests/crash. */
 bool mutant_is(const char *name);

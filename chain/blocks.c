@@ -141,23 +141,22 @@ static int copy_range(struct file *file, uint64_t from, uint64_t to, uint64_t le
         return 0;
 }
 
-/* What the leaf has of the block; under clear bits nothing is worth the trouble. */
+/* What the image has of the block; under clear bits nothing is worth the trouble. */
 static int copy_block(
-        const struct chain_block *block, const struct block_move *move, uint64_t *written)
+        struct image *image, const struct block_move *move, uint64_t length, uint64_t *written)
 {
-        struct image *leaf = block->leaf;
         _cleanup_free_ uint8_t *buffer = malloc(COPY_SIZE);
         uint64_t at = 0;
 
         if (!buffer)
                 return -ENOMEM;
-        while (at < block->length) {
+        while (at < length) {
                 struct extent extent;
-                int r = leaf->format->map(leaf, block->offset + at, block->length - at, 0, &extent);
+                int r = image->format->map(image, move->offset + at, length - at, 0, &extent);
 
                 if (r == 0 && extent.kind == EXTENT_DATA)
-                        r = copy_range(leaf->file, extent.file_offset, move->to + at, extent.length,
-                                buffer, written);
+                        r = copy_range(image->file, extent.file_offset, move->to + at,
+                                extent.length, buffer, written);
                 if (r < 0)
                         return r;
                 at += extent.length;
@@ -165,21 +164,26 @@ static int copy_block(
         return 0;
 }
 
-int chain_block_move(const struct chain_block *block, uint64_t behind, uint64_t *ret_written)
+int image_block_move(struct image *image, uint64_t offset, uint64_t length, uint64_t behind,
+        uint64_t *ret_written)
 {
-        struct image *leaf = block->leaf;
         struct block_move move;
-        int r = leaf->format->move_begin(leaf, block->offset, behind, &move), copied = 0;
+        int r = image->format->move_begin(image, offset, behind, &move), copied = 0;
 
         *ret_written = 0;
         if (r <= 0)
                 return r;
         if (!MUTANT("move-before-copy"))
-                copied = copy_block(block, &move, ret_written);
-        r = leaf->format->move_end(leaf, &move, copied == 0);
+                copied = copy_block(image, &move, length, ret_written);
+        r = image->format->move_end(image, &move, copied == 0);
         if (copied == 0 && r == 0 && MUTANT("move-before-copy"))
-                copied = copy_block(block, &move, ret_written);
+                copied = copy_block(image, &move, length, ret_written);
         if (copied < 0 || r < 0)
                 return copied < 0 ? copied : r;
         return 1;
+}
+
+int chain_block_move(const struct chain_block *block, uint64_t behind, uint64_t *ret_written)
+{
+        return image_block_move(block->leaf, block->offset, block->length, behind, ret_written);
 }

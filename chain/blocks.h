@@ -39,5 +39,8 @@ int chain_block_map_below(const struct chain_block *block, uint64_t offset, uint
  * -ENOBUFS: open it, flush, and come again. */
 int chain_block_release(const struct chain_block *block);
 /* Of a shut one: to another place in the leaf's file, as image->format->move_begin says. 1 moved, 0
- * there is no place. -ENOBUFS as above. */
+ * there is no place. -ENOBUFS as above. *ret_written: bytes that are in the file twice now. */
 int chain_block_move(const struct chain_block *block, uint64_t behind, uint64_t *ret_written);
+/* The same of an image that nobody else changes: the block at @offset, of which the guest sees @length. */
+int image_block_move(struct image *image, uint64_t offset, uint64_t length, uint64_t behind,
+        uint64_t *ret_written);
