@@ -170,16 +170,9 @@ static int check_parent(const struct resizing *z, struct chain *chain, struct er
 
 static int find_new_size(struct resizing *z, struct error *err)
 {
-        int64_t add = z->params->add;
-
         z->new = z->params->size;
-        if (!add)
-                return 0;
-        if (add < 0 ? (uint64_t)-add >= z->old
-                    : __builtin_add_overflow(z->old, (uint64_t)add, &z->new))
-                return fail(err, EINVAL, "'%s' cannot become so much larger or smaller", z->path);
-        if (add < 0)
-                z->new = z->old - (uint64_t)-add;
+        if (z->params->add && __builtin_add_overflow(z->old, z->params->add, &z->new))
+                return fail(err, EINVAL, "'%s' cannot become so much larger", z->path);
         return 0;
 }
 

@@ -69,7 +69,7 @@ int table_plan(
 {
         uint64_t table = m->header.table_offset;
         struct table_plan plan = {.size = size};
-        bool grows;
+        uint64_t new_end;
 
         if (table % SECTOR_SIZE)
                 return fail(err, ENOTSUP,
@@ -77,19 +77,22 @@ int table_plan(
                         "changed",
                         (unsigned long long)table);
         plan.n_blocks = (uint32_t)div_round_up(size, m->header.block_size);
-        plan.n_entries = plan.n_blocks;
-        /* A longer table stays so: it does no harm, and tapdisk looks for its batmap behind it. */
-        if (size > m->footer.current_size || m->batmap_offset)
-                plan.n_entries = MAX_OF(plan.n_blocks, m->header.max_table_entries);
-        plan.old_end = plan.end = table_end(m, m->header.max_table_entries);
+        /* Not one entry more than the disk needs, if it becomes smaller: 7-Zip opens no other. */
+        plan.n_entries = size < m->footer.current_size
+                ? plan.n_blocks
+                : MAX_OF(plan.n_blocks, m->header.max_table_entries);
+        new_end = table_end(m, plan.n_entries);
+        plan.old_end = table_end(m, m->header.max_table_entries);
         plan.clear_from = table + MIN_OF(plan.n_blocks, m->n_blocks) * sizeof(be32);
         plan.clear_end = table + MAX_OF(plan.n_blocks, m->n_blocks) * sizeof(be32);
-        grows = table_end(m, plan.n_entries) > plan.old_end;
-        if (grows) {
-                plan.end = plan.clear_end = table_end(m, plan.n_entries);
-                place_batmap(m, &plan);
+        if (new_end > plan.old_end)
+                plan.clear_end = new_end;
+        plan.end = new_end;
+        if (new_end != plan.old_end)
+                place_batmap(m, &plan); /* tapdisk looks for it behind the table */
+        if (plan.end > plan.old_end)
                 place_locators(m, &plan);
-        }
+        plan.end = MAX_OF(plan.end, plan.old_end);
         *ret = plan;
         return 0;
 }
@@ -178,8 +181,8 @@ static int fill_area(struct file *file, const struct vhd_metadata *m, const stru
 
         area->offset = round_down_to(plan->clear_from, SECTOR_SIZE);
         area->length = round_up_to(plan->clear_end, SECTOR_SIZE) - area->offset;
-        if (plan->end > plan->old_end)
-                area->length = plan->end - area->offset;
+        if (plan->batmap_offset || plan->end > plan->old_end)
+                area->length = MAX_OF(area->length, plan->end - area->offset);
         area->bytes = calloc(1, area->length + 1);
         if (!area->bytes)
                 return fail(err, ENOMEM, "no memory for a BAT of %u entries", plan->n_entries);

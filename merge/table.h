@@ -2,8 +2,8 @@
 /* table.h - the metadata of a dynamic or differencing VHD for another size: which range of the file a
  * longer BAT and what stands behind it take, and all changes as one intent. Private to merge/resize.c.
  *
- * What stood behind the old BAT (tapdisk's batmap, locators' texts) stands behind the new one, in the
- * same order.
+ * tapdisk's batmap stands right behind the BAT, and goes with its end; texts of locators that a longer
+ * BAT comes to lie over go behind both.
  *
  * Units      bytes.
  * Ownership  a plan is a plain value.
