@@ -61,6 +61,29 @@
         X("drain-fua-dsync", "E11: FUA takes the short way while a clear is not durable")          \
         X("drain-begin-no-intent", "E12: a merge begins without new ids")
 
+/* Those that only a job meets which frees and moves blocks. */
+#define MUTANT_LIST_COMPACT(X)                                                                     \
+        X("move-no-record", "E4: a moved block's new place is recorded nowhere")                   \
+        X("move-bitmap-late", "E4: a moved block's bitmap is not at its new place at the record")  \
+        X("move-before-copy", "E7: a block is moved before its data is copied")                    \
+        X("punch-before-commit", "E8: a released block is punched before its round is over")       \
+        X("holes-over-pending", "E8: a place is a hole before its round is over")                  \
+        X("shrink-over-pending", "E8: the file is cut over a place whose round is not over")       \
+        X("truncate-before-sync", "E6: the file is cut before the footer in front is durable")     \
+        X("truncate-no-footer", "E6: the file is cut, and no footer was written in front")         \
+        X("release-unlike", "E9: a block with zeros in it is released as if it were all zeros")
+
+/* Those that only a resize meets. */
+#define MUTANT_LIST_RESIZE(X)                                                                      \
+        X("resize-no-intent", "E13: header, BAT and footers change without an intent")             \
+        X("resize-footer-not-ahead", "E6: the BAT grows over the end footer")                      \
+        X("resize-blocks-stay", "blocks in the way of the BAT are not moved")                      \
+        X("resize-not-settled", "E4: the metadata changes before blocks that moved are durable")   \
+        X("resize-tail-kept", "what lay behind the old end of the disk shows up in it")            \
+        X("resize-footer-late", "fixed: the old footer goes before the new one is durable")        \
+        X("resize-size-early", "fixed: the footer speaks of space that is not zero yet")           \
+        X("resize-cut-first", "fixed, shrink: the file is cut before a footer stands there")
+
 #ifdef VHDD_CRASH_MUTANTS
 /* Is this the step to take out? Defined by tests/crash. */
 bool mutant_is(const char *name);

@@ -689,7 +689,7 @@ static int clear_source(struct image *source, uint64_t offset, uint64_t end)
         return r;
 }
 
-int chain_drain_clear(struct chain_drain *drain, uint64_t unit, struct error *err)
+static int clear_unit(struct chain_drain *drain, uint64_t unit, struct error *err)
 {
         uint64_t offset = unit * drain->unit, end = MIN_OF(offset + drain->unit, drain->chain->size);
 
@@ -703,6 +703,19 @@ int chain_drain_clear(struct chain_drain *drain, uint64_t unit, struct error *er
         return 0;
 }
 
+int chain_drain_clear(struct chain_drain *drain, uint64_t unit, struct error *err)
+{
+        int r = clear_unit(drain, unit, err);
+
+        while (r == -ENOBUFS) {
+                error_clear(err);
+                r = chain_drain_flush(drain, err);
+                if (r == 0)
+                        r = clear_unit(drain, unit, err);
+        }
+        return r;
+}
+
 static int copy_closed(struct chain_drain *drain, uint64_t unit, uint64_t *ret_bytes,
         struct error *err)
 {
@@ -711,7 +724,7 @@ static int copy_closed(struct chain_drain *drain, uint64_t unit, uint64_t *ret_b
 
         if (!is_up(drain)) {
                 r = copy_range(drain, offset, end, ret_bytes, err);
-                return r == 0 ? chain_drain_clear(drain, unit, err) : r;
+                return r == 0 ? clear_unit(drain, unit, err) : r;
         }
         r = pull_range(drain, offset, end, ret_bytes, err);
         if (r == 0)
@@ -721,7 +734,7 @@ static int copy_closed(struct chain_drain *drain, uint64_t unit, uint64_t *ret_b
         return r;
 }
 
-int chain_drain_copy(
+static int copy_once(
         struct chain_drain *drain, uint64_t unit, uint64_t *ret_bytes, struct error *err)
 {
         bool open = MUTANT("drain-gate-open");
@@ -733,6 +746,22 @@ int chain_drain_copy(
         r = copy_closed(drain, unit, ret_bytes, err);
         if (!open)
                 gate_open(drain->chain->gates, unit);
+        return r;
+}
+
+/* A redo file that is full wants a round, and a round is nothing to do inside a gate. What was copied
+ * and not cleared is copied again: the source is what counts until then. */
+int chain_drain_copy(
+        struct chain_drain *drain, uint64_t unit, uint64_t *ret_bytes, struct error *err)
+{
+        int r = copy_once(drain, unit, ret_bytes, err);
+
+        while (r == -ENOBUFS) {
+                error_clear(err);
+                r = chain_drain_flush(drain, err);
+                if (r == 0)
+                        r = copy_once(drain, unit, ret_bytes, err);
+        }
         return r;
 }
 
@@ -763,6 +792,15 @@ int chain_drain_flush(struct chain_drain *drain, struct error *err)
         for (unsigned i = 0; r == 0 && i < drain->n_sources && !(drain->flags & DRAIN_KEEP); i++)
                 r = flush_one(drain->sources[i], err);
         return r;
+}
+
+void chain_drain_reclaim(struct chain_drain *drain)
+{
+        struct error ignored = ERROR_INIT; /* the space is given back with the file at the latest */
+
+        for (unsigned i = 0; i < drain->n_sources; i++)
+                if (!(drain->flags & DRAIN_KEEP))
+                        drain->sources[i]->format->reclaim(drain->sources[i], false, &ignored);
 }
 
 /* --- the end */

@@ -81,6 +81,9 @@ int chain_drain_clear(struct chain_drain *drain, uint64_t unit, struct error *er
 /* Everything that was copied and cleared before the call is durable. */
 int chain_drain_flush(struct chain_drain *drain, struct error *err);
 
+/* What was cleared, is durably so, and is looked at by nobody any more, takes no space from here on. */
+void chain_drain_reclaim(struct chain_drain *drain);
+
 /* The drain stops: writes go to the leaf again, what is not the leaf is only read. NULL is fine. */
 void chain_drain_close(struct chain_drain *drain);
 /* The sources are empty, or keep their bytes: they leave all chains and are closed. On failure the drain

@@ -41,6 +41,12 @@ enum map_flags {
         MAP_HOLES = 1u << 1,  /* look for holes in the file too: what is none of it is EXTENT_ZERO */
 };
 
+/* A block on its way to another place in its file (struct format, move_begin). */
+struct block_move {
+        uint64_t offset;   /* of the block, on the guest's disk */
+        uint64_t from, to; /* its block_size bytes of data in the file */
+};
+
 enum image_type { IMAGE_RAW, IMAGE_FIXED, IMAGE_DYNAMIC, IMAGE_DIFFERENCING };
 
 enum image_flags {
@@ -78,10 +84,6 @@ struct format {
         /* Optional (flat images: NULL). The whole block at @offset loses its place: from now on
          * EXTENT_ABSENT. The gate is closed. The place is used again by E8's rule only. */
         int (*discard)(struct image *image, uint64_t offset);
-        /* Optional (flat images: NULL). The same for a job (E11): the gate may be open where nobody
-         * writes, and the place keeps its bytes until the clear is durable and everybody has left who
-         * could be reading there; then it is punched (E8). Not for guests: they do not wait. */
-        int (*release)(struct image *image, uint64_t offset);
         /* Optional (NULL: none). How many freed places somebody may still be reading in. */
         uint32_t (*n_waiting_places)(struct image *image);
         /* Required. Is everything that describes the range durable, so that a FUA write may use
@@ -102,6 +104,32 @@ struct format {
          *   -EIO    a sync failed (E5): it stays writable in name, and every flush fails
          *   others  (-ENOSPC) it stays as it was, and may be settled or closed later */
         int (*settle)(struct image *image, struct error *err);
+
+        /* Optional, all or none (flat images: NULL): what jobs do to blocks (merge/). Where a gate is
+         * asked for, it is closed. -ENOBUFS: the redo file is full and nothing was done: open the gate,
+         * flush, and come again. */
+
+        /* Where in the file the data of the block at @offset begin, or UINT64_MAX. Never waits. */
+        uint64_t (*place)(const struct image *image, uint64_t offset);
+        /* As discard, but the data stay in their place until no opener and no reader can need them
+         * (E8): for a block that is somewhere else as well. The gate is closed. */
+        int (*release)(struct image *image, uint64_t offset);
+        /* Looks through the file for places between the blocks that nobody needs, and keeps them for
+         * move_begin and for new blocks. What was freed before counts after a flush. May flush. */
+        int (*find_holes)(struct image *image);
+        /* A place for the block at @offset, which reads as zeros; *ret says where. Until move_end the
+         * gate stays closed, and the caller copies what the image has of the block.
+         * @behind 0: a hole before its present place. Else: any place at or behind file offset @behind,
+         * at the file's end if there is no hole.
+         *   1  ready      0  there is no such place, or no such block */
+        int (*move_begin)(
+                struct image *image, uint64_t offset, uint64_t behind, struct block_move *ret);
+        /* @copied: the block is in its new place from now on, with all its bits; the old one is free by
+         * E8. Otherwise, and on failure, it is where it was. */
+        int (*move_end)(struct image *image, const struct block_move *move, bool copied);
+        /* Gives the space of freed places back, those whose commit and grace are over. @shrink: the end
+         * footer goes to the lowest place that blocks and readers allow, and the file ends there. */
+        int (*reclaim)(struct image *image, bool shrink, struct error *err);
 };
 
 /* The head of every image; a driver's own struct begins with it. */

@@ -25,6 +25,8 @@
 struct redo;
 
 enum redo_kind {
+        REDO_MOVE = 0,   /* the block is at `place` now, with the bits that are there in the file; voids
+                            its records before */
         REDO_BITS = 1,   /* sectors of a block became present; place: where the block is */
         REDO_FREE = 2,   /* the block lost its place; voids its records before */
         REDO_EXPECT = 3, /* metadata sector `place` of the file may be found with this hash */

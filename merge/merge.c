@@ -192,12 +192,16 @@ static int commit(struct merge *merge, const struct batch *batch, struct error *
 {
         int r = chain_drain_flush(merge->drain, err);
 
-        if (r < 0 || !clears_later(merge))
-                return r;
-        chain_drain_grace(merge->drain); /* D5 */
-        for (size_t i = 0; r == 0 && i < batch->n; i++)
-                r = chain_drain_clear(merge->drain, batch->units[i], err);
-        return r == 0 ? chain_drain_flush(merge->drain, err) : r;
+        if (r == 0 && clears_later(merge)) {
+                chain_drain_grace(merge->drain); /* D5 */
+                for (size_t i = 0; r == 0 && i < batch->n; i++)
+                        r = chain_drain_clear(merge->drain, batch->units[i], err);
+                if (r == 0)
+                        r = chain_drain_flush(merge->drain, err);
+        }
+        if (r == 0)
+                chain_drain_reclaim(merge->drain);
+        return r;
 }
 
 static void *committer_main(void *opaque)

@@ -73,6 +73,20 @@ void vhd_bitmap_drop_locked(struct vhd_image *vhd, uint32_t block, struct vhd_bi
         vhd_bitmap_retire(bitmap, grace_readers());
 }
 
+void vhd_bitmap_swap_locked(struct vhd_image *vhd, uint32_t block, struct vhd_bitmap *bitmap)
+{
+        struct vhd_bitmap *old = vhd_bat_bitmap(vhd->bat, block);
+
+        vhd_loaded_add_locked(vhd, bitmap);
+        /* In between a reader finds that the two do not belong together, and looks again. */
+        vhd_bat_set_bitmap(vhd->bat, block, bitmap);
+        vhd_bat_set(vhd->bat, block, bitmap->place);
+        if (!old || old == VHD_BITMAP_FULL)
+                return;
+        loaded_remove(vhd, old);
+        vhd_bitmap_retire(old, grace_readers());
+}
+
 /* The clock's hand goes round this image's bitmaps; each clean one that was not used since the last
  * time goes. A dirty one stays: the file does not hold its bits yet. */
 static void evict_some(struct vhd_image *vhd)
@@ -90,7 +104,7 @@ static void evict_some(struct vhd_image *vhd)
         }
 }
 
-static int read_bitmap(struct vhd_image *vhd, uint32_t place, void *ret, unsigned flags)
+int vhd_bitmap_read(struct vhd_image *vhd, uint32_t place, void *ret, unsigned flags)
 {
         uint64_t offset = (uint64_t)place * SECTOR_SIZE;
         ssize_t got = file_read(vhd->image.file, ret, vhd->bitmap_size, offset,
@@ -137,7 +151,7 @@ static int read_new_bitmap(struct vhd_image *vhd, uint32_t block, uint32_t place
 
         if (!data)
                 return -ENOMEM;
-        r = read_bitmap(vhd, place, data, flags);
+        r = vhd_bitmap_read(vhd, place, data, flags);
         bitmap = r < 0 ? NULL : vhd_bitmap_new(block, place, vhd->bitmap_size);
         if (r == 0 && !bitmap)
                 r = -ENOMEM;
@@ -350,34 +364,22 @@ static int vhd_complete(struct image *image, uint64_t offset, uint64_t length, b
         }
 }
 
-/* The block loses its place; @freed is taken over on success. */
-static int drop_block(struct vhd_image *vhd, uint32_t block, struct vhd_freed *freed)
+int vhd_may_change(const struct vhd_image *vhd)
 {
-        for (;;) {
-                int r;
-
-                pthread_mutex_lock(&vhd->lock);
-                r = vhd_make_absent_locked(vhd, block, freed);
-                pthread_mutex_unlock(&vhd->lock);
-                if (r != -ENOBUFS)
-                        return r;
-                r = vhd_flush(vhd);
-                if (r < 0)
-                        return r;
-        }
+        if (!vhd->image.writable)
+                return -EROFS;
+        return atomic_load(&vhd->poisoned) ? -EIO : 0;
 }
 
-static int free_block(struct image *image, uint64_t offset, bool job)
+static int vhd_discard(struct image *image, uint64_t offset)
 {
         struct vhd_image *vhd = vhd_of(image);
         uint32_t block = (uint32_t)(offset >> vhd->block_shift), place;
         struct vhd_freed *freed;
-        int r;
+        int r = vhd_may_change(vhd);
 
-        if (!image->writable)
-                return -EROFS;
-        if (atomic_load(&vhd->poisoned))
-                return -EIO;
+        if (r < 0)
+                return r;
         place = vhd_bat_get(vhd->bat, block);
         if (place == VHD_BAT_UNUSED)
                 return 0;
@@ -387,25 +389,21 @@ static int free_block(struct image *image, uint64_t offset, bool job)
         if (!freed)
                 return -ENOMEM;
         /* E8: the guest's own trim may punch at once: the block reads as zeros either way. */
-        if (!job || MUTANT("drain-punch-early"))
-                freed->zero = file_punch(image->file,
-                                      (uint64_t)place * SECTOR_SIZE + vhd->bitmap_size,
-                                      image->block_size) == 0;
-        freed->punch = job;
-        r = drop_block(vhd, block, freed);
+        freed->zero = file_punch(image->file, (uint64_t)place * SECTOR_SIZE + vhd->bitmap_size,
+                              image->block_size) == 0;
+        for (;;) {
+                pthread_mutex_lock(&vhd->lock);
+                r = vhd_make_absent_locked(vhd, block, freed);
+                pthread_mutex_unlock(&vhd->lock);
+                if (r != -ENOBUFS)
+                        break;
+                r = vhd_flush(vhd);
+                if (r < 0)
+                        break;
+        }
         if (r < 0)
                 free(freed);
         return r;
-}
-
-static int vhd_discard(struct image *image, uint64_t offset)
-{
-        return free_block(image, offset, false);
-}
-
-static int vhd_release(struct image *image, uint64_t offset)
-{
-        return free_block(image, offset, true);
 }
 
 static uint32_t vhd_n_waiting_places(struct image *image)
@@ -562,7 +560,8 @@ static int zero_batmap(struct vhd_image *vhd, struct error *err)
         if (!data)
                 return fail(err, ENOMEM, "no memory for the batmap of '%s'", file->path);
         r = file_read_exact(file, data, size, map);
-        if (r == 0 && bytes_are_zero(data, size))
+        /* A cut between the two writes below leaves zeros under the old sum. */
+        if (r == 0 && bytes_are_zero(data, size) && be32_get(batmap.checksum) == UINT32_MAX)
                 return 0;
         memset(data, 0, size);
         batmap.checksum = be32_make(UINT32_MAX); /* of a map of zeros */
@@ -748,11 +747,16 @@ const struct format vhd_format = {
         .prepare = vhd_prepare,
         .complete = vhd_complete,
         .discard = vhd_discard,
-        .release = vhd_release,
         .n_waiting_places = vhd_n_waiting_places,
         .is_durable = vhd_is_durable,
         .flush = image_flush,
         .poison = image_poison,
         .make_room = image_make_room,
         .settle = image_settle_in_place,
+        .place = vhd_place,
+        .release = vhd_release,
+        .find_holes = vhd_find_holes,
+        .move_begin = vhd_move_begin,
+        .move_end = vhd_move_end,
+        .reclaim = vhd_reclaim,
 };

@@ -3,6 +3,7 @@
  *
  *   image.c   opening, closing, and the contract of formats/format.h
  *   space.c   places for new blocks, and the end footer ahead of them (E6, E8)
+ *   move.c    holes between the blocks, blocks that go there, and the file's new end
  *   round.c   what is dirty, and how it gets to disk (E3, E5)
  *   replay.c  opening after a process died (E4)
  *   fixed.c   fixed VHDs, which are flat
@@ -38,11 +39,17 @@ struct vhd_dirty {
 struct vhd_freed {
         struct grace_call call;
         struct vhd_freed *next;
+        struct vhd_freed *pending_next, *pending_prev; /* from the clear to the end of the grace */
         struct vhd_image *image;
         uint32_t place; /* sectors */
         bool zero;      /* its data was punched */
-        bool punch;     /* it is to be, once nobody reads there (a job's) */
+        bool job;       /* a job freed it, and no guest */
         uint64_t round; /* the first round whose (0) came after the clear */
+};
+
+/* Bytes of the file between two blocks, or between a block and metadata, that nobody needs. */
+struct vhd_hole {
+        uint64_t offset, end;
 };
 
 struct vhd_flush_waiter;
@@ -68,8 +75,12 @@ struct vhd_image {
         uint64_t copies;               /* number of rounds whose (0) was taken */
         struct vhd_freed *freed;       /* wait for their round */
         struct vhd_freed *committed;   /* their grace is to begin */
+        struct vhd_freed *pending;     /* those, and whose grace is under way */
         struct vhd_freed *free_places; /* may be used */
         uint32_t n_in_grace;           /* freed places that a grace's call will come for */
+        struct vhd_hole *holes;        /* may be used, in the order of the file */
+        size_t n_holes, first_hole;    /* those before the first are too small */
+        uint32_t n_moves;              /* that have begun */
         uint64_t next_free;            /* first byte behind the last block */
         uint64_t footer_offset;        /* of the durable end footer: blocks must end before it */
         uint64_t zero_from;            /* from here to footer_offset all reads as zeros */
@@ -106,6 +117,10 @@ static inline struct vhd_image *vhd_of(struct image *image)
 int vhd_make_present_locked(struct vhd_image *vhd, uint32_t block, uint32_t first, uint32_t count);
 /* The block loses its place, which goes to @freed (taken over). The caller holds lock. */
 int vhd_make_absent_locked(struct vhd_image *vhd, uint32_t block, struct vhd_freed *freed);
+/* The block is where @bitmap says (taken over), which is in the file there as it is in memory; its old
+ * place goes to @freed (taken over). The caller holds lock. -ENOBUFS: as above. */
+int vhd_make_moved_locked(
+        struct vhd_image *vhd, uint32_t block, struct vhd_bitmap *bitmap, struct vhd_freed *freed);
 /* From here on the durable entry of @block is remembered beside the one in memory, for a block that
  * is about to get another (an allocation; @now: a replay, whose change is complete already). No
  * record is made. A block that is tracked keeps what is known. The caller holds lock. */
@@ -126,6 +141,18 @@ void vhd_dirty_free_all(struct vhd_image *vhd);
 
 /* Gives @block a place and an empty bitmap, in memory. *ret_zero: its data reads as zeros. */
 int vhd_allocate(struct vhd_image *vhd, uint32_t block, bool *ret_zero);
+/* A place for a block, behind the last one or freed before, and what of it has to be zeros and is not.
+ * The caller holds alloc_lock. */
+int vhd_place_new(struct vhd_image *vhd, bool only_behind, uint32_t *ret, bool *ret_zero);
+int vhd_place_prepare(struct vhd_image *vhd, uint32_t place, bool zero);
+/* A place that was taken and is not used after all. */
+void vhd_place_give_back(struct vhd_image *vhd, uint32_t place);
+/* The first place at or behind @offset: data on 4 KiB, the bitmap right before it. */
+uint64_t vhd_place_at(const struct vhd_image *vhd, uint64_t offset);
+/* Writes the end footer at @low, syncs, and ends the file behind it. */
+int vhd_footer_to(struct vhd_image *vhd, uint64_t low, struct error *err);
+void vhd_pending_add_locked(struct vhd_image *vhd, struct vhd_freed *freed);
+void vhd_pending_remove_locked(struct vhd_image *vhd, struct vhd_freed *freed);
 /* Moves the footer out by what a busy guest may ask for at once. */
 int vhd_make_room(struct vhd_image *vhd);
 /* The freed places for which round @n was the one: ready for their grace. The caller holds lock. */
@@ -141,7 +168,27 @@ uint32_t vhd_n_in_grace(struct vhd_image *vhd);
 void vhd_keeper_stop(struct vhd_image *vhd);
 void vhd_keeper_kick_locked(struct vhd_image *vhd, bool extend, bool flush);
 
+/* --- move.c: as the members of struct format of the same names. */
+
+uint64_t vhd_place(const struct image *image, uint64_t offset);
+int vhd_release(struct image *image, uint64_t offset);
+int vhd_find_holes(struct image *image);
+int vhd_move_begin(
+        struct image *image, uint64_t offset, uint64_t behind, struct block_move *ret);
+int vhd_move_end(struct image *image, const struct block_move *move, bool copied);
+int vhd_reclaim(struct image *image, bool shrink, struct error *err);
+/* A place out of a hole, for a new block. false: there is none. The caller holds lock. */
+bool vhd_hole_take_locked(struct vhd_image *vhd, uint32_t *ret);
+
 /* --- image.c */
+
+/* 0, or why nothing can be changed: -EROFS, -EIO (E5). */
+int vhd_may_change(const struct vhd_image *vhd);
+/* The bitmap that the file has at @place: bitmap_size bytes. */
+int vhd_bitmap_read(struct vhd_image *vhd, uint32_t place, void *ret, unsigned flags);
+/* The block is at @bitmap's place from now on; its old bitmap ends. The caller holds lock; room was
+ * reserved (vhd_bat_reserve, vhd_loaded_reserve_locked). */
+void vhd_bitmap_swap_locked(struct vhd_image *vhd, uint32_t block, struct vhd_bitmap *bitmap);
 
 /* The loaded bitmap of @block (or VHD_BITMAP_FULL) at @place; reads it if need be. */
 int vhd_bitmap_load(struct vhd_image *vhd, uint32_t block, uint32_t place, unsigned flags);

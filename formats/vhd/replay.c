@@ -92,8 +92,8 @@ static int check_expectations(struct vhd_image *vhd, struct error *err)
 
 /* --- applying */
 
-/* A block lost its place at record number @index: its records before that speak of a place that the
- * file's table may not name any more. */
+/* A block lost its place, or got another, at record number @index: its records before that speak of a
+ * place that the file's table may not name any more. */
 struct freeing {
         uint32_t block;
         uint64_t index;
@@ -113,7 +113,7 @@ static int collect_free(void *opaque, const struct redo_record *record)
         struct replay *replay = opaque;
         uint64_t index = replay->index++;
 
-        if (record->kind != REDO_FREE)
+        if (record->kind != REDO_FREE && record->kind != REDO_MOVE)
                 return 0;
         if (replay->n_frees == replay->frees_capacity) {
                 size_t capacity = replay->frees_capacity ? 2 * replay->frees_capacity : 64;
@@ -137,7 +137,7 @@ static int compare_frees(const void *a, const void *b)
         return x->index < y->index ? -1 : x->index > y->index;
 }
 
-/* Does a later record free the block? */
+/* Does a later record free or move the block? */
 static bool is_void(const struct replay *replay, uint32_t block, uint64_t index)
 {
         size_t low = 0, high = replay->n_frees;
@@ -162,14 +162,21 @@ static int bad_record(struct replay *replay, const struct redo_record *record)
                 record->place);
 }
 
+static bool can_be_place(const struct replay *replay, uint32_t place)
+{
+        const struct vhd_image *vhd = replay->vhd;
+        uint64_t offset = (uint64_t)place * SECTOR_SIZE;
+
+        return range_inside(offset, vhd->block_bytes, replay->file_size) &&
+                !vhd_metadata_at(&vhd->metadata, offset, vhd->block_bytes);
+}
+
 static int give_place(struct replay *replay, const struct redo_record *record)
 {
         struct vhd_image *vhd = replay->vhd;
-        uint64_t offset = (uint64_t)record->place * SECTOR_SIZE;
         struct vhd_bitmap *bitmap;
 
-        if (!range_inside(offset, vhd->block_bytes, replay->file_size) ||
-                vhd_metadata_at(&vhd->metadata, offset, vhd->block_bytes))
+        if (!can_be_place(replay, record->place))
                 return bad_record(replay, record);
         bitmap = vhd_bitmap_new(record->block, record->place, vhd->bitmap_size);
         if (!bitmap || vhd_loaded_reserve_locked(vhd) < 0) {
@@ -219,6 +226,22 @@ static int apply_free(struct replay *replay, const struct redo_record *record)
         vhd_bat_set(vhd->bat, record->block, VHD_BAT_UNUSED);
         vhd_bitmap_drop_locked(vhd, record->block, NULL);
         return 0;
+}
+
+/* The bits are in the file, at the new place: they were written there before the record. */
+static int apply_move(struct replay *replay, const struct redo_record *record)
+{
+        struct vhd_image *vhd = replay->vhd;
+        int r;
+
+        if (!can_be_place(replay, record->place))
+                return bad_record(replay, record);
+        vhd_bat_set(vhd->bat, record->block, record->place);
+        vhd_bitmap_drop_locked(vhd, record->block, NULL);
+        r = vhd_bitmap_load_words_locked(vhd, record->block, record->place);
+        if (r == 0 || r == -ENOMEM)
+                return r;
+        return fail_os(replay->err, -r, "the bitmap of block %u cannot be read", record->block);
 }
 
 /* E8: a place that the durable table or a record names is not given to a block anew before the next
@@ -271,6 +294,8 @@ static int apply(void *opaque, const struct redo_record *record)
                 r = apply_bits(replay, record);
         else if (r == 0 && record->kind == REDO_FREE)
                 r = apply_free(replay, record);
+        else if (r == 0)
+                r = apply_move(replay, record);
         if (r == -ENOMEM)
                 fail(replay->err, ENOMEM, "no memory for the redo file");
         return r;

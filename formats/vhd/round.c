@@ -275,6 +275,23 @@ int vhd_make_present_locked(struct vhd_image *vhd, uint32_t block, uint32_t firs
         return 0;
 }
 
+/* E8: also a place whose entry was never durable waits for a round that began after this. */
+static void free_place_locked(struct vhd_image *vhd, uint32_t place, struct vhd_freed *freed)
+{
+        freed->image = vhd;
+        freed->place = place;
+        freed->round = vhd->copies + 1;
+        freed->next = vhd->freed;
+        vhd->freed = freed;
+        vhd_pending_add_locked(vhd, freed);
+        if (MUTANT("reuse-before-commit")) {
+                vhd->freed = freed->next;
+                vhd_pending_remove_locked(vhd, freed);
+                freed->next = vhd->free_places;
+                vhd->free_places = freed;
+        }
+}
+
 int vhd_make_absent_locked(struct vhd_image *vhd, uint32_t block, struct vhd_freed *freed)
 {
         uint32_t place = vhd_bat_get(vhd->bat, block);
@@ -290,21 +307,38 @@ int vhd_make_absent_locked(struct vhd_image *vhd, uint32_t block, struct vhd_fre
         if (!dirty)
                 return -ENOMEM;
         mark_now(vhd, dirty);
-        if (!freed->punch || !MUTANT("drain-no-free-record"))
+        if (!freed->job || !MUTANT("drain-no-free-record"))
                 redo_append(vhd->redo, &record);
         vhd_bat_set(vhd->bat, block, VHD_BAT_UNUSED);
         vhd_bitmap_drop_locked(vhd, block, NULL);
-        /* E8: also an entry that was never durable waits for a round that began after this. */
-        freed->image = vhd;
-        freed->place = place;
-        freed->round = vhd->copies + 1;
-        freed->next = vhd->freed;
-        vhd->freed = freed;
-        if (MUTANT("reuse-before-commit")) {
-                vhd->freed = freed->next;
-                freed->next = vhd->free_places;
-                vhd->free_places = freed;
-        }
+        free_place_locked(vhd, place, freed);
+        return 0;
+}
+
+int vhd_make_moved_locked(
+        struct vhd_image *vhd, uint32_t block, struct vhd_bitmap *bitmap, struct vhd_freed *freed)
+{
+        uint32_t old = vhd_bat_get(vhd->bat, block);
+        struct redo_record record = {.kind = REDO_MOVE, .block = block, .place = bitmap->place};
+        struct vhd_dirty *dirty;
+
+        if (!vhd_redo_has_room_locked(vhd, 1))
+                return -ENOBUFS;
+        if (vhd_bat_reserve(vhd->bat, block) < 0 || vhd_loaded_reserve_locked(vhd) < 0)
+                return -ENOMEM;
+        dirty = dirty_get(vhd, block, old);
+        if (!dirty)
+                return -ENOMEM;
+        if (!dirty->now)
+                expect_bat_sector(vhd, block);
+        expect_bitmap(vhd, bitmap); /* as it was written there just now */
+        dirty->expected_place = bitmap->place;
+        mark_now(vhd, dirty);
+        /* E4: the record is whole before anybody can be told of the new place. */
+        if (!MUTANT("move-no-record"))
+                redo_append(vhd->redo, &record);
+        vhd_bitmap_swap_locked(vhd, block, bitmap);
+        free_place_locked(vhd, old, freed);
         return 0;
 }
 

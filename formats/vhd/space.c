@@ -21,8 +21,7 @@
 #define AHEAD_FRACTION   16u
 #define LAST_SECTOR      UINT64_C(0xfffffffd) /* the BAT's 32 bits, less its two special values */
 
-/* The first place at or behind @offset: data on 4 KiB, the bitmap right before it. */
-static uint64_t place_at(const struct vhd_image *vhd, uint64_t offset)
+uint64_t vhd_place_at(const struct vhd_image *vhd, uint64_t offset)
 {
         return round_up_to(offset + vhd->bitmap_size, DATA_ALIGNMENT) - vhd->bitmap_size;
 }
@@ -47,7 +46,7 @@ static int next_footer_offset(const struct vhd_image *vhd, uint64_t next_free, u
         uint64_t ahead, uint64_t *ret)
 {
         uint64_t limit = LAST_SECTOR * SECTOR_SIZE;
-        uint64_t least = place_at(vhd, next_free) + vhd->block_bytes;
+        uint64_t least = vhd_place_at(vhd, next_free) + vhd->block_bytes;
         uint64_t offset;
 
         if (least > limit)
@@ -167,14 +166,15 @@ void vhd_keeper_stop(struct vhd_image *vhd)
         vhd->keeper_runs = false;
 }
 
-/* A place, taken: a freed one first, else behind the last block. -EAGAIN: the footer is in the way.
- * *zero: the data there is known to be zeros. */
-static int take_place(struct vhd_image *vhd, uint32_t *ret, bool *zero, uint64_t *footer)
+/* A place, taken: a freed one or a hole first, else behind the last block. -EAGAIN: the footer is in
+ * the way. *zero: the data there is known to be zeros. */
+static int take_place(
+        struct vhd_image *vhd, bool only_behind, uint32_t *ret, bool *zero, uint64_t *footer)
 {
         uint64_t offset;
 
         MUTEX_GUARD(&vhd->lock);
-        if (vhd->free_places) {
+        if (vhd->free_places && !only_behind) {
                 struct vhd_freed *freed = vhd->free_places;
 
                 vhd->free_places = freed->next;
@@ -183,8 +183,11 @@ static int take_place(struct vhd_image *vhd, uint32_t *ret, bool *zero, uint64_t
                 free(freed);
                 return 0;
         }
+        *zero = false;
+        if (!only_behind && vhd_hole_take_locked(vhd, ret))
+                return 0;
         *footer = vhd->footer_offset;
-        offset = place_at(vhd, vhd->next_free);
+        offset = vhd_place_at(vhd, vhd->next_free);
         if (offset + vhd->block_bytes > vhd->footer_offset)
                 return -EAGAIN;
         vhd->next_free = offset + vhd->block_bytes;
@@ -195,8 +198,7 @@ static int take_place(struct vhd_image *vhd, uint32_t *ret, bool *zero, uint64_t
         return 0;
 }
 
-/* A place that was taken and is not used after all. */
-static void give_back(struct vhd_image *vhd, uint32_t place)
+void vhd_place_give_back(struct vhd_image *vhd, uint32_t place)
 {
         struct vhd_freed *freed = calloc(1, sizeof(*freed));
 
@@ -210,7 +212,7 @@ static void give_back(struct vhd_image *vhd, uint32_t place)
 
 /* An empty bitmap in the file takes its space now (no disk-full later, in a round), and the data
  * area is zero where we cannot know that it is (S4). */
-static int prepare_place(struct vhd_image *vhd, uint32_t place, bool zero)
+int vhd_place_prepare(struct vhd_image *vhd, uint32_t place, bool zero)
 {
         uint64_t offset = (uint64_t)place * SECTOR_SIZE;
         _cleanup_free_ void *empty = calloc(1, vhd->bitmap_size);
@@ -244,9 +246,21 @@ static int publish_place(struct vhd_image *vhd, uint32_t block, uint32_t place)
         return 0;
 }
 
-int vhd_allocate(struct vhd_image *vhd, uint32_t block, bool *ret_zero)
+int vhd_place_new(struct vhd_image *vhd, bool only_behind, uint32_t *ret, bool *ret_zero)
 {
         uint64_t footer = 0;
+        int r;
+
+        while ((r = take_place(vhd, only_behind, ret, ret_zero, &footer)) == -EAGAIN) {
+                r = extend(vhd, footer, ahead_of(vhd, footer));
+                if (r < 0)
+                        return r;
+        }
+        return r;
+}
+
+int vhd_allocate(struct vhd_image *vhd, uint32_t block, bool *ret_zero)
+{
         uint32_t place;
         bool zero;
         int r;
@@ -255,16 +269,14 @@ int vhd_allocate(struct vhd_image *vhd, uint32_t block, bool *ret_zero)
         MUTEX_GUARD(&vhd->alloc_lock);
         if (vhd_bat_get(vhd->bat, block) != VHD_BAT_UNUSED)
                 return 0; /* another write of the same block was quicker */
-        while ((r = take_place(vhd, &place, &zero, &footer)) == -EAGAIN) {
-                r = extend(vhd, footer, ahead_of(vhd, footer));
-                if (r < 0)
-                        return r;
-        }
-        r = prepare_place(vhd, place, zero);
+        r = vhd_place_new(vhd, false, &place, &zero);
+        if (r < 0)
+                return r;
+        r = vhd_place_prepare(vhd, place, zero);
         if (r == 0)
                 r = publish_place(vhd, block, place);
         if (r < 0) {
-                give_back(vhd, place);
+                vhd_place_give_back(vhd, place);
                 return r;
         }
         *ret_zero = true;
@@ -278,14 +290,30 @@ static void place_is_free(struct grace_call *call)
                 (struct vhd_freed *)((char *)call - offsetof(struct vhd_freed, call));
         struct vhd_image *vhd = freed->image;
 
-        if (freed->punch)
-                freed->zero = file_punch(vhd->image.file,
-                                      (uint64_t)freed->place * SECTOR_SIZE + vhd->bitmap_size,
-                                      vhd->image.block_size) == 0;
         MUTEX_GUARD(&vhd->lock);
+        vhd_pending_remove_locked(vhd, freed);
         freed->next = vhd->free_places;
         vhd->free_places = freed;
         vhd->n_in_grace--;
+}
+
+void vhd_pending_add_locked(struct vhd_image *vhd, struct vhd_freed *freed)
+{
+        freed->pending_prev = NULL;
+        freed->pending_next = vhd->pending;
+        if (vhd->pending)
+                vhd->pending->pending_prev = freed;
+        vhd->pending = freed;
+}
+
+void vhd_pending_remove_locked(struct vhd_image *vhd, struct vhd_freed *freed)
+{
+        if (freed->pending_prev)
+                freed->pending_prev->pending_next = freed->pending_next;
+        else
+                vhd->pending = freed->pending_next;
+        if (freed->pending_next)
+                freed->pending_next->pending_prev = freed->pending_prev;
 }
 
 void vhd_freed_committed_locked(struct vhd_image *vhd, uint64_t n)
@@ -324,24 +352,13 @@ void vhd_freed_begin_grace(struct vhd_image *vhd)
         }
 }
 
-/* E6, clean close: the footer at the lower place, sync, truncate. At each cut in between the file
- * ends in a valid footer. */
-int vhd_lower_footer(struct vhd_image *vhd, bool readers, struct error *err)
+/* E6: at each cut in between the file ends in a valid footer. */
+int vhd_footer_to(struct vhd_image *vhd, uint64_t low, struct error *err)
 {
         struct file *file = vhd->image.file;
-        uint64_t end, low;
-        int r;
+        int r = MUTANT("truncate-no-footer") ? 0 : write_footer(vhd, low);
 
-        pthread_mutex_lock(&vhd->lock);
-        end = vhd_bat_end(vhd->bat, vhd->metadata.metadata_end, vhd->block_bytes);
-        if (readers)
-                end = MAX_OF(end, vhd->next_free); /* E8: no grace to wait for */
-        pthread_mutex_unlock(&vhd->lock);
-        low = round_up_to(end, SECTOR_SIZE);
-        if (low + VHD_FOOTER_SIZE > vhd->footer_offset)
-                return 0;
-        r = write_footer(vhd, low);
-        if (r == 0)
+        if (r == 0 && !MUTANT("truncate-before-sync"))
                 r = file_sync(file);
         if (r == 0)
                 r = file_truncate(file, low + VHD_FOOTER_SIZE);
@@ -354,6 +371,20 @@ int vhd_lower_footer(struct vhd_image *vhd, bool readers, struct error *err)
         error_set_file(err, file->path);
         error_set_offset(err, low);
         return r;
+}
+
+/* Clean close: the footer at the lower place, sync, truncate. */
+int vhd_lower_footer(struct vhd_image *vhd, bool readers, struct error *err)
+{
+        uint64_t end, low;
+
+        pthread_mutex_lock(&vhd->lock);
+        end = vhd_bat_end(vhd->bat, vhd->metadata.metadata_end, vhd->block_bytes);
+        if (readers)
+                end = MAX_OF(end, vhd->next_free); /* E8: no grace to wait for */
+        pthread_mutex_unlock(&vhd->lock);
+        low = round_up_to(end, SECTOR_SIZE);
+        return low + VHD_FOOTER_SIZE > vhd->footer_offset ? 0 : vhd_footer_to(vhd, low, err);
 }
 
 static void free_list(struct vhd_freed *freed)
@@ -371,7 +402,9 @@ void vhd_space_free_all(struct vhd_image *vhd)
         free_list(vhd->freed);
         free_list(vhd->committed);
         free_list(vhd->free_places);
-        vhd->freed = vhd->committed = vhd->free_places = NULL;
+        vhd->freed = vhd->committed = vhd->free_places = vhd->pending = NULL;
+        free(vhd->holes);
+        vhd->holes = NULL;
 }
 
 uint32_t vhd_n_in_grace(struct vhd_image *vhd)

@@ -25,6 +25,8 @@
         X(check)     \
         X(seal)      \
         X(relink)    \
+        X(resize)    \
+        X(compact)   \
         X(convert)   \
         X(compare)   \
         X(hash)      \

@@ -1,0 +1,776 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* compactions - compaction on a simulated disk, alone and beside requests of two other threads; at each step
+ * what a power cut and what a process's death would leave there is opened.
+ *
+ * Options and exit status: tests/crash/driver.h.
+ *
+ * Each state must read as the model of tests/crash/model.h allows (where nobody else writes: as ever),
+ * for readers and writers; be sound for `check --deep`; and compacting it once more must end in an
+ * image that reads the same, also after another cut, and in which a third run finds nothing to do.
+ * In some seeds a call to the disk fails once, a sync among them (E5).
+ */
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arith.h"
+#include "base/mutant.h"
+#include "chain/chain.h"
+#include "formats/vhd/check.h"
+#include "formats/vhd/create.h"
+#include "merge/compact.h"
+#include "tests/crash/driver.h"
+#include "tests/crash/model.h"
+#include "tests/crash/schedule.h"
+#include "tests/crash/simdisk.h"
+
+#define ROOT        "/d/root.vhd"
+#define LEAF        "/d/leaf.vhd"
+#define MAX_BLOCKS  12u
+#define MAX_OPS     14u
+#define MAX_MOMENTS 3000u
+#define FULL_STATES 32u
+#define SAMPLES     8u
+#define N_WRITERS   2u
+
+/* ---- what a seed stands for ---- */
+
+struct scene {
+        uint64_t seed;
+        bool has_parent, tight, junk, live, no_punch, split_writes, has_fault, small_redo;
+        struct sim_fault fault;
+        uint64_t space;
+        uint32_t block_size, n_blocks, size;
+        enum schedule_policy policy;
+        struct model model;
+};
+
+static void choose_fault(struct scene *scene, struct random *random)
+{
+        static const enum sim_call calls[] = {
+                SIM_WRITE, SIM_WRITE, SIM_SYNC, SIM_TRUNCATE, SIM_PUNCH, SIM_READ};
+        unsigned i = (unsigned)random_below(random, sizeof(calls) / sizeof(calls[0]));
+
+        scene->has_fault = true;
+        scene->fault = (struct sim_fault){
+                .call = calls[i],
+                .failure = calls[i] == SIM_SYNC                              ? SIM_LOSE
+                        : random_chance(random, 30) && calls[i] == SIM_WRITE ? SIM_SHORT
+                                                                             : SIM_FAIL,
+                .error = random_chance(random, 50) ? ENOSPC : EIO,
+                .at = (unsigned)random_below(random, calls[i] == SIM_WRITE ? 60 : 12),
+        };
+}
+
+static void add_ops(struct scene *scene, struct random *random)
+{
+        uint32_t n = (uint32_t)random_between(random, 3, MAX_OPS);
+
+        for (uint32_t i = 0; i < n; i++) {
+                static const enum op_kind kinds[] = {
+                        OP_WRITE, OP_WRITE, OP_WRITE, OP_ZERO, OP_TRIM, OP_READ, OP_FLUSH};
+                struct op op = {
+                        .kind = kinds[random_below(random, 7)],
+                        .fua = random_chance(random, 25),
+                        .thread = (uint8_t)random_below(random, N_WRITERS),
+                };
+                uint32_t block = (uint32_t)random_below(random, scene->n_blocks);
+                uint32_t sectors = scene->block_size / 512;
+                uint32_t first = (uint32_t)random_below(random, sectors);
+
+                op.offset = block * scene->block_size + first * 512;
+                op.length = 512 * (uint32_t)random_between(random, 1, sectors - first);
+                if (random_chance(random, 30)) {
+                        op.offset = block * scene->block_size;
+                        op.length = scene->block_size;
+                }
+                op.length = MIN_OF(op.length, scene->size - op.offset);
+                if (op.offset >= scene->size)
+                        continue;
+                model_add(&scene->model, &op);
+        }
+}
+
+static void scene_init(struct scene *scene, uint64_t seed)
+{
+        struct random random = {random_mix(seed)};
+
+        memset(scene, 0, sizeof(*scene));
+        scene->seed = seed;
+        scene->has_parent = random_chance(&random, 60);
+        scene->tight = random_chance(&random, 30);
+        scene->junk = random_chance(&random, 30);
+        scene->live = random_chance(&random, 60);
+        scene->no_punch = random_chance(&random, 10);
+        scene->split_writes = random_chance(&random, 20);
+        scene->small_redo = random_chance(&random, 20);
+        scene->block_size = random_chance(&random, 70) ? 4096 : 8192;
+        scene->n_blocks = (uint32_t)random_between(&random, 4, MAX_BLOCKS);
+        scene->size = scene->n_blocks * scene->block_size;
+        if (random_chance(&random, 30))
+                scene->size -= 512 * (uint32_t)random_between(&random, 1, 7);
+        scene->policy = random_chance(&random, 50) ? SCHEDULE_RANDOM : SCHEDULE_PRIORITY;
+        model_init(&scene->model, seed, scene->size / MODEL_CELL);
+        if (scene->live)
+                add_ops(scene, &random);
+        if (random_chance(&random, 12))
+                choose_fault(scene, &random);
+}
+
+/* ---- the images ---- */
+
+/* What the images have before: of each sector whether the layer has it, and its value. */
+struct content {
+        uint8_t present[2][MAX_BLOCKS * 16], value[2][MAX_BLOCKS * 16];
+        bool allocated[MAX_BLOCKS];
+};
+
+static void fill_sector(const struct scene *scene, uint32_t sector, uint8_t value, uint8_t *ret)
+{
+        for (uint32_t k = 0; k < 512 / MODEL_CELL; k++)
+                model_fill(&scene->model, sector * (512 / MODEL_CELL) + k, value,
+                        ret + k * MODEL_CELL);
+}
+
+static void choose_block(
+        const struct scene *scene, struct content *c, uint32_t block, struct random *random)
+{
+        uint32_t n = scene->block_size / 512, kind = (uint32_t)random_below(random, 9);
+
+        c->allocated[block] = kind != 8;
+        for (uint32_t i = 0; i < n && c->allocated[block]; i++) {
+                uint32_t s = block * n + i;
+                uint8_t parent = c->present[0][s] ? c->value[0][s] : VALUE_ZERO;
+                bool half = i < n / 2;
+
+                /* whole or in part: data, zeros, the parent's bytes; nothing; half zeros; mixed */
+                c->present[1][s] = kind < 3 || kind == 7 ||
+                        (kind < 6 && random_chance(random, 50)) || (kind == 6 && i == 0 && half);
+                c->value[1][s] = kind % 3 == 1 ? VALUE_ZERO
+                        : kind % 3 == 2        ? parent
+                        : kind == 6            ? parent
+                                               : VALUE_LAYER + 1;
+                if (kind == 7)
+                        c->value[1][s] = half ? VALUE_LAYER + 1 : VALUE_ZERO;
+        }
+}
+
+static void choose_content(const struct scene *scene, struct content *c, struct random *random)
+{
+        uint32_t n = scene->block_size / 512;
+
+        memset(c, 0, sizeof(*c));
+        for (uint32_t s = 0; s < scene->n_blocks * n && scene->has_parent; s++) {
+                bool first = s % n == 0;
+
+                c->present[0][s] = first ? random_chance(random, 60) : c->present[0][s - 1];
+                c->value[0][s] = VALUE_LAYER;
+        }
+        for (uint32_t b = 0; b < scene->n_blocks; b++)
+                choose_block(scene, c, b, random);
+}
+
+static void set_initial(struct scene *scene, const struct content *c)
+{
+        for (uint32_t cell = 0; cell < scene->model.n_cells; cell++) {
+                uint32_t s = cell / (512 / MODEL_CELL);
+
+                scene->model.initial[cell] = c->present[1][s] ? c->value[1][s]
+                        : c->present[0][s]                    ? c->value[0][s]
+                                                              : VALUE_ZERO;
+        }
+}
+
+/* Blocks in an order of chance, with holes between them; on 4 KiB or as other writers pack them. */
+static int write_blocks(const struct scene *scene, const struct content *c, unsigned layer,
+        struct file *file, struct random *random, struct error *err)
+{
+        uint32_t order[MAX_BLOCKS], n = scene->block_size / 512;
+        struct vhd_metadata metadata;
+        uint8_t sector[512], zeros[512] = {0};
+        uint64_t at;
+        int r = vhd_metadata_read(file, 0, &metadata, err);
+
+        if (r < 0)
+                return r;
+        at = metadata.metadata_end;
+        for (uint32_t i = 0; i < scene->n_blocks; i++)
+                order[i] = i;
+        for (uint32_t i = scene->n_blocks; i > 1 && layer == 1; i--) {
+                uint32_t k = (uint32_t)random_below(random, i), last = order[i - 1];
+
+                order[i - 1] = order[k];
+                order[k] = last;
+        }
+        file_write(file, zeros, 512, metadata.tail_offset, 0);
+        for (uint32_t i = 0; i < scene->n_blocks; i++) {
+                uint32_t b = order[i];
+                bool any = layer == 1 ? c->allocated[b] : c->present[0][b * n];
+                uint8_t bitmap[512] = {0};
+                be32 entry;
+
+                if (!any)
+                        continue;
+                if (layer == 1 && random_chance(random, 25))
+                        at += scene->tight ? 512 + scene->block_size : 4096 + scene->block_size;
+                if (!scene->tight)
+                        at = round_up_to(at + 512, 4096) - 512;
+                for (uint32_t k = 0; k < n; k++) {
+                        uint32_t s = b * n + k;
+                        bool inside = (s + 1) * 512 <= scene->size;
+
+                        if (c->present[layer][s])
+                                bitmap[k / 8] |= (uint8_t)(0x80 >> (k % 8));
+                        memset(sector, scene->junk && layer == 1 ? 0xee : 0, 512);
+                        if (c->present[layer][s] && inside)
+                                fill_sector(scene, s, c->value[layer][s], sector);
+                        file_write(file, sector, 512, at + 512 + k * 512, 0);
+                }
+                file_write(file, bitmap, 512, at, 0);
+                entry = be32_make((uint32_t)(at / 512));
+                file_write(file, &entry, 4, metadata.header.table_offset + b * 4, 0);
+                at += 512 + scene->block_size;
+        }
+        return file_write(file, &metadata.footer.raw, 512, MAX_OF(at, metadata.tail_offset), 0);
+}
+
+static int make_image(const struct scene *scene, const struct content *c, struct sim_fs *fs,
+        unsigned layer, struct random *random, struct error *err)
+{
+        struct vhd_create_params params = {
+                .type = layer == 1 && scene->has_parent ? VHD_TYPE_DIFFERENCING : VHD_TYPE_DYNAMIC,
+                .size = scene->size,
+                .block_size = scene->block_size,
+                .unique_id = {(uint8_t)(layer + 1)},
+                .now = 1700000000,
+        };
+        _cleanup_(file_closep) struct file *file = NULL;
+        int r = file_open(&fs->fs, layer ? LEAF : ROOT, FILE_WRITE | FILE_CREATE, &file, err);
+
+        if (layer == 1 && scene->has_parent) {
+                params.parent_id[0] = 1;
+                params.parent_name = "root.vhd";
+                params.parent_relative = "./root.vhd";
+        }
+        if (r == 0)
+                r = vhd_create(file, &params, err);
+        return r < 0 ? r : write_blocks(scene, c, layer, file, random, err);
+}
+
+static struct sim_world *make_world(struct scene *scene, struct error *err)
+{
+        _cleanup_(sim_fs_freep) struct sim_fs *fs = sim_fs_new(sim_world_new());
+        struct random random = {random_mix(scene->seed + 1)};
+        struct content *c = calloc(1, sizeof(*c));
+        int r = 0;
+
+        choose_content(scene, c, &random);
+        set_initial(scene, c);
+        if (scene->has_parent)
+                r = make_image(scene, c, fs, 0, &random, err);
+        if (r == 0)
+                r = make_image(scene, c, fs, 1, &random, err);
+        free(c);
+        sim_world_settle(fs->world);
+        return r < 0 ? NULL : sim_world_clone(fs->world);
+}
+
+/* ---- a run ---- */
+
+struct instant {
+        struct sim_world *world;
+        struct moment moment;
+        bool poisoned, unnoted;
+};
+
+struct run {
+        struct scene scene;
+        struct sim_fs *fs;
+        struct chain *chain;
+        struct instant instants[MAX_MOMENTS];
+        uint32_t n_instants;
+        uint64_t parent_hash, n_opened;
+        bool violated, watching, poisoned, unnoted;
+        unsigned failed_thread;
+        struct random random;
+};
+
+static struct run *running;
+
+__attribute__((format(printf, 2, 3))) static void violation(
+        struct run *run, const char *format, ...)
+{
+        va_list list;
+
+        if (run->violated)
+                return;
+        run->violated = true;
+        va_start(list, format);
+        vsnprintf(driver_result->text, sizeof(driver_result->text), format, list);
+        va_end(list);
+}
+
+static void take_instant(struct run *run)
+{
+        struct instant *instant;
+
+        if (!run->watching || run->n_instants == MAX_MOMENTS)
+                return;
+        run->poisoned |= run->fs->fault_hit;
+        instant = &run->instants[run->n_instants++];
+        instant->world = sim_fs_snapshot(run->fs);
+        instant->moment = run->scene.model.now;
+        instant->poisoned = run->poisoned;
+        instant->unnoted = run->unnoted;
+}
+
+/* As in enumerate.c: a process that dies between a sync's bad news and its note takes them along. */
+static void follow_failed_sync(struct run *run, bool inside_sync)
+{
+        if (run->fs->fault_hit && run->fs->fault.call == SIM_SYNC && !run->poisoned) {
+                run->unnoted = true;
+                run->failed_thread = schedule_self();
+        } else if (run->unnoted && !inside_sync && schedule_self() == run->failed_thread) {
+                run->unnoted = false;
+        }
+}
+
+static void on_change(struct sim_fs *fs, enum sim_call call)
+{
+        follow_failed_sync(fs->opaque, call == SIM_SYNC);
+        take_instant(fs->opaque);
+}
+
+static void on_point(void)
+{
+        if (running && running->watching && sim_fs_regions_changed(running->fs))
+                take_instant(running);
+}
+
+static bool may_fail(const struct run *run)
+{
+        return run->poisoned || run->fs->fault_hit;
+}
+
+static int do_read(struct run *run, const struct op *op)
+{
+        struct model *model = &run->scene.model;
+        uint64_t required = model->now.answered; /* what is answered meanwhile may be missed */
+        uint8_t *bytes = malloc(op->length);
+        int r = chain_read(run->chain, bytes, op->length, op->offset, 0);
+
+        for (uint32_t at = 0; at < op->length && r == 0; at += MODEL_CELL) {
+                uint32_t cell = (op->offset + at) / MODEL_CELL;
+                uint8_t value = model_value(model, cell, bytes + at);
+                char text[32];
+
+                if (!model_allows(model, cell, value, model->now.begun, required))
+                        violation(run, "a read of cell %u finds %s", cell,
+                                model_value_name(value, text));
+        }
+        free(bytes);
+        return r;
+}
+
+static int do_write(struct run *run, const struct op *op, uint32_t i, unsigned flags)
+{
+        uint8_t *bytes = malloc(op->length);
+        int r;
+
+        for (uint32_t at = 0; at < op->length; at += MODEL_CELL)
+                model_fill(&run->scene.model, (op->offset + at) / MODEL_CELL,
+                        (uint8_t)(VALUE_OP + i), bytes + at);
+        r = chain_write(run->chain, bytes, op->length, op->offset, flags);
+        free(bytes);
+        return r;
+}
+
+static void perform(struct run *run, uint32_t i)
+{
+        struct model *model = &run->scene.model;
+        const struct op *op = &model->ops[i];
+        unsigned flags = op->fua ? CHAIN_FUA : 0;
+        uint64_t answered = model->now.answered;
+        char text[96];
+        int r = -EINVAL;
+
+        if (driver_options.trace)
+                fprintf(stderr, "  [%u] operation %u: %s\n", schedule_self(), i,
+                        model_op_name(op, text));
+        model_begin(model, i);
+        switch (op->kind) {
+        case OP_WRITE: r = do_write(run, op, i, flags); break;
+        case OP_ZERO: r = chain_zero(run->chain, op->length, op->offset, flags); break;
+        case OP_TRIM: r = chain_trim(run->chain, op->length, op->offset, flags); break;
+        case OP_READ: r = do_read(run, op); break;
+        case OP_FLUSH: r = chain_flush(run->chain); break;
+        }
+        if (r < 0 && !may_fail(run))
+                violation(run, "operation %u (%s) fails: %s", i, model_op_name(op, text),
+                        strerror(-r));
+        model_end(model, i, r == 0, answered);
+        if (driver_options.trace)
+                fprintf(stderr, "  [%u] operation %u ended: %d\n", schedule_self(), i, r);
+        follow_failed_sync(run, false);
+        take_instant(run);
+}
+
+struct worker {
+        struct run *run;
+        uint32_t thread;
+        pthread_t id;
+};
+
+static void *writer_main(void *argument)
+{
+        struct worker *worker = argument;
+        struct run *run = worker->run;
+
+        for (uint32_t i = 0; i < run->scene.model.n_ops; i++)
+                if (run->scene.model.ops[i].thread == worker->thread)
+                        perform(run, i);
+        return NULL;
+}
+
+static void *job_thread(void *argument)
+{
+        struct worker *worker = argument;
+        struct run *run = worker->run;
+        struct compact *compact = NULL;
+        struct compact_report report;
+        struct error err = ERROR_INIT;
+        int r = compact_new(run->chain, 2 * run->scene.block_size, &compact, &err);
+
+        while (r >= 0) {
+                r = compact_step(compact, &err);
+                if (driver_options.trace)
+                        fprintf(stderr, "  [%u] step: %d %s\n", schedule_self(), r,
+                                r < 0 ? err.message : "");
+                follow_failed_sync(run, false);
+                take_instant(run);
+                if (r <= 0)
+                        break;
+        }
+        if (r < 0 && !may_fail(run))
+                violation(run, "compacting fails: %s", err.message);
+        if (compact) {
+                compact_report_get(compact, &report);
+                driver_result->counters[0] += report.n_released;
+                driver_result->counters[1] += report.n_moved;
+        }
+        compact_free(compact);
+        return NULL;
+}
+
+static int open_chain(struct sim_fs *fs, bool writable, struct chain **ret, struct error *err)
+{
+        struct chain_options chain_options = {.fs = &fs->fs, .writable = writable};
+
+        fs->fs.single_threaded = true;
+        return chain_open(LEAF, &chain_options, ret, err);
+}
+
+static void live(struct run *run)
+{
+        struct worker workers[N_WRITERS + 1];
+        unsigned n = run->scene.live ? N_WRITERS + 1 : 1;
+        struct error err = ERROR_INIT;
+        uint64_t answered;
+        int r = open_chain(run->fs, true, &run->chain, &err);
+
+        if (r < 0) {
+                if (!run->fs->fault_hit)
+                        violation(run, "it does not open: %s", err.message);
+                return;
+        }
+        schedule_set_policy(run->scene.policy, run->scene.seed, 600);
+        for (unsigned i = 0; i < n; i++) {
+                workers[i] = (struct worker){.run = run, .thread = i ? i - 1 : N_WRITERS};
+                if (pthread_create(
+                            &workers[i].id, NULL, i ? writer_main : job_thread, &workers[i]) != 0)
+                        abort();
+        }
+        for (unsigned i = 0; i < n; i++)
+                pthread_join(workers[i].id, NULL);
+        schedule_set_policy(SCHEDULE_STAY, run->scene.seed, 0);
+        answered = run->scene.model.now.answered;
+        r = chain_close(TAKE_PTR(run->chain), &err);
+        if (r == 0)
+                run->scene.model.now.covered |= answered;
+        else if (!may_fail(run))
+                violation(run, "it does not close: %s", err.message);
+        take_instant(run);
+}
+
+/* ---- judging ---- */
+
+static struct driver_set seen_states; /* of all seeds */
+static struct driver_set seen_here;   /* of this one, with what was required of them */
+
+static int read_values(struct run *run, struct chain *chain, uint8_t values[])
+{
+        const struct model *model = &run->scene.model;
+        static uint8_t bytes[MODEL_MAX_CELLS * MODEL_CELL];
+        int r = chain_size(chain) == run->scene.size
+                ? chain_read(chain, bytes, run->scene.size, 0, 0)
+                : -ERANGE;
+
+        for (uint32_t c = 0; r == 0 && c < model->n_cells; c++)
+                values[c] = model_value(model, c, bytes + c * MODEL_CELL);
+        return r;
+}
+
+static bool read_world(
+        struct run *run, const struct sim_world *world, const char *what, uint8_t values[])
+{
+        _cleanup_(sim_fs_freep) struct sim_fs *fs = sim_fs_new(sim_world_clone(world));
+        struct chain *chain = NULL;
+        struct error err = ERROR_INIT;
+        int r = open_chain(fs, false, &chain, &err);
+
+        run->n_opened++;
+        if (r == 0) {
+                r = read_values(run, chain, values);
+                fail_os(&err, r < 0 ? -r : 0, "reading");
+                chain_abandon(chain);
+        }
+        if (r < 0)
+                violation(run, "%s: a reader: %s", what, err.message);
+        return r == 0;
+}
+
+static bool same_values(
+        struct run *run, const uint8_t want[], const uint8_t got[], const char *what)
+{
+        char a[32], b[32];
+
+        for (uint32_t c = 0; c < run->scene.model.n_cells; c++)
+                if (want[c] != got[c]) {
+                        violation(run, "cell %u reads as %s, and %s as %s", c,
+                                model_value_name(want[c], a), what, model_value_name(got[c], b));
+                        return false;
+                }
+        return true;
+}
+
+static void note_finding(void *opaque, const struct vhd_finding *finding)
+{
+        char *sentence = opaque;
+
+        if (finding->severity != VHD_INFO && !strstr(finding->id, "redo") &&
+                !strstr(finding->id, "align"))
+                snprintf(sentence, 512, "%s: %.400s", finding->id, finding->sentence);
+}
+
+static bool check_world(struct run *run, const struct sim_world *world, const char *what)
+{
+        _cleanup_(sim_fs_freep) struct sim_fs *fs = sim_fs_new(sim_world_clone(world));
+        _cleanup_(file_closep) struct file *file = NULL;
+        struct vhd_check_result checked;
+        struct error err = ERROR_INIT;
+        char found[512] = "";
+
+        if (run->scene.has_parent && sim_world_file_hash(world, ROOT) != run->parent_hash)
+                violation(run, "%s: the parent was changed", what);
+        if (file_open(&fs->fs, LEAF, FILE_READ, &file, &err) < 0 ||
+                vhd_check(file, run->scene.junk ? 0 : VHD_CHECK_DEEP, note_finding, found, &checked,
+                        &err) < 0)
+                violation(run, "%s: it cannot be checked: %s", what, err.message);
+        else if (found[0])
+                violation(run, "%s: %s", what, found);
+        return !run->violated;
+}
+
+/* Opens for writing, compacts to the end, closes. */
+static bool complete(
+        struct run *run, struct sim_fs *fs, const uint8_t values[], const char *what, bool again)
+{
+        struct compact_report report;
+        struct chain *chain = NULL;
+        uint8_t got[MODEL_MAX_CELLS];
+        struct error err = ERROR_INIT;
+        int r = open_chain(fs, true, &chain, &err);
+
+        if (r < 0 || !chain_is_writable(chain)) {
+                violation(run, "%s: a writer: %s", what,
+                        r < 0 ? err.message : chain_layer(chain, chain_depth(chain) - 1)->warning);
+                chain_abandon(chain);
+                return false;
+        }
+        r = read_values(run, chain, got);
+        if (r == 0)
+                r = compact_run(chain, NULL, &report, &err);
+        if (r == 0 && same_values(run, values, got, "for a writer"))
+                r = read_values(run, chain, got);
+        if (r == 0)
+                same_values(run, values, got, "when compacted");
+        if (r < 0)
+                violation(run, "%s: compacting once more: %s %s", what, strerror(-r), err.message);
+        if (again && r == 0 &&
+                (report.n_released || report.n_moved || report.file_size_after != report.file_size))
+                violation(run,
+                        "%s: a third run frees %" PRIu64 ", moves %" PRIu64 ", size %" PRIu64
+                        " to %" PRIu64,
+                        what, report.n_released, report.n_moved, report.file_size,
+                        report.file_size_after);
+        if (chain_close(chain, &err) < 0)
+                violation(run, "%s: closing: %s", what, err.message);
+        return !run->violated;
+}
+
+static void judge_world(struct run *run, const struct sim_world *world,
+        const struct instant *instant, bool after_cut, uint64_t required, const char *what)
+{
+        uint64_t content = sim_world_hash(world);
+        uint64_t key = random_mix(content + 3 * required + 7 * instant->moment.begun) +
+                (after_cut ? 0 : sim_world_durable_hash(world) + instant->poisoned);
+        uint8_t values[MODEL_MAX_CELLS], got[MODEL_MAX_CELLS];
+        _cleanup_(sim_fs_freep) struct sim_fs *fs = NULL;
+        _cleanup_(sim_world_freep) struct sim_world *closed = NULL, *cut = NULL;
+        char text[32];
+
+        if (!driver_set_add(&seen_here, key))
+                return;
+        driver_result->states += driver_set_add(&seen_states, content);
+        if ((!instant->poisoned && !check_world(run, world, what)) ||
+                !read_world(run, world, what, values))
+                return;
+        for (uint32_t c = 0; c < run->scene.model.n_cells; c++)
+                if (!model_allows(
+                            &run->scene.model, c, values[c], instant->moment.begun, required)) {
+                        violation(run, "%s: cell %u reads as %s", what, c,
+                                model_value_name(values[c], text));
+                        return;
+                }
+        if (!after_cut && instant->poisoned)
+                return; /* it may be for reading only */
+        fs = sim_fs_new(sim_world_clone(world));
+        fs->region_limit = run->scene.small_redo ? 4096 + 40 * 32 : 0;
+        fs->no_punch = run->scene.no_punch;
+        if (!complete(run, fs, values, what, false))
+                return;
+        closed = sim_fs_snapshot(fs);
+        cut = sim_world_cut(closed, false);
+        if (!read_world(run, cut, "after it was compacted, and a cut", got) ||
+                !same_values(run, values, got, "after it was compacted, and a cut") ||
+                !check_world(run, closed, "after it was compacted"))
+                return;
+        if (sim_world_n_regions(closed) != 0)
+                violation(run, "%s: a clean close leaves a redo file", what);
+        complete(run, fs, values, what, true);
+}
+
+static void judge_instant(struct run *run, uint32_t index)
+{
+        const struct instant *instant = &run->instants[index];
+        _cleanup_(sim_cut_freep) struct sim_cut *cut = sim_cut_new(instant->world);
+        uint64_t n_states = sim_cut_n_states(cut);
+        bool all =
+                n_states <= SAMPLES || (n_states <= FULL_STATES && random_chance(&run->random, 40));
+        uint64_t n = all ? n_states : SAMPLES;
+        char what[64];
+
+        snprintf(what, sizeof(what), "instant %u, the process's death", index);
+        if (!instant->unnoted)
+                judge_world(run, instant->world, instant, false,
+                        instant->poisoned ? instant->moment.covered : instant->moment.answered,
+                        what);
+        snprintf(what, sizeof(what), "instant %u, a power cut", index);
+        for (uint64_t i = 0; i < n && !run->violated; i++) {
+                _cleanup_(sim_world_freep) struct sim_world *world =
+                        all ? sim_cut_state(cut, i) : sim_cut_sample(cut, &run->random);
+
+                judge_world(run, world, instant, true, instant->moment.covered, what);
+        }
+}
+
+static void judge_all(struct run *run)
+{
+        uint32_t n = run->n_instants;
+        uint32_t *order = malloc((n + 1) * sizeof(uint32_t));
+
+        for (uint32_t i = 0; i < n; i++)
+                order[i] = i;
+        for (uint32_t i = n; i > 1; i--) {
+                uint32_t k = (uint32_t)random_below(&run->random, i), last = order[i - 1];
+
+                order[i - 1] = order[k];
+                order[k] = last;
+        }
+        for (uint32_t i = 0; i < n && !run->violated && run->n_opened < 2 * driver_options.budget;
+                i++)
+                judge_instant(run, order[i]);
+        free(order);
+        driver_result->instants += n;
+}
+
+static bool run_seed(uint64_t seed)
+{
+        struct run *run = calloc(1, sizeof(*run));
+        struct error err = ERROR_INIT;
+        struct sim_world *world;
+        bool violated;
+
+        assert(run != NULL);
+        driver_result->seed = seed;
+        run->random.state = random_mix(seed + 99);
+        scene_init(&run->scene, seed);
+        schedule_begin();
+        schedule_set_policy(SCHEDULE_STAY, seed, 0);
+        world = make_world(&run->scene, &err);
+        if (!world) {
+                violation(run, "the images cannot be made: %s", err.message);
+        } else {
+                run->parent_hash = sim_world_file_hash(world, ROOT);
+                run->fs = sim_fs_new(world);
+                run->fs->opaque = run;
+                run->fs->on_change = on_change;
+                run->fs->split_writes = run->scene.split_writes;
+                run->fs->no_punch = run->scene.no_punch;
+                run->fs->region_limit = run->scene.small_redo ? 4096 + 40 * 32 : 0;
+                run->fs->random.state = seed;
+                run->fs->trace = driver_options.trace ? stderr : NULL;
+                if (run->scene.has_fault)
+                        sim_fs_arm(run->fs, &run->scene.fault);
+                driver_mutants_on = true;
+                running = run;
+                schedule_on_point = on_point;
+                run->watching = true;
+                live(run);
+                run->watching = false;
+                schedule_on_point = NULL;
+                running = NULL;
+                driver_mutants_on = false;
+                if (!run->violated)
+                        judge_all(run);
+        }
+        schedule_end();
+        violated = run->violated;
+        for (uint32_t i = 0; i < run->n_instants; i++)
+                sim_world_free(run->instants[i].world);
+        sim_fs_free(run->fs);
+        free(run);
+        driver_set_done(&seen_here);
+        return !violated;
+}
+
+#define MUTANT_ENTRY(name, what) {name, what},
+static const struct driver_mutant mutants[] = {MUTANT_LIST_COMPACT(MUTANT_ENTRY)};
+
+int main(int argc, char **argv)
+{
+        static const struct driver driver = {
+                .name = "compact",
+                .run_seed = run_seed,
+                .counters = {"blocks released", "moved"},
+                .mutants = mutants,
+                .n_mutants = sizeof(mutants) / sizeof(mutants[0]),
+        };
+
+        return driver_main(argc, argv, &driver);
+}
