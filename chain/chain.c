@@ -12,6 +12,7 @@
 #include "chain/internal.h"
 #include "chain/locate.h"
 #include "chain/push.h"
+#include "chain/recover.h"
 #include "chain/scratch.h"
 #include "chain/seal.h"
 #include "formats/intent.h"
@@ -111,18 +112,22 @@ static bool open_shared(struct opening *o, struct file *file)
         return true;
 }
 
+static struct locate_roots roots_of(const struct opening *o)
+{
+        return (struct locate_roots){
+                .roots = o->options->image_roots, .n_roots = o->options->n_image_roots};
+}
+
 /* E13: what was cut off in the middle of several images is completed before one of them is looked at, by
  * who may write. */
 static int complete_intent(
         struct opening *o, const char *path, const struct file_stat *st, struct error *err)
 {
+        struct locate_roots roots = roots_of(o);
         _cleanup_(file_closep) struct file *file = NULL;
-        struct file *view = NULL;
         int r = open_again(o, path, st, FILE_WRITE, &file);
 
-        if (r == 0)
-                r = file_lock_set(file, FILE_LOCK_WRITE, err);
-        return r < 0 ? r : intent_recover(file, true, NULL, &view, err);
+        return r < 0 ? r : recover_intent(file, &roots, err);
 }
 
 static bool is_for_writing(const struct opening *o)
@@ -178,6 +183,7 @@ static int check_mark(const struct opening *o, const struct image *leaf)
 /* Takes @file over in any case. */
 static int open_layer(struct opening *o, struct file *file, const char *format, bool is_leaf)
 {
+        struct locate_roots roots = roots_of(o);
         struct image *image;
         int r = 0;
 
@@ -185,6 +191,8 @@ static int open_layer(struct opening *o, struct file *file, const char *format, 
                 return 0;
         if (!is_leaf)
                 r = complete_intent_of_parent(o, file);
+        else if (is_for_writing(o) && intent_look(file, NULL) == 1)
+                r = recover_intent(file, &roots, o->err);
         if (r < 0) {
                 file_close(file);
                 return r;
@@ -234,8 +242,7 @@ static int open_parent(struct opening *o, struct image *child)
         const struct chain_options *options = o->options;
         unsigned index = o->view->n_layers - 1;
         const char *named = index < options->n_parents ? options->parents[index] : NULL;
-        struct locate_roots roots = {
-                .roots = options->image_roots, .n_roots = options->n_image_roots};
+        struct locate_roots roots = roots_of(o);
         _cleanup_free_ struct vhd_metadata *metadata = malloc(sizeof(*metadata));
         struct file *file;
         int r;
