@@ -81,6 +81,10 @@ head -c -512 base.vhd >cut.vhd
 "$vhdctl" hash --json child.avhd >hash-1
 cp child.avhd moved/
 "$vhdctl" relink --json moved/child.avhd --parent base.vhd >relink-1
+"$vhdctl" create --quiet grandchild.avhd --parent child.avhd
+"$vhdctl" merge --json --dry-run child.avhd >merge-1
+"$vhdctl" merge --json grandchild.avhd --output flat.vhd >convert-2
+"$vhdctl" merge --json child.avhd >merge-2
 "$vhdctl" serve --json --read-only --socket nbd.sock base.vhd >serve-1 2>/dev/null &
 server=$!
 tries=0
@@ -101,7 +105,7 @@ if "$vhdctl" hash --json dynamic.vhd >failure-3 2>/dev/null; then exit 1; fi
 chapter 'Failures' failure-*
 chapter 'Progress' progress-*
 chapter 'create, convert' create-* convert-*
-for verb in tree info map check seal compare hash relink serve; do
+for verb in tree info map check seal compare hash relink merge serve; do
         chapter "$verb" "$verb"-*
 done
 [ "$checked" -gt 100 ] || { echo "only $checked keys were seen" && exit 1; }

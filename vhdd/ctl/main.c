@@ -26,6 +26,7 @@
         X(seal)      \
         X(relink)    \
         X(convert)   \
+        X(merge)     \
         X(compare)   \
         X(hash)      \
         X(serve)
