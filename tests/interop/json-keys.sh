@@ -86,6 +86,10 @@ cp base.vhd alone.vhd
 "$vhdctl" resize --json --dry-run alone.vhd +1M >resize-2
 "$vhdctl" compact --json alone.vhd >compact-1
 "$vhdctl" compact --json --dry-run alone.vhd >compact-2
+"$vhdctl" create --quiet grandchild.avhd --parent child.avhd
+"$vhdctl" merge --json --dry-run child.avhd >merge-1
+"$vhdctl" merge --json grandchild.avhd --output flat.vhd >convert-2
+"$vhdctl" merge --json child.avhd >merge-2
 "$vhdctl" serve --json --read-only --socket nbd.sock base.vhd >serve-1 2>/dev/null &
 server=$!
 tries=0
@@ -106,7 +110,7 @@ if "$vhdctl" hash --json dynamic.vhd >failure-3 2>/dev/null; then exit 1; fi
 chapter 'Failures' failure-*
 chapter 'Progress' progress-*
 chapter 'create, convert' create-* convert-*
-for verb in tree info map check seal compare hash relink resize compact serve; do
+for verb in tree info map check seal compare hash relink merge resize compact serve; do
         chapter "$verb" "$verb"-*
 done
 [ "$checked" -gt 100 ] || { echo "only $checked keys were seen" && exit 1; }

@@ -77,6 +77,11 @@ static int read_parent(const struct ctl *ctl, const char *child, struct vhd_crea
         if (image->type == IMAGE_RAW)
                 return fail(err, EINVAL, "'%s' is no VHD, and only a VHD can be a parent",
                         ctl->parents[0]);
+        if (image->merging)
+                return fail(err, EBUSY,
+                        "a merge into '%s' was cut off, so nothing can stand on it but what does; "
+                        "`vhdctl merge` of that goes on",
+                        ctl->parents[0]);
         r = vhd_metadata_read(image->file, 0, &parent->metadata, err);
         if (r < 0)
                 return r;

@@ -28,6 +28,7 @@
         X(resize)    \
         X(compact)   \
         X(convert)   \
+        X(merge)     \
         X(compare)   \
         X(hash)      \
         X(serve)
