@@ -59,6 +59,7 @@
         X("drain-gate-open", "E7: changes pass while a block is copied")                           \
         X("drain-no-grace-up", "E8: a pulled block is cleared below under readers")                \
         X("drain-fua-dsync", "E11: FUA takes the short way while a clear is not durable")          \
+        X("replay-over-poison", "E5, E11: blocks are freed whose copies below were lost")           \
         X("drain-begin-no-intent", "E12: a merge begins without new ids")
 
 /* Those that only a job meets which frees and moves blocks. */

@@ -317,11 +317,11 @@ static int open_parents(struct opening *o)
 /* P5: a parent whose last writer died was the leaf when a snapshot was switched, or a disk of its own.
  * What was answered for it comes into its file first: a flush of this chain promises that, too. Where
  * nobody may write it any more (E5) the chain is for reading. */
-static int settle_parent(struct opening *o, struct image **image)
+static int settle_parent(struct opening *o, struct image **image, unsigned more_flags)
 {
         _cleanup_free_ char *path = strdup((*image)->file->path);
         const char *format = (*image)->format->name;
-        unsigned flags = image_flags_of(o, false);
+        unsigned flags = image_flags_of(o, false) | more_flags;
         struct file *file = NULL;
         struct file_stat st;
         int r = file_stat_get((*image)->file, &st);
@@ -331,7 +331,7 @@ static int settle_parent(struct opening *o, struct image **image)
                 return fail(o->err, ENOMEM, "no memory to open a parent");
         if (r < 0)
                 return fail_os(o->err, -r, "cannot look at '%s'", path);
-        r = chain_settle_image(o->fs, path, format, o->err);
+        r = chain_settle_image_with(o->fs, path, format, more_flags, o->err);
         if (r == -EROFS) {
                 error_clear(o->err);
                 o->read_only = true;
@@ -343,17 +343,47 @@ static int settle_parent(struct opening *o, struct image **image)
         return r < 0 ? r : open_image(o, file, format, flags, image);
 }
 
+/* Once more, without what its last server left (IMAGE_DISTRUST). */
+static int open_distrusted(struct opening *o, struct image **image, bool is_leaf)
+{
+        _cleanup_free_ char *path = strdup((*image)->file->path);
+        const char *format = (*image)->format->name;
+        unsigned flags = image_flags_of(o, is_leaf), file_flags = (*image)->file->flags;
+        struct file *file = NULL;
+        struct file_stat st;
+        int r = file_stat_get((*image)->file, &st);
+
+        *image = image_abandon(*image);
+        if (!path)
+                return fail(o->err, ENOMEM, "no memory to open an image again");
+        if (r < 0)
+                return fail_os(o->err, -r, "cannot look at '%s'", path);
+        r = open_again(o, path, &st, file_flags, &file);
+        return r < 0 ? r : open_image(o, file, format, flags | IMAGE_DISTRUST, image);
+}
+
 /* From the root up: what was cleared in a layer by a merge is durably gone only after what took its
- * place below is there (E11). */
+ * place below is there, and not at all if that was lost (E11, E5). */
 static int settle_parents(struct opening *o)
 {
+        bool settles = is_for_writing(o) && !MUTANT("parent-not-settled"), lost = false;
         int r = 0;
 
-        if (!is_for_writing(o) || MUTANT("parent-not-settled"))
-                return 0;
-        for (unsigned i = o->view->n_layers; r == 0 && i-- > 1;)
-                if (o->view->layers[i]->unclean && o->view->layers[i]->n_holders == 0)
-                        r = settle_parent(o, &o->view->layers[i]);
+        for (unsigned i = o->view->n_layers; r == 0 && i-- > 0;) {
+                struct image **image = &o->view->layers[i];
+                bool distrusts = lost && (*image)->replayed_frees && !MUTANT("replay-over-poison");
+
+                if ((*image)->n_holders > 0)
+                        continue;
+                if (i > 0 && settles && (*image)->unclean)
+                        r = settle_parent(o, image, distrusts ? IMAGE_DISTRUST : 0);
+                else if (distrusts)
+                        r = open_distrusted(o, image, i == 0);
+                if (r == 0 && distrusts)
+                        warn(o, (*image)->warning);
+                if (r == 0)
+                        lost |= (*image)->lost_records;
+        }
         return r;
 }
 

@@ -551,13 +551,19 @@ int chain_wait_committed_slowly(struct chain *chain)
 
 int chain_settle_image(struct fs *fs, const char *path, const char *format, struct error *err)
 {
+        return chain_settle_image_with(fs, path, format, 0, err);
+}
+
+int chain_settle_image_with(struct fs *fs, const char *path, const char *format,
+        unsigned image_flags, struct error *err)
+{
         struct image *image = NULL;
         struct file *file;
         int r = file_open(fs, path, FILE_WRITE | FILE_NOFOLLOW, &file, err);
 
         if (r < 0)
                 return r;
-        r = image_open(file, format, IMAGE_WRITABLE, &image, err);
+        r = image_open(file, format, IMAGE_WRITABLE | image_flags, &image, err);
         if (r < 0) {
                 file_close(file);
                 return r;

@@ -39,6 +39,7 @@ int flat_open(struct flat *flat, struct file *file, uint64_t size, bool writable
         }
         if (code != 0) {
                 warn_poisoned(flat, code, warning);
+                flat->lost = true;
                 flat->poison = poison_release(flat->poison, false);
         }
 

@@ -27,6 +27,7 @@ struct flat {
         struct file *file;
         uint64_t size;
         bool unclean; /* read-only, and there is the mark of a writer */
+        bool lost;    /* there is poison: what was answered may not be here */
 
         /* NULL: read-only. Ended by flat_settle with the lock held, when nobody writes any more. */
         struct poison *poison;

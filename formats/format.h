@@ -55,6 +55,10 @@ enum image_flags {
         IMAGE_LOOSE_LOCK = 1u << 3, /* bear with a writer elsewhere: headers only (info) */
         IMAGE_VOLATILE = 1u << 4, /* thrown away at the end: nothing need survive this process */
         IMAGE_NO_LOCK = 1u << 2,  /* the caller holds the lock (descriptors passed on), or a test */
+        /* An image that it stands on lost what its last server had answered (E5). A record of ours that
+         * frees a block may speak of one that was merged into that image: none is replayed, and the
+         * image is as one whose sync failed. */
+        IMAGE_DISTRUST = 1u << 5,
 };
 
 struct format {
@@ -149,6 +153,8 @@ struct image {
         /* A process that wrote the image died or still has it: what it left to recover is in our
          * memory, and not in the file. */
         bool unclean;
+        bool lost_records;    /* what the last server of it had answered is not all here (E5) */
+        bool replayed_frees;  /* blocks were given up, in our memory and not yet in the file */
         /* Whoever uses a file offset that map() answered is inside (E8); NULL if nothing is ever
          * freed in this image. Its driver's, or lent by the chain (image_lend_places). */
         struct grace *places;

@@ -58,6 +58,7 @@ static int raw_open(struct file *file, unsigned flags, struct image **ret, struc
         raw->image.size = st.size;
         raw->image.writable = writable;
         raw->image.unclean = raw->flat.unclean;
+        raw->image.lost_records = raw->flat.lost;
         *ret = &TAKE_PTR(raw)->image;
         return 0;
 }

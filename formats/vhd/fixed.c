@@ -122,6 +122,7 @@ int vhd_open_fixed(struct file *file, const struct vhd_metadata *metadata, unsig
         if (r < 0)
                 return r;
         fixed->image.unclean = fixed->flat.unclean;
+        fixed->image.lost_records = fixed->flat.lost;
         *ret = &TAKE_PTR(fixed)->image;
         return 0;
 }

@@ -511,9 +511,10 @@ struct redo_ident vhd_redo_ident(const struct vhd_metadata *metadata)
 
 /* A dead process's answered writes, or its poison. Leaves the image read-only, with the reason as
  * its warning, where they cannot be trusted. */
-static int open_redo(struct vhd_image *vhd, bool writable, struct error *err)
+static int open_redo(struct vhd_image *vhd, unsigned flags, struct error *err)
 {
         struct redo_ident ident = vhd_redo_ident(&vhd->metadata);
+        bool writable = vhd->image.writable;
         struct error why = ERROR_INIT;
         enum redo_found found;
         int r = redo_open(vhd->image.file, &ident, writable, &vhd->redo, &found, err);
@@ -523,9 +524,14 @@ static int open_redo(struct vhd_image *vhd, bool writable, struct error *err)
         if (found == REDO_NONE)
                 return 0;
         vhd->image.unclean = !writable;
+        if (found == REDO_REPLAY && flags & IMAGE_DISTRUST) {
+                if (writable)
+                        redo_poison(vhd->redo);
+                found = REDO_POISONED;
+        }
         if (found == REDO_POISONED)
                 fail(&why, EIO,
-                        "a sync of it failed, so nobody knows what the disk holds: look at it with "
+                        "a sync of it, or of an image below it, failed, so nobody knows what the disk holds: look at it with "
                         "`vhdctl check`");
         else if (found == REDO_FOREIGN)
                 fail(&why, ESTALE,
@@ -541,6 +547,7 @@ static int open_redo(struct vhd_image *vhd, bool writable, struct error *err)
         fail_prefix(&why, -why.code, "'%s' opens read-only", vhd->image.file->path);
         memcpy(vhd->image.warning, why.message, sizeof(vhd->image.warning));
         vhd->image.writable = false;
+        vhd->image.lost_records = true;
         return 0;
 }
 
@@ -591,7 +598,7 @@ static int open_writable(struct vhd_image *vhd, unsigned flags, struct error *er
         if (r < 0)
                 return r;
         r = flags & IMAGE_VOLATILE ? redo_open_volatile(&vhd->redo, err)
-                                   : open_redo(vhd, true, err);
+                                   : open_redo(vhd, flags, err);
         if (r < 0 || !vhd->image.writable)
                 return r;
         r = vhd_renew_old_footer(vhd->image.file, &vhd->metadata, err);
@@ -685,7 +692,7 @@ static int open_dynamic(struct file *file, const struct vhd_metadata *metadata, 
                 r = vhd_check_writable(file, &vhd->metadata, flags, err);
         /* Beside a writer (info) its redo file is its own, and its blocks are not looked at. */
         if (r == 0 && !(flags & IMAGE_LOOSE_LOCK))
-                r = flags & IMAGE_WRITABLE ? open_writable(vhd, flags, err) : open_redo(vhd, false, err);
+                r = flags & IMAGE_WRITABLE ? open_writable(vhd, flags, err) : open_redo(vhd, flags, err);
         if (r < 0) {
                 vhd->redo = redo_close(vhd->redo, false);
                 return r;

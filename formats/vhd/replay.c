@@ -320,6 +320,7 @@ int vhd_replay(struct vhd_image *vhd, bool writable, struct error *err)
                 return r;
         MUTEX_GUARD(&vhd->lock);
         r = redo_each(vhd->redo, collect_free, &replay);
+        vhd->image.replayed_frees = replay.n_frees > 0;
         if (r < 0)
                 fail(err, -r, "no memory for the redo file");
         if (r == 0 && replay.n_frees)

@@ -553,12 +553,16 @@ static int begin_round(struct vhd_image *vhd, struct round *round)
         return r;
 }
 
-/* R8. A failure leaves everything here dirty, as a full disk does. */
+/* R8. A full disk there leaves everything here dirty. A failed sync there is one of ours, too: whoever
+ * comes after us must not believe our records that free blocks (E5). */
 static int flush_first(struct vhd_image *vhd)
 {
         struct image *first = atomic_load(&vhd->image.flush_first);
+        int r = first ? first->format->flush(first) : 0;
 
-        return first ? first->format->flush(first) : 0;
+        if (r == -EIO)
+                vhd_poison(vhd);
+        return r;
 }
 
 static int run_round(struct vhd_image *vhd)
