@@ -252,9 +252,15 @@ class Run:
         demand(wanted == got, f"{vm} is\n  {got}\ninstead of\n  {wanted}")
 
     def read(self, export):
-        handle = self.daemon.connect(export)
-        data = daemonlib.read_all(handle)
-        daemonlib.leave(handle)
+        if self.chance.random() < 0.25:
+            handle = self.daemon.connect(export)
+            data = daemonlib.read_all(handle)
+            daemonlib.leave(handle)
+            return data
+        reader = self.daemon.reader(export)
+        data = b"".join(reader.read(min(MIB, reader.size - at), at)
+                        for at in range(0, reader.size, MIB))
+        reader.close()
         return data
 
     def ask(self, vm, before, after):
@@ -703,7 +709,7 @@ class Run:
             for vm in self.vms:
                 self.verify(vm)
             self.daemon.stop()
-        except (TestFailed, nbd.Error) as e:
+        except (TestFailed, nbd.Error, OSError) as e:
             story = "\n  ".join(self.log[-25:])
             raise TestFailed(f"--seed {self.seed} --steps {self.steps}, step {self.step}: {e}\n"
                              f"what came before:\n  {story}\nvhdd said:\n{self.daemon.tail()}"
