@@ -260,9 +260,11 @@ int file_truncate(struct file *file, uint64_t size)
         return file->ops->truncate(file, size);
 }
 
-static int write_zeros(struct file *file, uint64_t offset, uint64_t length)
+int file_write_zeros(struct file *file, uint64_t offset, uint64_t length)
 {
-        static const uint8_t zeros[64 * 1024];
+        /* Whoever is killed while a page of the source is brought in leaves a write that ends where
+         * that page begins: there a sector has to begin, too. */
+        static const _Alignas(4096) uint8_t zeros[64 * 1024];
 
         while (length > 0) {
                 size_t n = (size_t)MIN_OF(length, (uint64_t)sizeof(zeros));
@@ -285,14 +287,14 @@ static int punch_inside(struct file *file, uint64_t offset, uint64_t length)
         int r;
 
         if (first >= last)
-                return write_zeros(file, offset, length);
-        r = write_zeros(file, offset, first - offset);
+                return file_write_zeros(file, offset, length);
+        r = file_write_zeros(file, offset, first - offset);
         if (r == 0)
                 r = file->ops->punch(file, first, last - first);
         if (r == -EOPNOTSUPP || r == -ENOSYS || r == -EINVAL)
-                r = write_zeros(file, first, last - first);
+                r = file_write_zeros(file, first, last - first);
         if (r == 0)
-                r = write_zeros(file, last, offset + length - last);
+                r = file_write_zeros(file, last, offset + length - last);
         return r;
 }
 
@@ -312,7 +314,7 @@ int file_punch(struct file *file, uint64_t offset, uint64_t length)
         if (r == -EINVAL)
                 return punch_inside(file, offset, length);
         if (r == -EOPNOTSUPP || r == -ENOSYS)
-                return write_zeros(file, offset, length);
+                return file_write_zeros(file, offset, length);
         return r;
 }
 

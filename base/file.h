@@ -163,6 +163,8 @@ int file_truncate(struct file *file, uint64_t size);
 /* From here on the range reads as zeros and takes no space if the file system can; where it cannot
  * punch, zeros are written. The size stays: only the part inside the file is touched. */
 int file_punch(struct file *file, uint64_t offset, uint64_t length);
+/* Zeros are written. A process that is killed in the middle leaves each sector old or zero. */
+int file_write_zeros(struct file *file, uint64_t offset, uint64_t length);
 /* Takes the space of the range, so that writing there cannot fail for want of it (fallocate;
  * the size grows with it). -EOPNOTSUPP where the file system has no such thing. */
 int file_reserve(struct file *file, uint64_t offset, uint64_t length);

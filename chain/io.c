@@ -396,14 +396,9 @@ static int write_part(struct change *c, const void *data)
 static int punch_or_write_zeros(struct change *c, uint64_t file_offset)
 {
         struct file *file = c->leaf->file;
-        _cleanup_free_ void *zeros = NULL;
 
-        if (!(c->flags & CHAIN_NO_HOLE))
-                return file_punch(file, file_offset, c->length);
-        zeros = calloc(1, c->length);
-        if (!zeros)
-                return -ENOMEM;
-        return file_write(file, zeros, c->length, file_offset, 0);
+        return c->flags & CHAIN_NO_HOLE ? file_write_zeros(file, file_offset, c->length)
+                                        : file_punch(file, file_offset, c->length);
 }
 
 /* E9: the sectors are stored as zeros, in a hole where that is allowed. */

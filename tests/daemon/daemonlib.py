@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,18 @@ def percent(text):
     """@text as it stands in a URI."""
     safe = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._~-"
     return "".join(chr(b) if b in safe else f"%{b:02X}" for b in text.encode())
+
+
+def wait_for(attempt, error, timeout, sentence, tail):
+    """Again every 10 ms while it is only @error."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return attempt()
+        except error as e:
+            if time.monotonic() > end:
+                raise TestFailed(f"{sentence}: {e}\n{tail()}") from None
+        time.sleep(0.01)
 
 
 class Answer:
@@ -329,21 +342,104 @@ class Daemon:
 
     def connect(self, export, timeout=CONNECT_TIMEOUT_S):
         """A client of @export. What is only not there yet is tried again until @timeout."""
-        end = time.monotonic() + timeout
-        while True:
+        def attempt():
             handle = nbd.NBD()
             handle.add_meta_context("base:allocation")
             handle.set_export_name(export)
-            try:
-                handle.connect_unix(self.socket)
-                return handle
-            except nbd.Error as e:
-                if time.monotonic() > end:
-                    raise TestFailed(f"cannot connect to '{export}': {e}\n{self.tail()}") from None
-            time.sleep(0.01)
+            handle.connect_unix(self.socket)
+            return handle
+
+        return wait_for(attempt, nbd.Error, timeout, f"cannot connect to '{export}'", self.tail)
+
+    def reader(self, export):
+        return wait_for(lambda: Reader(self.socket, export), OSError, CONNECT_TIMEOUT_S,
+                        f"cannot connect to '{export}'", self.tail)
 
     def uri(self, export):
         return f"nbd+unix:///{percent(export)}?socket={percent(self.socket)}"
+
+
+class Reader:
+    """A client of our own that reads and does nothing else. When an answer is not what it must be,
+    it shows the bytes, where libnbd says no more than that they are wrong."""
+
+    IHAVEOPT, OPT_REPLY, SIMPLE, STRUCTURED = (
+        0x49484156454F5054, 0x3E889045565A9, 0x67446698, 0x668E33EF)
+    OPT_GO, OPT_STRUCTURED_REPLY = 7, 8
+
+    def __init__(self, path, export):
+        self.export, self.cookie = export, 0
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(CONNECT_TIMEOUT_S)
+        self.socket.connect(path)
+        demand(self._take(8) == b"NBDMAGIC", f"'{export}': no NBD server speaks here")
+        magic, _ = struct.unpack(">QH", self._take(10))
+        demand(magic == self.IHAVEOPT, f"'{export}': the greeting holds {magic:016x}")
+        self.socket.sendall(struct.pack(">I", 3))
+        self._option(self.OPT_STRUCTURED_REPLY, b"")
+        name = export.encode()
+        info = self._option(self.OPT_GO, struct.pack(">I", len(name)) + name + struct.pack(">H", 0))
+        self.size = next(struct.unpack(">Q", text[2:10])[0] for text in info
+                         if text[:2] == b"\0\0")
+
+    def _take(self, n):
+        got = bytearray(n)
+        view, done = memoryview(got), 0
+        while done < n:
+            more = self.socket.recv_into(view[done:])
+            if not more:
+                raise ConnectionError(f"'{self.export}' ended after {done} of {n} bytes")
+            done += more
+        return got
+
+    def _option(self, option, data):
+        self.socket.sendall(struct.pack(">QII", self.IHAVEOPT, option, len(data)) + data)
+        told = []
+        while True:
+            magic, of, kind, length = struct.unpack(">QIII", self._take(20))
+            demand(magic == self.OPT_REPLY and of == option,
+                   f"'{self.export}': an option is answered with {magic:016x} {of}")
+            text = bytes(self._take(length))
+            if kind == 1:
+                return told
+            if kind & 1 << 31:
+                raise ConnectionError(f"'{self.export}': {text.decode(errors='replace')}")
+            told.append(text)
+
+    def _show(self, what, at, head):
+        self.socket.settimeout(1)
+        more = b""
+        try:
+            more = self.socket.recv(4096)
+        except OSError:
+            pass
+        raise TestFailed(f"'{self.export}' answers a read at {at} with {what}: {bytes(head).hex()}, "
+                         f"then {more.hex()}")
+
+    def read(self, length, at):
+        self.cookie += 1
+        self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, self.cookie, at, length))
+        got, have, done = bytearray(length), 0, False
+        while not done:
+            head = self._take(20)
+            magic, flags, kind, cookie, n = struct.unpack(">IHHQI", head)
+            if magic != self.STRUCTURED or cookie != self.cookie or n > length + 8:
+                self._show("what is no reply to it", at, head)
+            done, text = flags & 1, self._take(n)
+            if kind in (1, 2) and n >= 8:
+                start = struct.unpack(">Q", text[:8])[0] - at
+                size = n - 8 if kind == 1 else struct.unpack(">I", text[8:])[0]
+                if kind == 1:
+                    got[start : start + size] = text[8:]
+                have += size
+            elif kind != 0:
+                self._show(f"chunk {kind}, {bytes(text)}", at, head)
+        demand(have == length == len(got), f"'{self.export}': {have} of {length} bytes came")
+        return got
+
+    def close(self):
+        self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 2, 0, 0, 0))
+        self.socket.close()
 
 
 def leave(handle):

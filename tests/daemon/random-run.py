@@ -97,6 +97,7 @@ class Client:
         self.vm, self.disk = vm, disk
         self.handle = daemon.connect(f"{vm}/{disk}")
         self.requests = []
+        self.why = "it was told nothing"  # of its end
 
     def dead(self):
         return not self.handle or self.handle.aio_is_dead() or self.handle.aio_is_closed()
@@ -106,15 +107,20 @@ class Client:
         try:
             self.handle.pread(512, 0)
         except nbd.Error as e:
-            demand(self.dead(), f"{self}: {e}")
+            self.ended_with(e)
         return self.dead()
+
+    def ended_with(self, error):
+        """An error that only a connection's end may be."""
+        self.why = str(error)
+        demand(self.dead(), f"{self}: {error}")
 
     def send(self, request):
         self.requests.append(request)
         try:
             request.send(self.handle)
         except nbd.Error as e:
-            demand(self.dead(), f"{self}: a {request.kind} is refused: {e}")
+            self.ended_with(e)
             request.error = request.error or -1
 
     def drain(self, seconds=daemonlib.CONNECT_TIMEOUT_S):
@@ -124,7 +130,7 @@ class Client:
             try:
                 self.handle.poll(200)
             except nbd.Error as e:
-                demand(self.dead(), f"{self}: {e}")
+                self.ended_with(e)
             if self.dead():
                 for r in self.requests:
                     r.error = -1 if r.error is None else r.error
@@ -252,9 +258,15 @@ class Run:
         demand(wanted == got, f"{vm} is\n  {got}\ninstead of\n  {wanted}")
 
     def read(self, export):
-        handle = self.daemon.connect(export)
-        data = daemonlib.read_all(handle)
-        daemonlib.leave(handle)
+        if self.chance.random() < 0.25:
+            handle = self.daemon.connect(export)
+            data = daemonlib.read_all(handle)
+            daemonlib.leave(handle)
+            return data
+        reader = self.daemon.reader(export)
+        data = b"".join(reader.read(min(MIB, reader.size - at), at)
+                        for at in range(0, reader.size, MIB))
+        reader.close()
         return data
 
     def ask(self, vm, before, after):
@@ -317,7 +329,8 @@ class Run:
         for client in self.clients.values():
             if "worker" in killed and client.vm == vm:
                 continue
-            demand(not client.dead(), f"{client} was cut off by the death of {killed} of {vm}")
+            demand(not client.dead(), f"{client} was cut off by the death of {killed} of {vm}: "
+                                      f"{client.why}")
             try:
                 got = client.handle.pread(4096, 0)
             except nbd.Error as e:
@@ -703,7 +716,7 @@ class Run:
             for vm in self.vms:
                 self.verify(vm)
             self.daemon.stop()
-        except (TestFailed, nbd.Error) as e:
+        except (TestFailed, nbd.Error, OSError) as e:
             story = "\n  ".join(self.log[-25:])
             raise TestFailed(f"--seed {self.seed} --steps {self.steps}, step {self.step}: {e}\n"
                              f"what came before:\n  {story}\nvhdd said:\n{self.daemon.tail()}"

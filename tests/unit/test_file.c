@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Linux tells of a lost writeback once, to one caller. Whoever syncs after that is answered 0 for data
  * that is gone, and so is one who syncs at the same time. And a write that found no space must not be
- * taken for such a loss: nothing is lost by it. */
+ * taken for such a loss: nothing is lost by it.
+ * And a kill in the middle of a write leaves it cut where a page of its source begins that was not in
+ * memory: were that within a sector of the file, the sector would be neither old nor new. */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <pthread.h>
@@ -11,12 +13,14 @@
 #include <unistd.h>
 
 #include "base/arith.h"
+#include "base/bytes.h"
 #include "base/file.h"
 
 static struct file *file;
 static const struct file_ops *real_ops;
 static struct file_ops odd_ops; /* the host's, but for what a test puts in their place */
 static atomic_int n_syncs, n_durable_writes, n_inside, n_together;
+static atomic_bool writes_crooked; /* from an address at which no sector begins */
 static atomic_int sync_fails_with, plain_fails_with, durable_fails_with;
 
 static int odd_sync(struct file *f)
@@ -34,6 +38,9 @@ static ssize_t odd_writev(
 {
         int code;
 
+        for (int i = 0; i < n; i++)
+                if (((uintptr_t)iov[i].iov_base - offset) % SECTOR_SIZE != 0)
+                        atomic_store(&writes_crooked, true);
         if (!(flags & FILE_DSYNC)) {
                 code = atomic_load(&plain_fails_with);
                 return code ? -code : real_ops->writev(f, iov, n, offset, 0);
@@ -70,6 +77,7 @@ static void close_odd_file(void)
 }
 
 TestSuite(file_sync, .init = open_odd_file, .fini = close_odd_file, .timeout = 20);
+TestSuite(file_write_zeros, .init = open_odd_file, .fini = close_odd_file, .timeout = 20);
 TestSuite(file_write_durable, .init = open_odd_file, .fini = close_odd_file, .timeout = 20);
 
 Test(file_sync, is_not_tried_after_one_that_failed)
@@ -110,6 +118,21 @@ Test(file_write_durable, its_own_sync_may_fail)
         cr_expect(eq(int, file_sync_error(file), -EIO));
         cr_expect(eq(int, file_sync(file), -EIO));
         cr_expect(eq(int, atomic_load(&n_syncs), 0));
+}
+
+Test(file_write_zeros, tears_no_sector)
+{
+        static uint8_t back[300 * 1024], ones[sizeof(back)];
+
+        memset(ones, 1, sizeof(ones));
+        cr_assert(eq(int, file_write(file, ones, sizeof(ones), 0, 0), 0));
+        atomic_store(&writes_crooked, false);
+        cr_assert(eq(int, file_write_zeros(file, SECTOR_SIZE, sizeof(back) - 4096), 0));
+        cr_expect(not(atomic_load(&writes_crooked)));
+        cr_assert(eq(int, file_read_exact(file, back, sizeof(back), 0), 0));
+        cr_expect(bytes_are_zero(back + SECTOR_SIZE, sizeof(back) - 4096));
+        cr_expect(eq(int, back[SECTOR_SIZE - 1], 1));
+        cr_expect(eq(int, back[SECTOR_SIZE + sizeof(back) - 4096], 1));
 }
 
 #define N_THREADS 6
