@@ -5,6 +5,8 @@
  *   I2  No copy is removed before every image is synced.
  *   I3  The copy beside image 0 is the first to come and the last to go: as long as any image may
  *       hold a mixture, its opener finds the intent beside it, or beside the parent it opens next.
+ *   I4  So a copy that some other image lacks says nothing (it was not begun, or all of it is durable)
+ *       as long as its own image is whole: it is not shown, and goes.
  */
 #include "formats/intent.h"
 
@@ -128,21 +130,39 @@ static int copy_look(const struct intent *intent, uint32_t index, struct error *
                 image->path, image->path);
 }
 
+/* One that a dead process wrote looks durable, and may not be: neither it nor its name. */
+static int copy_sync(struct fs *fs, const char *name, struct error *err)
+{
+        _cleanup_(file_closep) struct file *file = NULL;
+        int r = file_open(fs, name, FILE_WRITE | FILE_NOFOLLOW, &file, err);
+
+        if (r < 0)
+                return r;
+        r = file_sync(file);
+        if (r == 0)
+                r = fs_sync_directory(fs, name);
+        return r < 0 ? fail_os(err, -r, "cannot sync '%s'", name) : 0;
+}
+
 static int copy_write(const struct intent *intent, uint32_t index, struct error *err)
 {
         struct fs *fs = intent->images[index].file->fs;
         _cleanup_(file_closep) struct file *file = NULL;
         _cleanup_free_ uint8_t *bytes = NULL;
         char name[INTENT_MAX_IMAGE_PATH + 32];
+        bool is_there;
         size_t size;
         int r;
 
         r = copy_look(intent, index, err);
-        if (r != 0)
-                return r < 0 ? r : 0;
+        if (r < 0)
+                return r;
+        is_there = r == 1;
         r = copy_name(intent, index, name, sizeof(name), err);
         if (r < 0)
                 return r;
+        if (is_there)
+                return copy_sync(fs, name, err);
         bytes = intent_encode(intent, index, &size);
         if (!bytes || size > INTENT_MAX_SIZE)
                 return fail(err, bytes ? E2BIG : ENOMEM, "the intent '%s' cannot be made", name);
@@ -343,17 +363,22 @@ static int own_index(const struct intent *intent, const char *path)
         return -1;
 }
 
+static bool is_same_folder(const char *a, const char *b)
+{
+        const char *slash_a = strrchr(a, '/'), *slash_b = strrchr(b, '/');
+        size_t folder_a = slash_a ? (size_t)(slash_a - a) : 0;
+        size_t folder_b = slash_b ? (size_t)(slash_b - b) : 0;
+
+        return folder_a == folder_b && strncmp(a, b, folder_a) == 0;
+}
+
 /* Without other rules: files of the same folder, never through a link. */
 static int open_in_folder(
         void *opaque, struct fs *fs, const char *path, struct file **ret, struct error *err)
 {
-        const char *beside = opaque;
-        const char *slash = strrchr(beside, '/'), *other = strrchr(path, '/');
-        size_t folder = slash ? (size_t)(slash - beside) : 0;
-        size_t other_folder = other ? (size_t)(other - path) : 0;
         int r;
 
-        if (folder != other_folder || strncmp(beside, path, folder) != 0)
+        if (!is_same_folder(path, opaque))
                 return fail(err, EPERM, "'%s' lies in another folder", path);
         r = file_open(fs, path, FILE_WRITE | FILE_NOFOLLOW, ret, err);
         if (r == 0) {
@@ -444,6 +469,66 @@ static int complete(struct intent *intent, int self, struct file *file, const ch
         return r;
 }
 
+/* Does each change of the image read as the new bytes all over, or, not @new, as the old ones? */
+static int image_holds(const struct intent *intent, uint32_t index, struct file *file, bool new,
+        struct error *err)
+{
+        for (uint32_t i = 0; i < intent->n_changes; i++) {
+                const struct intent_change *change = &intent->changes[i];
+                const uint8_t *bytes = change->bytes + (new ? 0 : change->length);
+                uint32_t n_least = new ? change->length : change->old_length;
+                _cleanup_free_ uint8_t *found = NULL;
+                ssize_t n;
+
+                if (change->image != index)
+                        continue;
+                found = malloc(change->length);
+                if (!found)
+                        return fail(err, ENOMEM, "no memory to compare '%s'", file->path);
+                n = file_read(file, found, change->length, change->offset, 0);
+                if (n < 0)
+                        return fail_os(err, (int)-n, "cannot read '%s' at offset %" PRIu64,
+                                file->path, change->offset);
+                /* Behind the old bytes @bytes has zeros, and so has a file that grew. */
+                if ((uint64_t)n < n_least || memcmp(found, bytes, (size_t)n) != 0)
+                        return 0;
+        }
+        return 1;
+}
+
+/* I4: 1 if some other image has no copy of the intent, and this one is not a mixture. One that cannot be
+ * looked at, or lies elsewhere, is taken to have it. */
+static int says_nothing(const struct intent *intent, int self, struct file *file, const char *path,
+        uint32_t owner, struct error *err)
+{
+        bool all_have = true;
+        int r = 0;
+
+        for (uint32_t i = 0; i < intent->n_images && all_have; i++) {
+                _cleanup_(intent_freep) struct intent *there = NULL;
+
+                if ((int)i == self || !is_same_folder(intent->images[i].path, path))
+                        continue;
+                r = intent_load(file->fs, intent->images[i].path, owner, &there, NULL);
+                all_have = r < 0 ? r != -ENOENT && r != -EBADMSG
+                                 : memcmp(there->id, intent->id, sizeof(there->id)) == 0;
+        }
+        if (all_have)
+                return 0;
+        r = image_holds(intent, (uint32_t)self, file, false, err);
+        return r == 0 ? image_holds(intent, (uint32_t)self, file, true, err) : r;
+}
+
+static int forget_copy(struct intent *intent, int self, struct file *file, struct error *err)
+{
+        int r = file_sync(file); /* a dead process's page cache: what looks applied is durable now */
+
+        if (r < 0)
+                return fail_os(err, -r, "cannot sync '%s'", file->path);
+        intent->images[self].file = file;
+        return copy_remove(intent, (uint32_t)self, err);
+}
+
 static int show(struct intent *intent, int self, struct file *file, struct file **ret_view,
         struct error *err)
 {
@@ -481,10 +566,14 @@ int intent_recover(struct file *file, bool writable, const struct intent_opener 
                 if (self < 0)
                         r = fail(err, EUCLEAN, "'%s" INTENT_ENDING "' is a change of other images",
                                 path);
-                else if (writable)
-                        r = complete(intent, self, file, path, others, err);
                 else
+                        r = says_nothing(intent, self, file, path, st.owner, err);
+                if (r == 0 && writable)
+                        r = complete(intent, self, file, path, others, err);
+                else if (r == 0)
                         r = show(intent, self, file, ret_view, err);
+                else if (r == 1)
+                        r = writable ? forget_copy(intent, self, file, err) : 0;
         }
         if (r < 0)
                 error_set_file(err, file->path);
