@@ -2,9 +2,12 @@
 /* What is the same for every kind of file: short counts continued, locks tried again. */
 #include "base/file.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 
 #include "base/arith.h"
@@ -430,4 +433,31 @@ int file_upgrade(struct file *reader, unsigned flags, struct file **ret, struct 
         }
         *ret = TAKE_PTR(writer);
         return 0;
+}
+
+int file_clone(struct file *to, uint64_t to_offset, struct file *from, uint64_t from_offset,
+        uint64_t length)
+{
+        struct file_clone_range range = {
+                .src_fd = from->fd,
+                .src_offset = from_offset,
+                .src_length = length,
+                .dest_offset = to_offset,
+        };
+
+        if (to->fd < 0 || from->fd < 0 || length == 0)
+                return -EOPNOTSUPP;
+        if (ioctl(to->fd, FICLONERANGE, &range) == 0)
+                return 0;
+        switch (errno) {
+        case EXDEV:
+        case EINVAL:
+        case ENOTTY:
+        case ENOSYS:
+        case EPERM: /* a sandbox that has not heard of it */
+        case ETXTBSY:
+                return -EOPNOTSUPP;
+        default:
+                return -errno;
+        }
 }

@@ -165,6 +165,10 @@ int file_truncate(struct file *file, uint64_t size);
 int file_punch(struct file *file, uint64_t offset, uint64_t length);
 /* Zeros are written. A process that is killed in the middle leaves each sector old or zero. */
 int file_write_zeros(struct file *file, uint64_t offset, uint64_t length);
+/* @length bytes of @from come to lie in @to as well, without being copied: both share them until one of
+ * them is written to (reflink). -EOPNOTSUPP where that cannot be, also for want of alignment. */
+int file_clone(struct file *to, uint64_t to_offset, struct file *from, uint64_t from_offset,
+        uint64_t length);
 /* Takes the space of the range, so that writing there cannot fail for want of it (fallocate;
  * the size grows with it). -EOPNOTSUPP where the file system has no such thing. */
 int file_reserve(struct file *file, uint64_t offset, uint64_t length);

@@ -107,6 +107,10 @@ int chain_map(struct chain *chain, uint64_t offset, uint64_t length, unsigned fl
 int chain_status(struct chain *chain, uint64_t offset, uint64_t length, unsigned flags,
                  struct chain_extent *ret);
 
+/* Blocks are being moved between the chain's images: who holds tickets for long holds that up, so what
+ * is read is better copied. */
+bool chain_is_moving(const struct chain *chain);
+
 /* While a ticket is held, no place in a file that a chain_map() within it named is used for
  * something else (E8's grace). For senders that leave bytes in the page cache for later (sendfile):
  * hold it until they are out. Tickets are cheap, and must not be held for ever. */

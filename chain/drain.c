@@ -14,6 +14,8 @@
 
 #define FLAT_UNIT   (UINT64_C(2) << 20)
 #define BUFFER_SIZE (UINT64_C(2) << 20)
+#define CLONE_UNIT  UINT64_C(4096)        /* what file systems share is whole blocks of theirs */
+#define CLONE_MIN   (UINT64_C(64) << 10)
 #define ZERO_STEP   (UINT64_C(64) << 10) /* zeros are looked for in pieces of this size */
 
 struct chain_drain {
@@ -25,6 +27,7 @@ struct chain_drain {
         uint64_t unit, n_units;
         struct view_drain view; /* what changes go by, if the leaf is a source */
         bool started;
+        bool clones; /* the file system shares blocks between files, as far as we know */
         uint8_t *buffer;
 };
 
@@ -114,6 +117,7 @@ struct image *chain_drain_find(struct chain *chain, const char *path)
 
 static void drain_free(struct chain_drain *drain)
 {
+        atomic_fetch_sub(&drain->chain->family->n_drains, 1);
         free((void *)drain->view.done);
         free(drain->sources);
         free(drain->buffer);
@@ -195,6 +199,8 @@ int chain_drain_open(struct chain *chain, unsigned first, unsigned last, unsigne
                 return fail(err, ENOMEM, "no memory to merge");
         drain->chain = chain;
         drain->flags = flags;
+        drain->clones = true;
+        atomic_fetch_add(&chain->family->n_drains, 1);
         r = fill(drain, first, last, err);
         if (r < 0) {
                 drain_free(drain);
@@ -573,6 +579,33 @@ static int failed_piece(const struct image *image, uint64_t offset, int r, const
                 image->file->path, (unsigned long long)offset);
 }
 
+/* The destination shares the source's bytes: nothing is read, and nothing written. 1: so it is. */
+static int clone_piece(struct chain_drain *drain, const struct piece *piece, uint64_t offset)
+{
+        struct image *to = drain->destination;
+        uint64_t file_offset;
+        bool zero;
+        int r;
+
+        if (!drain->clones || piece->file_offset % CLONE_UNIT || piece->length % CLONE_UNIT ||
+                piece->length < CLONE_MIN ||
+                inside_block(drain, offset, piece->length) < piece->length)
+                return 0;
+        r = to->format->prepare(to, offset, piece->length, 0, &file_offset, &zero);
+        if (r < 0)
+                return r;
+        if (file_offset % CLONE_UNIT)
+                return 0;
+        r = file_clone(to->file, file_offset, piece->source->file, piece->file_offset, piece->length);
+        if (r == -EOPNOTSUPP) {
+                drain->clones = false;
+                return 0;
+        }
+        if (r == 0)
+                r = put_done(drain, offset, piece->length);
+        return r < 0 ? r : 1;
+}
+
 static int copy_piece(struct chain_drain *drain, const struct piece *piece, uint64_t offset,
         uint64_t *ret_bytes, struct error *err)
 {
@@ -583,6 +616,13 @@ static int copy_piece(struct chain_drain *drain, const struct piece *piece, uint
                 r = put_zeros(drain, offset, length);
                 return r < 0 ? failed_piece(drain->destination, offset, r, "write", err) : 0;
         }
+        r = clone_piece(drain, piece, offset);
+        if (r == 1) {
+                *ret_bytes += length;
+                return 0;
+        }
+        if (r < 0)
+                return failed_piece(drain->destination, offset, r, "write", err);
         while (length > 0) {
                 uint64_t n = MIN_OF(length, BUFFER_SIZE);
 
@@ -801,6 +841,11 @@ void chain_drain_reclaim(struct chain_drain *drain)
         for (unsigned i = 0; i < drain->n_sources; i++)
                 if (!(drain->flags & DRAIN_KEEP))
                         drain->sources[i]->format->reclaim(drain->sources[i], false, &ignored);
+}
+
+bool chain_is_moving(const struct chain *chain)
+{
+        return atomic_load_explicit(&chain->family->n_drains, memory_order_relaxed) > 0;
 }
 
 /* --- the end */

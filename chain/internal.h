@@ -99,6 +99,7 @@ static inline struct image *chain_leaf(const struct chain *chain)
 
 struct chain_family {
         struct grace *places;
+        _Atomic unsigned n_drains; /* under way */
         /* Held while chains are opened and closed, and while layers become others; guards n_holders. */
         pthread_mutex_t lock;
         pthread_mutex_t list_lock; /* for a moment, inside everything else */

@@ -211,7 +211,8 @@ bool client_sendfile(struct client *client, const struct command *command)
         unsigned n;
         bool sent;
 
-        if (!client->may_sendfile || command->length < SENDFILE_MIN)
+        /* E8: while blocks move, a slow client's ticket would hold that up. */
+        if (!client->may_sendfile || command->length < SENDFILE_MIN || chain_is_moving(chain))
                 return false;
         client_settle_tickets(client);
         if (client->n_tickets == MAX_SENT_TICKETS)
