@@ -5,7 +5,8 @@
 The broker: its clients (fio, without any reconnecting) see no error, through several deaths, a
 restart and an upgrade in place; its successor adopts the workers that it finds and starts no others.
 A worker: a client that reconnects, as QEMU does, finds every write that was answered; clients of
-another vm notice nothing. The greeter: those connected go on, new ones are served again."""
+another vm notice nothing. The greeter: those connected go on, new ones are served again. At the end
+nothing is left, a worker without disks neither."""
 
 import os
 import random
@@ -154,6 +155,15 @@ def greeter_dies(daemon):
     demand(daemon.role("greeter") not in ([], greeters), "no new greeter")
 
 
+def worker_without_disks(daemon):
+    """Its vm's last disk goes, and then the broker: the next one ends that worker, too."""
+    workers = sorted(daemon.role("worker"))
+    daemon.ctl("disk", "detach", "db", "disk")
+    daemon.kill_broker()
+    daemon.start()
+    demand(sorted(daemon.role("worker")) == workers, "a vm without disks has lost its worker")
+
+
 def test(folder):
     with daemonlib.Daemon(folder) as daemon:
         daemon.start()
@@ -167,6 +177,7 @@ def test(folder):
         broker_dies(daemon, folder)
         writes = worker_dies(daemon)
         greeter_dies(daemon)
+        worker_without_disks(daemon)
         daemon.stop()
         print(f"summary: broker and worker died {DEATHS} times each under load; no I/O error, "
               f"{writes} answered writes there")

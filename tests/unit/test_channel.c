@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What could go wrong: a hostile process at the other end sends something that is no message, or half
  * of one, or more descriptors than we look for; a long message arrives in the wrong order; a question
- * waits for ever because the one who was to answer is dead. */
+ * waits for ever because the one who was to answer is dead, or takes an event for its answer. */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -221,6 +222,8 @@ Test(channel, an_error_keeps_its_facts_on_the_way)
 
 /* --- questions and answers --- */
 
+static atomic_uint n_events;
+
 static void answer(void *opaque, struct rpc *rpc, int64_t id, const char *method, json_t *params,
         struct message *message)
 {
@@ -233,7 +236,15 @@ static void answer(void *opaque, struct rpc *rpc, int64_t id, const char *method
                 rpc_reply_error(rpc, id, &err);
         } else if (!strcmp(method, "die")) {
                 rpc_shutdown(rpc);
+        } else if (!strcmp(method, "tell")) {
+                rpc_send_event(rpc, "client", json_pack("{s:I}", "id", (json_int_t)id));
+                rpc_reply(rpc, id, NULL, NULL, 0);
         } /* "silence" is not answered */
+}
+
+static void count_event(void *opaque, struct rpc *rpc, const char *name, const json_t *event)
+{
+        atomic_fetch_add(&n_events, !strcmp(name, "client"));
 }
 
 static void *run(void *rpc)
@@ -249,7 +260,7 @@ struct two {
 
 static void two_start(struct two *two)
 {
-        const struct rpc_handlers handlers = {.request = answer};
+        const struct rpc_handlers handlers = {.request = answer, .event = count_event};
         int fds[2];
         struct error err = ERROR_INIT;
 
@@ -288,6 +299,22 @@ Test(rpc, both_ends_ask_and_answer, .timeout = 20)
         }
         cr_expect(eq(int, rpc_call(two.ends[0], "fail", NULL, NULL, 0, 5000, NULL, &err), -ENOSPC));
         cr_expect(strcmp(err.message, "the disk is full") == 0, "%s", err.message);
+        two_end(&two);
+}
+
+/* A client has an id, too. */
+Test(rpc, an_event_with_an_id_is_no_answer, .timeout = 20)
+{
+        struct two two;
+        struct error err = ERROR_INIT;
+
+        two_start(&two);
+        for (unsigned i = 1; i <= 5; i++) {
+                int r = rpc_call(two.ends[0], "tell", NULL, NULL, 0, 5000, NULL, &err);
+
+                cr_expect(eq(int, r, 0), "%s", err.message);
+                cr_expect(eq(uint, atomic_load(&n_events), i));
+        }
         two_end(&two);
 }
 

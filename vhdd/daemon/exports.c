@@ -263,8 +263,9 @@ static int make_served(struct vm *vm, const struct target *target, struct error 
         return r;
 }
 
+/* *ret_sent: to the worker, which may have it also if that failed. */
 static int hand_over_once(struct broker *broker, const struct nbd_handoff *handoff, int fd,
-        unsigned timeout_ms, struct error *err)
+        unsigned timeout_ms, bool *ret_sent, struct error *err)
 {
         _cleanup_(target_done) struct target target = {0};
         _cleanup_(vm_releasep) struct vm *vm = NULL;
@@ -291,10 +292,19 @@ static int hand_over_once(struct broker *broker, const struct nbd_handoff *hando
         own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
         if (own < 0)
                 return fail_os(err, errno, "cannot pass a client on");
+        *ret_sent = true;
         r = link_send_client(vm->link, &copy, own, err);
         if (r == 0)
                 own = -1;
         return r;
+}
+
+/* The greeter tells the client no reasons: here they are. */
+static int tell_log(struct broker *broker, const struct nbd_handoff *handoff, struct error *err)
+{
+        broker_log(broker, BROKER_LOG_ERROR, NULL, "a client of '%.400s' was not served: %s",
+                (const char *)handoff->export_name, err->message);
+        return -err->code;
 }
 
 int exports_hand_over(
@@ -304,18 +314,24 @@ int exports_hand_over(
 
         for (;;) {
                 int64_t left = (until - now_us()) / 1000;
+                bool sent = false;
                 int r;
 
-                if (left <= 0)
-                        return fail(err, EAGAIN, "the worker of '%.400s' is not ready",
-                                (const char *)handoff->export_name);
+                if (left <= 0) {
+                        struct error why = *err;
+
+                        fail(err, EAGAIN, "its worker is not ready: %s", why.message);
+                        return tell_log(broker, handoff, err);
+                }
                 error_clear(err);
-                r = hand_over_once(broker, handoff, fd, (unsigned)left, err);
+                r = hand_over_once(broker, handoff, fd, (unsigned)left, &sent, err);
                 if (r == 0 || r == -ENOENT || r == -ESHUTDOWN)
                         return r;
-                /* A worker that dies just now gets a successor, which serves the client. */
-                if (r != -EHOSTDOWN && r != -ETIMEDOUT && r != -EBUSY && r != -EAGAIN)
-                        return r;
+                /* A worker that dies just now gets a successor, which serves the client. One that
+                 * lives and is slow may still take it: it must not be offered to anybody again. */
+                if ((r == -ETIMEDOUT && sent) ||
+                        (r != -EHOSTDOWN && r != -ETIMEDOUT && r != -EBUSY && r != -EAGAIN))
+                        return tell_log(broker, handoff, err);
                 if (!vms_sleep(broker->vms, 50))
                         return fail(err, ESHUTDOWN, "the daemon is about to end");
         }

@@ -550,6 +550,17 @@ int link_start(struct broker *broker, const char *vm_id, const struct link_event
         return 0;
 }
 
+bool link_is_left(struct broker *broker, const char *vm_id)
+{
+        struct link link = {.broker = broker};
+        _cleanup_fd_ int pidfd = -1;
+        uint64_t start;
+        pid_t pid;
+
+        snprintf(link.vm_id, sizeof(link.vm_id), "%s", vm_id);
+        return read_pid(&link, &pid, &start) && process_open(pid, start, &pidfd) == 0;
+}
+
 int link_restart(struct link *link, json_t **ret_hello, struct error *err)
 {
         json_t *hello = NULL;

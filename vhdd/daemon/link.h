@@ -51,6 +51,8 @@ enum link_access {
  * dying is waited for. *ret_hello (may be NULL): what it said, see vhdd/worker/worker.h. */
 int link_start(struct broker *broker, const char *vm_id, const struct link_events *events,
         bool *ret_adopted, json_t **ret_hello, struct link **ret, struct error *err);
+/* An earlier broker left a worker of the vm, and it lives. */
+bool link_is_left(struct broker *broker, const char *vm_id);
 /* After died(): a new process, with the same grants and files. Some that died soon after their start,
  * one after the other, make this wait, longer each time (up to 5 s); after LINK_MAX_DEATHS of them
  * -EAGAIN, until link_forgive(). *ret_hello may be NULL. */

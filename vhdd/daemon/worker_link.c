@@ -884,7 +884,9 @@ static int bring_up(struct vm *vm, const struct vm_row *row, struct error *err)
         int r;
 
         r = catalog_disk_list(vm->broker->catalog, vm->id, &disks, &n, err);
-        if (r == 0 && (n > 0 || vm->link || recover_wants_worker(vm)))
+        /* Also one that has nothing to serve now: its readers of snapshots count, and it ends with us. */
+        if (r == 0 &&
+                (n > 0 || vm->link || recover_wants_worker(vm) || link_is_left(vm->broker, vm->id)))
                 r = start(vm, &hello, err);
         if (r == 0)
                 r = recover_before(vm, hello, err);

@@ -232,7 +232,8 @@ static int hand_on(struct rpc *rpc, struct message *message, struct error *err)
         const json_t *id = json_object_get(message->json, "id");
         json_t *params = json_object_get(message->json, "params");
 
-        if (event && !id) {
+        /* First: what an event tells of may have an id, too, and is no answer to a question of ours. */
+        if (event) {
                 if (rpc->handlers.event)
                         rpc->handlers.event(rpc->handlers.opaque, rpc, event, message->json);
                 return 0;
