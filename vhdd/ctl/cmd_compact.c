@@ -10,6 +10,7 @@
 #include "vhdd/ctl/open.h"
 #include "vhdd/ctl/output.h"
 #include "vhdd/ctl/progress.h"
+#include "vhdd/ctl/signals.h"
 
 enum { KEY_GUEST_FREE = CTL_KEY_FIRST };
 
@@ -109,11 +110,18 @@ static int look_after(const struct ctl *ctl, struct compact_report *report, stru
         return r;
 }
 
+static bool is_stopped(void *opaque)
+{
+        (void)opaque;
+        return signals_stopped();
+}
+
 /* Opens, works, closes: what is told is what the closed file is. */
 static int work(struct ctl *ctl, struct compact_report *report, struct error *err)
 {
         struct showing showing = {.ctl = ctl};
-        struct compact_watcher watcher = {.opaque = &showing, .progress = show_progress};
+        struct compact_watcher watcher = {
+                .opaque = &showing, .progress = show_progress, .cancelled = is_stopped};
         struct chain_options chain_options;
         struct chain *chain = NULL;
         int r, closed;
@@ -124,11 +132,14 @@ static int work(struct ctl *ctl, struct compact_report *report, struct error *er
         r = chain_open(ctl->operands[0], &chain_options, &chain, err);
         if (r < 0)
                 return r;
+        signals_watch();
         r = ctl->dry_run ? compact_plan(chain, &watcher, report, err)
                          : compact_run(chain, &watcher, report, err);
         if (showing.progress)
                 progress_end(showing.progress, r == 0);
         closed = chain_close(chain, r == 0 ? err : NULL);
+        signals_unwatch();
+        signals_end();
         return r < 0 ? r : closed;
 }
 
