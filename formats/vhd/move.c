@@ -418,7 +418,7 @@ static uint64_t needed_end_locked(const struct vhd_image *vhd)
         return end;
 }
 
-/* Nobody is given a place behind @low from here on. */
+/* What lies behind @low is no free space any more. */
 static void cut_free_space_locked(struct vhd_image *vhd, uint64_t low)
 {
         for (struct vhd_freed **at = &vhd->free_places; *at;) {
@@ -436,10 +436,20 @@ static void cut_free_space_locked(struct vhd_image *vhd, uint64_t low)
         if (vhd->n_holes > 0)
                 vhd->holes[vhd->n_holes - 1].end = MIN_OF(vhd->holes[vhd->n_holes - 1].end, low);
         vhd->next_free = low;
-        vhd->zero_from = UINT64_MAX; /* a footer may come to lie there, and stay */
+        vhd->footer_offset = low;
+        vhd->touched = true;
 }
 
-/* M4. New blocks wait meanwhile. */
+/* A footer may lie at @low now, in space that was known to be zeros. */
+static void forget_zeros_locked(struct vhd_image *vhd, uint64_t low)
+{
+        vhd->zero_from = UINT64_MAX;
+        for (struct vhd_freed *f = vhd->free_places; f; f = f->next)
+                if ((uint64_t)f->place * SECTOR_SIZE + vhd->block_bytes > low)
+                        f->zero = false;
+}
+
+/* M4. Nobody is given a place meanwhile: new blocks wait. */
 static int shrink_file(struct vhd_image *vhd, struct error *err)
 {
         uint64_t low;
@@ -453,7 +463,7 @@ static int shrink_file(struct vhd_image *vhd, struct error *err)
                 pthread_mutex_unlock(&vhd->lock);
                 return 0;
         }
-        cut_free_space_locked(vhd, low);
+        forget_zeros_locked(vhd, low);
         pthread_mutex_unlock(&vhd->lock);
         r = vhd_footer_to(vhd, low, err);
         if (r < 0 && file_sync_error(vhd->image.file)) {
@@ -463,8 +473,7 @@ static int shrink_file(struct vhd_image *vhd, struct error *err)
         if (r < 0)
                 return r;
         pthread_mutex_lock(&vhd->lock);
-        vhd->footer_offset = low;
-        vhd->touched = true;
+        cut_free_space_locked(vhd, low);
         pthread_mutex_unlock(&vhd->lock);
         return 0;
 }
@@ -505,7 +514,11 @@ int vhd_reclaim(struct image *image, bool shrink, struct error *err)
         grace_poll(image->places);
         if (shrink)
                 r = shrink_file(vhd, err);
-        if (r == 0)
+        if (r == 0 || r == -ENOSPC)
                 punch_free_places(vhd);
-        return r;
+        if (r != -ENOSPC)
+                return r;
+        /* The footer itself found no room, and now there is some. */
+        error_clear(err);
+        return shrink_file(vhd, err);
 }

@@ -7,7 +7,7 @@
  * Each state must read as the model of tests/crash/model.h allows (where nobody else writes: as ever),
  * for readers and writers; be sound for `check --deep`; and compacting it once more must end in an
  * image that reads the same, also after another cut, and in which a third run finds nothing to do.
- * In some seeds a call to the disk fails once, a sync among them (E5).
+ * In some seeds a call to the disk fails once, a sync among them (E5); in some the disk is nearly full.
  */
 #include <assert.h>
 #include <errno.h>
@@ -44,7 +44,7 @@ struct scene {
         uint64_t seed;
         bool has_parent, tight, junk, live, no_punch, split_writes, has_fault, small_redo;
         struct sim_fault fault;
-        uint64_t space;
+        uint32_t room; /* so many bytes are free on the disk; 0: any number */
         uint32_t block_size, n_blocks, size;
         enum schedule_policy policy;
         struct model model;
@@ -120,6 +120,8 @@ static void scene_init(struct scene *scene, uint64_t seed)
                 add_ops(scene, &random);
         if (random_chance(&random, 12))
                 choose_fault(scene, &random);
+        else if (random_chance(&random, 15))
+                scene->room = (uint32_t)random_between(&random, 1, 6) * 4096;
 }
 
 /* ---- the images ---- */
@@ -354,7 +356,7 @@ static void on_point(void)
 
 static bool may_fail(const struct run *run)
 {
-        return run->poisoned || run->fs->fault_hit;
+        return run->poisoned || run->fs->fault_hit || run->fs->space;
 }
 
 static int do_read(struct run *run, const struct op *op)
@@ -709,6 +711,25 @@ static void judge_all(struct run *run)
         driver_result->instants += n;
 }
 
+/* What the images take now, and a little. */
+static uint64_t space_for(const struct scene *scene, struct sim_fs *fs)
+{
+        static const char *const paths[] = {ROOT, LEAF};
+        uint64_t sum = scene->room;
+
+        for (unsigned i = scene->has_parent ? 0 : 1; i < 2 && scene->room; i++) {
+                struct file *file = NULL;
+                struct file_stat st;
+
+                if (file_open(&fs->fs, paths[i], FILE_READ, &file, NULL) < 0 ||
+                        file_stat_get(file, &st) < 0)
+                        abort();
+                sum += st.allocated;
+                file_close(file);
+        }
+        return sum;
+}
+
 static bool run_seed(uint64_t seed)
 {
         struct run *run = calloc(1, sizeof(*run));
@@ -728,6 +749,7 @@ static bool run_seed(uint64_t seed)
         } else {
                 run->parent_hash = sim_world_file_hash(world, ROOT);
                 run->fs = sim_fs_new(world);
+                run->fs->space = space_for(&run->scene, run->fs);
                 run->fs->opaque = run;
                 run->fs->on_change = on_change;
                 run->fs->split_writes = run->scene.split_writes;

@@ -14,6 +14,7 @@
 #define BLOCK_SIZE 4096u
 #define DISK_SIZE  (32u * BLOCK_SIZE)
 #define N_SECTORS  (DISK_SIZE / 512)
+#define MOVE_STEP  0x7a
 
 static uint8_t model[N_SECTORS]; /* what each sector is filled with; 0: never written */
 
@@ -80,6 +81,24 @@ static void discard_block(struct image *image, uint32_t sector)
         memset(model + first, 0, BLOCK_SIZE / 512);
 }
 
+/* Into the first hole before it, if there is one. */
+static void move_block(struct image *image, uint32_t sector)
+{
+        uint64_t offset = (uint64_t)(sector - sector % (BLOCK_SIZE / 512)) * 512;
+        struct block_move move;
+        uint8_t data[BLOCK_SIZE];
+        int r;
+
+        assert(image->format->find_holes(image) == 0);
+        r = image->format->move_begin(image, offset, 0, &move);
+        assert(r == 0 || r == 1);
+        if (r == 0)
+                return;
+        assert(file_read_exact(image->file, data, sizeof(data), move.from) == 0);
+        assert(file_write(image->file, data, sizeof(data), move.to, 0) == 0);
+        assert(image->format->move_end(image, &move, true) == 0);
+}
+
 /* Steps until the first that bends the redo file. */
 static void live(struct image *image, struct script *in)
 {
@@ -89,6 +108,8 @@ static void live(struct image *image, struct script *in)
 
                 if (what % 8 == 0)
                         assert(image->format->flush(image) == 0);
+                else if (what == MOVE_STEP)
+                        move_block(image, sector);
                 else if (what % 8 == 1)
                         discard_block(image, sector);
                 else
