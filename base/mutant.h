@@ -58,6 +58,12 @@
         X("drain-punch-early", "E8: a drained block is punched before its clear is durable")       \
         X("drain-gate-open", "E7: changes pass while a block is copied")                           \
         X("drain-no-grace-up", "E8: a pulled block is cleared below under readers")                \
+        X("drain-top-first", "E11: a block is cleared in the upper source before the lower one")   \
+        X("drain-no-round-up", "E11: a pulled block is cleared below before its copy is durable")  \
+        X("drain-up-frees", "E9, E11: a pulled block of zeros loses its place over a source's")    \
+        X("settle-from-top", "E4, E11: parents are settled from the leaf down")                    \
+        X("intent-half-shown", "E13: an intent counts that lies beside one of its images alone")   \
+        X("intent-comes-back", "E13: an intent that a dead process removed is taken to be gone")   \
         X("drain-fua-dsync", "E11: FUA takes the short way while a clear is not durable")          \
         X("replay-over-poison", "E5, E11: blocks are freed whose copies below were lost")           \
         X("drain-begin-no-intent", "E12: a merge begins without new ids")

@@ -369,7 +369,8 @@ static int settle_parents(struct opening *o)
         bool settles = is_for_writing(o) && !MUTANT("parent-not-settled"), lost = false;
         int r = 0;
 
-        for (unsigned i = o->view->n_layers; r == 0 && i-- > 0;) {
+        for (unsigned k = o->view->n_layers; r == 0 && k-- > 0;) {
+                unsigned i = MUTANT("settle-from-top") ? o->view->n_layers - 1 - k : k;
                 struct image **image = &o->view->layers[i];
                 bool distrusts = lost && (*image)->replayed_frees && !MUTANT("replay-over-poison");
 

@@ -734,10 +734,11 @@ static int clear_unit(struct chain_drain *drain, uint64_t unit, struct error *er
         uint64_t offset = unit * drain->unit, end = MIN_OF(offset + drain->unit, drain->chain->size);
 
         for (unsigned i = 0; i < drain->n_sources; i++) { /* D2 */
-                int r = clear_source(drain->sources[i], offset, end);
+                unsigned k = MUTANT("drain-top-first") ? drain->n_sources - 1 - i : i;
+                int r = clear_source(drain->sources[k], offset, end);
 
                 if (r < 0)
-                        return failed_piece(drain->sources[i], offset, r, "free a block of", err);
+                        return failed_piece(drain->sources[k], offset, r, "free a block of", err);
         }
         chain_family_forget(drain->chain->family, offset, end - offset);
         return 0;

@@ -258,7 +258,8 @@ static int is_zero_below(const struct change *c)
         struct chain *chain = c->chain;
         uint64_t offset = c->offset, length = c->length;
 
-        if (chain->leaf_only || c->view->keeps_blocks == c->leaf)
+        if (chain->leaf_only ||
+                (c->view->keeps_blocks == c->leaf && !MUTANT("drain-up-frees")))
                 return 0;
         if (c->layer == 0)
                 return 1;

@@ -199,6 +199,9 @@ static void sync_after_death(struct flat *flat)
         r = file_sync(flat->file);
         if (r < 0)
                 poison_set(flat->poison, -r);
+        /* E13: an intent that is gone must not come back over what we write. A device has none. */
+        if (!MUTANT("intent-comes-back"))
+                (void)fs_sync_directory(flat->file->fs, flat->file->path);
 }
 
 /* A mark that we may not read (another user's) is no reason to keep a reader from the data. */

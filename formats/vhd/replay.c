@@ -312,6 +312,11 @@ int vhd_replay(struct vhd_image *vhd, bool writable, struct error *err)
                 vhd_poison(vhd);
                 return fail_os(err, -r, "what a dead server wrote cannot be synced");
         }
+        /* E13: nor is it durable that an intent is gone, and it must not come back over what we write. */
+        if (writable && !MUTANT("intent-comes-back"))
+                r = fs_sync_directory(vhd->image.file->fs, vhd->image.file->path);
+        if (r < 0)
+                return fail_os(err, -r, "the folder that a dead server changed cannot be synced");
         r = file_size_get(vhd->image.file, &replay.file_size);
         if (r < 0)
                 return fail_os(err, -r, "its size cannot be read");
