@@ -486,6 +486,7 @@ static struct vhd_image *vhd_new(const struct vhd_metadata *metadata)
         memcpy(vhd->image.parent_id, metadata->header.parent_id, sizeof(vhd->image.parent_id));
         vhd->block_shift = log2_of(metadata->header.block_size);
         vhd->bitmap_size = metadata->bitmap_size;
+        vhd->table_offset = metadata->header.table_offset;
         vhd->block_bytes = vhd->bitmap_size + (uint64_t)vhd->image.block_size;
         vhd->footer_offset = metadata->tail_offset;
         vhd->zero_from = UINT64_MAX;

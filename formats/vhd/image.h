@@ -62,6 +62,7 @@ struct vhd_image {
         unsigned block_shift;
         uint32_t bitmap_size;  /* bytes */
         uint64_t block_bytes;  /* bitmap and data */
+        uint64_t table_offset; /* of the BAT: rounds do not look at a header that a merge changes */
         uint8_t bat_tail[512]; /* writable: the BAT's last sector, for what in it is not ours */
         struct redo *redo;     /* writable, or with something to replay */
         struct error damage;   /* what is wrong with it, if force opened it */

@@ -84,7 +84,7 @@ bool vhd_redo_has_room_locked(const struct vhd_image *vhd, uint64_t n)
 
 static uint64_t bat_sector_of(const struct vhd_image *vhd, uint32_t block)
 {
-        return vhd->metadata.header.table_offset / SECTOR_SIZE + block / BAT_ENTRIES_PER_SECTOR;
+        return vhd->table_offset / SECTOR_SIZE + block / BAT_ENTRIES_PER_SECTOR;
 }
 
 static void expect_sector(struct vhd_image *vhd, uint64_t sector, const void *content)
@@ -121,7 +121,7 @@ static void build_bat_sector(
 int vhd_bat_tail_load(struct vhd_image *vhd, struct error *err)
 {
         uint32_t index = vhd->metadata.n_blocks / (uint32_t)BAT_ENTRIES_PER_SECTOR;
-        uint64_t offset = vhd->metadata.header.table_offset + (uint64_t)index * SECTOR_SIZE;
+        uint64_t offset = vhd->table_offset + (uint64_t)index * SECTOR_SIZE;
         int r;
 
         if (vhd->metadata.n_blocks % BAT_ENTRIES_PER_SECTOR == 0)
@@ -468,7 +468,7 @@ static int write_bat(struct vhd_image *vhd, const struct round *round)
         for (size_t i = 0; i < round->n_blocks; i++) {
                 const struct vhd_dirty *d = round->blocks[i];
                 uint32_t index = d->block / (uint32_t)BAT_ENTRIES_PER_SECTOR;
-                uint64_t offset = vhd->metadata.header.table_offset + (uint64_t)index * SECTOR_SIZE;
+                uint64_t offset = vhd->table_offset + (uint64_t)index * SECTOR_SIZE;
                 be32 content[BAT_ENTRIES_PER_SECTOR];
                 int r;
 
