@@ -12,11 +12,12 @@
 #include "chain/internal.h"
 #include "chain/push.h"
 
-#define FLAT_UNIT   (UINT64_C(2) << 20)
-#define BUFFER_SIZE (UINT64_C(2) << 20)
-#define CLONE_UNIT  UINT64_C(4096)        /* what file systems share is whole blocks of theirs */
-#define CLONE_MIN   (UINT64_C(64) << 10)
-#define ZERO_STEP   (UINT64_C(64) << 10) /* zeros are looked for in pieces of this size */
+#define FLAT_UNIT     (UINT64_C(2) << 20)
+#define BUFFER_SIZE   (UINT64_C(2) << 20)
+#define CLONE_UNIT    UINT64_C(4096) /* what file systems share is whole blocks of theirs */
+#define CLONE_MIN     (UINT64_C(64) << 10)
+#define COMPARE_FIRST UINT64_C(4096)
+#define ZERO_STEP     (UINT64_C(64) << 10) /* zeros are looked for in pieces of this size */
 
 struct chain_drain {
         struct chain *chain;
@@ -29,6 +30,7 @@ struct chain_drain {
         bool started;
         bool clones; /* the file system shares blocks between files, as far as we know */
         uint8_t *buffer;
+        uint8_t found[64 << 10]; /* by the destination, where it has something */
 };
 
 static bool is_up(const struct chain_drain *drain)
@@ -43,8 +45,7 @@ static int open_writer(
         struct chain *chain, struct image *reader, struct image **ret, struct error *err)
 {
         struct file *file;
-        int r = file_upgrade(
-                reader->file, chain->direct ? FILE_DIRECT : 0, &file, err);
+        int r = file_upgrade(reader->file, chain->direct ? FILE_DIRECT : 0, &file, err);
 
         if (r < 0)
                 return r;
@@ -129,15 +130,15 @@ static uint64_t block_of(const struct image *image)
         return image->block_size ? image->block_size : FLAT_UNIT;
 }
 
-static int check_layers(const struct chain *chain, unsigned first, unsigned last, unsigned flags,
-        struct error *err)
+static int check_layers(
+        const struct chain *chain, unsigned first, unsigned last, unsigned flags, struct error *err)
 {
         unsigned n = chain_n_layers(chain);
         bool up = flags & DRAIN_UP;
 
         if (!chain->writable || chain->scratch || chain->leaf_only)
-                return fail(err, EROFS, "'%s' is not open for writing",
-                        chain_leaf(chain)->file->path);
+                return fail(
+                        err, EROFS, "'%s' is not open for writing", chain_leaf(chain)->file->path);
         if (first > last || last >= n || (up ? last + 1 >= n : first == 0))
                 return fail(err, EINVAL, "the chain has %u layers: no room to move %u to %u %s", n,
                         first, last, up ? "up" : "down");
@@ -161,8 +162,10 @@ static int fill(struct chain_drain *drain, unsigned first, unsigned last, struct
                 drain->sources[i] = source;
                 drain->unit = MAX_OF(drain->unit, block_of(source));
                 if (!source->block_size && !(drain->flags & DRAIN_KEEP))
-                        return fail(err, ENOTSUP, "'%s' cannot be emptied: nothing says what of it is "
-                                "there", source->file->path);
+                        return fail(err, ENOTSUP,
+                                "'%s' cannot be emptied: nothing says what of it is "
+                                "there",
+                                source->file->path);
         }
         drain->n_units = div_round_up(drain->chain->size, drain->unit);
         drain->view.done = calloc(drain->n_units + 1, sizeof(*drain->view.done));
@@ -257,8 +260,8 @@ struct image *chain_drain_child(const struct chain_drain *drain)
 struct image *chain_drain_below(const struct chain_drain *drain)
 {
         const struct chain_view *view = chain_view(drain->chain);
-        unsigned lowest = index_of(
-                drain->chain, is_up(drain) ? drain->sources[0] : drain->destination);
+        unsigned lowest =
+                index_of(drain->chain, is_up(drain) ? drain->sources[0] : drain->destination);
 
         return lowest > 0 ? view->layers[lowest - 1] : NULL;
 }
@@ -405,8 +408,8 @@ static int find_piece(
                         continue;
                 ret->length = MIN_OF(ret->length, source->size - offset);
                 if (source->block_size) {
-                        ret->length = MIN_OF(ret->length,
-                                source->block_size - offset % source->block_size);
+                        ret->length = MIN_OF(
+                                ret->length, source->block_size - offset % source->block_size);
                         if (!source->format->holds(source, offset))
                                 continue;
                 }
@@ -459,20 +462,47 @@ static int put_done(struct chain_drain *drain, uint64_t offset, uint64_t length)
         return to->format->complete(to, offset, length, &changed);
 }
 
-static int put_data(
+/* Has the destination these very bytes? A different beginning tells for the price of a page. */
+static bool has_already(
         struct chain_drain *drain, const uint8_t *data, uint64_t offset, uint64_t length)
+{
+        struct image *to = drain->destination;
+        struct extent extent;
+        uint64_t step = MIN_OF(length, COMPARE_FIRST);
+
+        if (to->format->holds && !to->format->holds(to, offset))
+                return false;
+        if (to->format->map(to, offset, length, MAP_HOLES, &extent) < 0 ||
+                extent.kind != EXTENT_DATA || extent.length < length)
+                return false;
+        for (uint64_t at = 0; at < length; at += step) {
+                step = MIN_OF(length - at, at == 0 ? COMPARE_FIRST : sizeof(drain->found));
+                if (file_read_exact(to->file, drain->found, step, extent.file_offset + at) < 0 ||
+                        memcmp(drain->found, data + at, step) != 0)
+                        return false;
+        }
+        return true;
+}
+
+/* *ret_bytes: how much of it had to be written. */
+static int put_data(struct chain_drain *drain, const uint8_t *data, uint64_t offset,
+        uint64_t length, uint64_t *ret_bytes)
 {
         struct image *to = drain->destination;
 
         while (length > 0) {
                 uint64_t n = inside_block(drain, offset, length), file_offset;
                 bool zero;
-                int r = to->format->prepare(to, offset, n, 0, &file_offset, &zero);
+                int r = 0;
 
-                if (r == 0)
-                        r = file_write(to->file, data, n, file_offset, 0);
-                if (r == 0)
-                        r = put_done(drain, offset, n);
+                if (!has_already(drain, data, offset, n)) {
+                        r = to->format->prepare(to, offset, n, 0, &file_offset, &zero);
+                        if (r == 0)
+                                r = file_write(to->file, data, n, file_offset, 0);
+                        if (r == 0)
+                                r = put_done(drain, offset, n);
+                        *ret_bytes += n;
+                }
                 if (r < 0)
                         return r;
                 data += n;
@@ -557,12 +587,11 @@ static int put(struct chain_drain *drain, const uint8_t *data, uint64_t offset, 
         while (length > 0) {
                 bool zero;
                 uint64_t n = run_of(data, length, &zero);
-                int r = zero ? put_zeros(drain, offset, n) : put_data(drain, data, offset, n);
+                int r = zero ? put_zeros(drain, offset, n)
+                             : put_data(drain, data, offset, n, ret_bytes);
 
                 if (r < 0)
                         return r;
-                if (!zero)
-                        *ret_bytes += n;
                 data += n;
                 offset += n;
                 length -= n;
@@ -570,8 +599,8 @@ static int put(struct chain_drain *drain, const uint8_t *data, uint64_t offset, 
         return 0;
 }
 
-static int failed_piece(const struct image *image, uint64_t offset, int r, const char *what,
-        struct error *err)
+static int failed_piece(
+        const struct image *image, uint64_t offset, int r, const char *what, struct error *err)
 {
         error_set_file(err, image->file->path);
         error_set_offset(err, offset);
@@ -596,7 +625,8 @@ static int clone_piece(struct chain_drain *drain, const struct piece *piece, uin
                 return r;
         if (file_offset % CLONE_UNIT)
                 return 0;
-        r = file_clone(to->file, file_offset, piece->source->file, piece->file_offset, piece->length);
+        r = file_clone(
+                to->file, file_offset, piece->source->file, piece->file_offset, piece->length);
         if (r == -EOPNOTSUPP) {
                 drain->clones = false;
                 return 0;
@@ -641,8 +671,8 @@ static int copy_piece(struct chain_drain *drain, const struct piece *piece, uint
 
 /* --- one unit */
 
-static int copy_range(struct chain_drain *drain, uint64_t offset, uint64_t end,
-        uint64_t *ret_bytes, struct error *err)
+static int copy_range(struct chain_drain *drain, uint64_t offset, uint64_t end, uint64_t *ret_bytes,
+        struct error *err)
 {
         while (offset < end) {
                 struct piece piece;
@@ -673,8 +703,8 @@ static int fill_up(struct chain_drain *drain, uint64_t offset, uint64_t length, 
 }
 
 /* What the destination has stays; what it lacks and a source has comes into it. */
-static int pull_range(struct chain_drain *drain, uint64_t offset, uint64_t end,
-        uint64_t *ret_bytes, struct error *err)
+static int pull_range(struct chain_drain *drain, uint64_t offset, uint64_t end, uint64_t *ret_bytes,
+        struct error *err)
 {
         struct image *to = drain->destination;
 
@@ -731,7 +761,8 @@ static int clear_source(struct image *source, uint64_t offset, uint64_t end)
 
 static int clear_unit(struct chain_drain *drain, uint64_t unit, struct error *err)
 {
-        uint64_t offset = unit * drain->unit, end = MIN_OF(offset + drain->unit, drain->chain->size);
+        uint64_t offset = unit * drain->unit,
+                 end = MIN_OF(offset + drain->unit, drain->chain->size);
 
         for (unsigned i = 0; i < drain->n_sources; i++) { /* D2 */
                 unsigned k = MUTANT("drain-top-first") ? drain->n_sources - 1 - i : i;
@@ -757,10 +788,11 @@ int chain_drain_clear(struct chain_drain *drain, uint64_t unit, struct error *er
         return r;
 }
 
-static int copy_closed(struct chain_drain *drain, uint64_t unit, uint64_t *ret_bytes,
-        struct error *err)
+static int copy_closed(
+        struct chain_drain *drain, uint64_t unit, uint64_t *ret_bytes, struct error *err)
 {
-        uint64_t offset = unit * drain->unit, end = MIN_OF(offset + drain->unit, drain->chain->size);
+        uint64_t offset = unit * drain->unit,
+                 end = MIN_OF(offset + drain->unit, drain->chain->size);
         int r;
 
         if (!is_up(drain)) {
@@ -867,8 +899,8 @@ int chain_drain_remove(struct chain_drain *drain, struct error *err)
         struct chain *chain = drain->chain;
         unsigned n = drain->n_sources;
         /* Those that keep their bytes may have other children. */
-        int r = chain_family_remove(chain->family, drain->flags & DRAIN_KEEP ? chain : NULL,
-                drain->sources, n, err);
+        int r = chain_family_remove(
+                chain->family, drain->flags & DRAIN_KEEP ? chain : NULL, drain->sources, n, err);
 
         if (r < 0)
                 return r;

@@ -35,7 +35,8 @@ struct chain_drain;
 enum drain_flags {
         DRAIN_UP = 1u << 0,   /* into the layer above the sources; else into the one below */
         DRAIN_KEEP = 1u << 1, /* up only: the sources keep what they have */
-        DRAIN_ROOT = 1u << 2, /* up only: the destination becomes a root: what nobody has is zeros */
+        DRAIN_ROOT =
+                1u << 2, /* up only: the destination becomes a root: what nobody has is zeros */
 };
 
 /* The layers @first .. @last are the sources. All images involved are opened for writing, unless they

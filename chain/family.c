@@ -25,8 +25,8 @@ struct chain_view *chain_view_free(struct chain_view *view)
 
 int chain_view_complete(struct chain *chain, struct chain_view *view, struct error *err)
 {
-        return resolver_new(view->layers, &view->n_layers, chain->writable, chain->size,
-                &view->resolver, err);
+        return resolver_new(
+                view->layers, &view->n_layers, chain->writable, chain->size, &view->resolver, err);
 }
 
 void chain_view_switch(struct chain *chain, struct chain_view *view)

@@ -30,7 +30,7 @@ static bool is_beneath(const char *root, const char *path, struct file *file)
                 file_from_fd(fd, path, FILE_READ, &found, NULL) == 0) {
                 fd = -1;
                 is = file_stat_get(found, &one) == 0 && file_stat_get(file, &other) == 0 &&
-                     one.device == other.device && one.inode == other.inode;
+                        one.device == other.device && one.inode == other.inode;
         }
         if (fd >= 0)
                 close(fd);

@@ -48,7 +48,8 @@ static int plan(struct image *child, const struct image *parent, const uint8_t p
         int r;
 
         if (!metadata)
-                return fail(err, ENOMEM, "no memory to give '%s' another parent", child->file->path);
+                return fail(
+                        err, ENOMEM, "no memory to give '%s' another parent", child->file->path);
         memcpy(names.id, parent_id, sizeof(names.id));
         r = vhd_head_get(child, metadata, err);
         return r == 0 ? parent_texts_plan(metadata, NULL, &names, &ret->texts, err) : r;
@@ -62,7 +63,8 @@ int reparent_plan(struct image *child, const struct image *parent, const uint8_t
 
         *ret = (struct reparent){0};
         if (!places)
-                return fail(err, ENOMEM, "no memory to give '%s' another parent", child->file->path);
+                return fail(
+                        err, ENOMEM, "no memory to give '%s' another parent", child->file->path);
         r = find_places(child, parent, places);
         if (r < 0)
                 return fail_os(err, -r, "cannot write down in '%s' where '%s' lies",

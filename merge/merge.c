@@ -23,7 +23,7 @@
 
 #define BATCH_BYTES  (UINT64_C(16) << 20)
 #define BATCH_UNITS  256u
-#define SLICE_MS     50u  /* at most so long until a stop is heard */
+#define SLICE_MS     50u /* at most so long until a stop is heard */
 #define MAX_PAUSE_US 200000u
 
 struct batch {
@@ -102,8 +102,9 @@ static int remove_seals(const struct merge *merge, struct error *err)
 
         if (merge->plan.direction == MERGE_DOWN)
                 r = remove_seal(chain_drain_destination(merge->drain), err);
-        for (unsigned i = 0; r == 0 && i < chain_drain_n_sources(merge->drain) &&
-                !merge->plan.keeps_sources; i++)
+        for (unsigned i = 0;
+                r == 0 && i < chain_drain_n_sources(merge->drain) && !merge->plan.keeps_sources;
+                i++)
                 r = remove_seal(chain_drain_source(merge->drain, i), err);
         return r;
 }
@@ -138,8 +139,8 @@ static int begin(struct merge *merge, const struct merge_params *params, struct 
         return r;
 }
 
-int merge_begin(struct chain *chain, const struct merge_plan *plan, const struct merge_params *params,
-        struct merge **ret, struct error *err)
+int merge_begin(struct chain *chain, const struct merge_plan *plan,
+        const struct merge_params *params, struct merge **ret, struct error *err)
 {
         _cleanup_(merge_freep) struct merge *merge = calloc(1, sizeof(*merge));
         int r;
@@ -403,7 +404,8 @@ static int pass(struct merge *merge, const struct merge_controls *controls, bool
                 merge->progress.units_done = unit;
                 r = keep_pace(merge, controls);
                 if (r < 0)
-                        return fail(err, ECANCELED, "the merge was stopped; what was moved stays moved");
+                        return fail(err, ECANCELED,
+                                "the merge was stopped; what was moved stays moved");
                 if (next < merge->progress.units_total)
                         chain_drain_prefetch(merge->drain, next);
                 r = move_unit(merge, unit, err);
@@ -468,8 +470,7 @@ int merge_run(struct merge *merge, const struct merge_controls *controls, struct
 int merge_finish(struct merge *merge, const struct merge_child *children, size_t n_children,
         struct error *err)
 {
-        int r = heads_finish(
-                merge->chain, merge->drain, &merge->plan, children, n_children, err);
+        int r = heads_finish(merge->chain, merge->drain, &merge->plan, children, n_children, err);
 
         if (r == 0)
                 r = chain_drain_remove(merge->drain, err);

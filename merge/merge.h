@@ -68,13 +68,14 @@ struct merge_params {
         bool force; /* although a seal says that an image changed behind its children's back */
 };
 
-int merge_begin(struct chain *chain, const struct merge_plan *plan, const struct merge_params *params,
-        struct merge **ret, struct error *err);
+int merge_begin(struct chain *chain, const struct merge_plan *plan,
+        const struct merge_params *params, struct merge **ret, struct error *err);
 /* What the destination is called from now on (down), or zeros. */
 void merge_new_id(const struct merge *merge, uint8_t ret[16]);
 
 struct merge_progress {
-        uint64_t bytes_done, bytes_total; /* total: as planned; done only grows, and may end below */
+        uint64_t bytes_done,
+                bytes_total; /* total: as planned; done only grows, and may end below */
         uint64_t units_done, units_total;
 };
 
@@ -83,7 +84,7 @@ struct merge_controls {
         /* Each optional. On merge_run's thread, every few MiB. */
         bool (*go_on)(void *opaque); /* false: stop at the next place where one can */
         void (*progress)(void *opaque, const struct merge_progress *progress);
-        uint64_t (*rate)(void *opaque);         /* bytes a second, now; 0: no limit */
+        uint64_t (*rate)(void *opaque); /* bytes a second, now; 0: no limit */
         /* How long a guest's request took lately, in microseconds, now and without us: the merge gets
          * slower while the first is more than twice the second. */
         bool (*latency)(void *opaque, uint64_t *now_us, uint64_t *alone_us);

@@ -104,7 +104,8 @@ static int check_up(struct chain *chain, unsigned last, struct error *err)
 {
         if (last + 1 < chain_depth(chain))
                 return 0;
-        return fail(err, EINVAL, "'%s' is the leaf: there is nothing above it", path_of(chain, last));
+        return fail(
+                err, EINVAL, "'%s' is the leaf: there is nothing above it", path_of(chain, last));
 }
 
 static bool is_flat(struct chain *chain, unsigned layer)

@@ -92,8 +92,8 @@ static int gather(const struct vhd_rehead *rehead, const struct vhd_new_head *he
 {
         const struct vhd_metadata *before = rehead->before, *after = rehead->after;
         _cleanup_(overlay_done) struct overlay overlay = {.file = rehead->image->file};
-        int image = intent_add_image(intent, overlay.file, before->footer.unique_id,
-                after->footer.unique_id, err);
+        int image = intent_add_image(
+                intent, overlay.file, before->footer.unique_id, after->footer.unique_id, err);
         int r = image < 0 ? image : 0;
 
         for (size_t i = 0; r == 0 && i < head->n_texts; i++)
@@ -188,8 +188,8 @@ void vhd_rehead_end(struct vhd_rehead *rehead, enum vhd_rehead_outcome outcome)
         if (outcome == REHEAD_APPLIED)
                 take_over(rehead);
         if (vhd && outcome != REHEAD_UNKNOWN) {
-                struct redo_ident ident = vhd_redo_ident(
-                        outcome == REHEAD_APPLIED ? rehead->after : rehead->before);
+                struct redo_ident ident =
+                        vhd_redo_ident(outcome == REHEAD_APPLIED ? rehead->after : rehead->before);
 
                 redo_ident_only(vhd->redo, &ident);
         }

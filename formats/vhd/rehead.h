@@ -49,7 +49,8 @@ enum vhd_rehead_outcome {
 };
 void vhd_rehead_end(struct vhd_rehead *rehead, enum vhd_rehead_outcome outcome); /* NULL is fine */
 /* Runs @intent, and ends all of them with what became of it. */
-int vhd_rehead_run(struct vhd_rehead *const *reheads, size_t n, struct intent *intent, struct error *err);
+int vhd_rehead_run(
+        struct vhd_rehead *const *reheads, size_t n, struct intent *intent, struct error *err);
 
 /* What is said now; the tail footer's place is that of this moment. -ENOTSUP: no VHD. */
 int vhd_head_get(struct image *image, struct vhd_metadata *ret, struct error *err);
