@@ -143,6 +143,12 @@ static int work(struct ctl *ctl, struct compact_report *report, struct error *er
         return r < 0 ? r : closed;
 }
 
+static bool has_changed(const struct compact_report *report)
+{
+        return report->n_released || report->n_moved || report->bytes_punched ||
+                report->file_size != report->file_size_after;
+}
+
 static int run(struct ctl *ctl, struct error *err)
 {
         const struct compact_options *compact_options = ctl->options;
@@ -163,6 +169,8 @@ static int run(struct ctl *ctl, struct error *err)
                 r = look_after(ctl, &report, &after, err);
         if (r < 0)
                 return r;
+        if (!ctl->dry_run && has_changed(&report))
+                ctl_warn_of_seal(ctl, ctl->operands[0]);
         if (ctl->json)
                 print_json(ctl, &report, &inside, ctl->dry_run ? NULL : &after);
         else if (!ctl->quiet)

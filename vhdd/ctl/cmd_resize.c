@@ -115,6 +115,8 @@ static int run(struct ctl *ctl, struct error *err)
         r = resize(ctl->operands[0], &chain_options, &params, &report, err);
         if (r < 0)
                 return r;
+        if (!ctl->dry_run && report.size_before != report.size_after)
+                ctl_warn_of_seal(ctl, ctl->operands[0]);
         if (ctl->json)
                 print_json(ctl, &report);
         else if (!ctl->quiet)

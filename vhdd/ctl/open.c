@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vhdd/ctl/open.h"
 
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/quote.h"
+#include "chain/paths.h"
+#include "chain/seal.h"
 #include "chain/tree.h"
 
 const char *ctl_base_name(const char *path)
@@ -50,4 +55,14 @@ int ctl_refuse_parent(const struct ctl *ctl, const char *path, struct error *err
                 return r;
         error_clear(err);
         return 0;
+}
+
+void ctl_warn_of_seal(const struct ctl *ctl, const char *path)
+{
+        char seal[PATH_TEXT_MAX + sizeof(SEAL_ENDING)], quoted[QUOTE_TEXT_MAX];
+
+        snprintf(seal, sizeof(seal), "%s" SEAL_ENDING, path);
+        if (access(seal, F_OK) == 0)
+                ctl_warn(ctl, "the seal of '%s' does not fit it any more; vhdctl seal --force %s", path,
+                        shell_quote(path, quoted, sizeof(quoted)));
 }

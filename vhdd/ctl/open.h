@@ -29,3 +29,6 @@ const char *ctl_base_name(const char *path);
 /* -EBUSY if images in the folder of @path or beneath an --image-root name it as their parent: a write
  * to it would change what they read. The hint lists them. */
 int ctl_refuse_parent(const struct ctl *ctl, const char *path, struct error *err);
+
+/* Warns if there is a seal beside @path: the image was just changed, and its seal speaks of what it was. */
+void ctl_warn_of_seal(const struct ctl *ctl, const char *path);
