@@ -9,10 +9,12 @@
 
 #include "base/arith.h"
 #include "base/grace.h"
+#include "base/mutant.h"
 
 #define PAGE_BLOCKS 64u
-#define UNKNOWN 0u           /* an owner: layer + 1, or one of these */
-#define NOBODY 0xffffu
+#define NOBODY 0xffffu       /* an owner: layer + 1, or nobody, or 0 or one from here on: unknown */
+#define UNKNOWN 0x8000u
+#define N_UNKNOWN (NOBODY - UNKNOWN)
 #define N_STRIPES 64u
 #define N_HEATS 1024u        /* counters of reads that went through many layers, by block */
 #define HOT 3u               /* so many, and the block gets its resolved map */
@@ -48,6 +50,7 @@ struct resolver {
         uint64_t size, n_blocks;
         unsigned shift; /* of the smallest block */
         _Atomic(struct page *) *pages;
+        _Atomic uint32_t n_dropped; /* times that something became unknown again */
 
         pthread_mutex_t stripes[N_STRIPES]; /* by block: building and changing its resolved map */
         _Atomic uint8_t heats[N_HEATS];
@@ -211,6 +214,7 @@ static int walk(struct resolver *r, unsigned n_layers, unsigned top, uint64_t of
                 struct extent extent;
                 int result;
 
+                (void)MUTANT("drain-no-grace-up"); /* here another thread may run */
                 if (!has_block(image, offset))
                         continue;
                 length = MIN_OF(length, image->size - offset);
@@ -250,21 +254,28 @@ static uint16_t find_owner(const struct resolver *r, uint64_t offset)
         return NOBODY;
 }
 
+static bool is_unknown(uint16_t owner)
+{
+        return owner == 0 || (owner >= UNKNOWN && owner != NOBODY);
+}
+
 static uint16_t owner_of(struct resolver *r, uint64_t block)
 {
         struct page *page = page_make(r, block);
         _Atomic uint16_t *at = page ? &page->owners[block % PAGE_BLOCKS] : NULL;
-        uint16_t owner = at ? atomic_load_explicit(at, memory_order_acquire) : UNKNOWN;
-        uint16_t unknown = UNKNOWN;
+        uint16_t seen = at ? atomic_load_explicit(at, memory_order_acquire) : 0, owner;
 
-        if (owner != UNKNOWN)
-                return owner;
+        if (!is_unknown(seen))
+                return seen;
         /* The layers are counted in there, with the page in view: a writer in a leaf that came later
          * sees the page and corrects what we put into it. */
         owner = find_owner(r, block << r->shift);
-        /* Only over "unknown": a writer that was quicker knows better. */
-        if (at && !atomic_compare_exchange_strong(at, &unknown, owner))
-                owner = unknown;
+        if (at && MUTANT("stale-owner") && is_unknown(atomic_load(at)))
+                seen = atomic_load(at);
+        /* Only over the "unknown" that we saw: a writer that was quicker knows better, and where a block
+         * moved meanwhile to another layer (E11) it is another "unknown". */
+        if (at && !atomic_compare_exchange_strong(at, &seen, owner) && !is_unknown(seen))
+                owner = seen;
         return owner;
 }
 
@@ -562,7 +573,8 @@ static void note_drop(
 {
         struct resolved *map = atomic_load(&page->maps[block % PAGE_BLOCKS]);
 
-        atomic_store(&page->owners[block % PAGE_BLOCKS], UNKNOWN);
+        atomic_store(&page->owners[block % PAGE_BLOCKS],
+                (uint16_t)(UNKNOWN + atomic_fetch_add(&r->n_dropped, 1) % N_UNKNOWN));
         if (map)
                 drop_map(r, map);
 }

@@ -49,7 +49,7 @@
 #include "tests/crash/simdisk.h"
 
 #define MAX_LAYERS    4u
-#define MAX_THREADS   2u
+#define MAX_THREADS   2u /* that write; and one that reads */
 #define MAX_LIVES     2u
 #define MAX_INSTANTS  6000u
 #define MAX_JOBS      16u
@@ -97,6 +97,12 @@ static struct result *result; /* this job's */
 
 /* ---- what a seed stands for ---- */
 
+enum flavour {
+        FLAVOUR_PLAIN,
+        FLAVOUR_NARROW, /* a few sectors, again and again, half of it FUA */
+        FLAVOUR_PULL,   /* into the leaf, up, while whole blocks of it become zeros */
+};
+
 struct scene {
         uint64_t seed;
         unsigned n_layers, n_threads, n_lives;
@@ -111,10 +117,11 @@ struct scene {
         bool split_writes, nowait_again, no_punch, has_fault;
         struct sim_fault fault; /* a sync that fails */
         unsigned fault_life;
-        bool narrow; /* a few sectors, again and again, most of it FUA */
+        enum flavour flavour;
         enum schedule_policy policy;
         unsigned inside_step; /* of SCHEDULE_INSIDE: where in the merge all others run, or, */
         bool inside_guest;    /* where in the first guest's work all others do */
+        bool has_reader;      /* a thread of its own reads */
         struct model model;
         char paths[MAX_LAYERS][32], other[32]; /* root first; the other child */
         uint8_t other_initial[MODEL_MAX_CELLS];
@@ -172,7 +179,7 @@ static void choose_range(const struct scene *scene, struct random *random, uint3
         case 2: length = MODEL_CELL; break;
         default: break;
         }
-        if (scene->narrow) {
+        if (scene->flavour == FLAVOUR_NARROW) {
                 at = (uint32_t)random_below(random, 2) * SIM_SECTOR;
                 length = SIM_SECTOR;
         }
@@ -182,7 +189,7 @@ static void choose_range(const struct scene *scene, struct random *random, uint3
 
 static void choose_ops(struct scene *scene, struct random *random)
 {
-        unsigned n = scene->n_threads ? (unsigned)random_between(random, 3, 16) : 0;
+        unsigned n = scene->n_threads ? (unsigned)random_between(random, 3, 18) : 0;
         struct op op = {0};
 
         for (unsigned i = 0; i < n; i++) {
@@ -198,12 +205,20 @@ static void choose_ops(struct scene *scene, struct random *random)
                         .thread = (uint8_t)random_below(random, scene->n_threads),
                         .life = (uint8_t)(i * scene->n_lives / n),
                 };
+                if (scene->has_reader && (op.kind == OP_READ || i % 3 == 2)) {
+                        op.kind = OP_READ;
+                        op.thread = (uint8_t)scene->n_threads;
+                }
                 choose_range(scene, random, &op.offset, &op.length);
-                if (length && random_chance(random, 40)) {
+                if (scene->flavour == FLAVOUR_PULL && (op.kind == OP_ZERO || op.kind == OP_TRIM)) {
+                        op.offset -= op.offset % largest_block(scene);
+                        op.length = MIN_OF(largest_block(scene), scene->size - op.offset);
+                } else if (length && random_chance(random, 40)) {
                         op.offset = offset;
                         op.length = length;
                 }
-                op.fua = op.kind != OP_READ && op.kind != OP_FLUSH && random_chance(random, scene->narrow ? 50 : 20);
+                op.fua = op.kind != OP_READ && op.kind != OP_FLUSH &&
+                        random_chance(random, scene->flavour != FLAVOUR_PLAIN ? 50 : 20);
                 op.no_hole = op.kind == OP_ZERO && random_chance(random, 30);
                 op.nowait = random_chance(random, 20);
                 model_add(&scene->model, &op);
@@ -235,6 +250,18 @@ static void choose_merge(struct scene *scene, struct random *random)
                 scene->has_stranger = scene->direction == MERGE_DOWN || scene->first > 0;
 }
 
+static void be_a_pull(struct scene *scene)
+{
+        scene->n_layers = MAX_OF(scene->n_layers, 3u);
+        scene->n_threads = MAX_OF(scene->n_threads, 1u);
+        scene->direction = MERGE_UP;
+        scene->first = 1;
+        scene->last = scene->n_layers - 2;
+        scene->destination = scene->n_layers - 1;
+        scene->size = MIN_OF(scene->size, 8192u);
+        scene->has_known = false;
+}
+
 static void choose_troubles(struct scene *scene, struct random *random)
 {
         static const enum schedule_policy policies[] = {
@@ -245,9 +272,11 @@ static void choose_troubles(struct scene *scene, struct random *random)
         scene->no_punch = random_chance(random, 10);
         scene->stops = random_chance(random, 20) ? (unsigned)random_between(random, 1, 6) : 0;
         scene->policy = policies[random_below(random, 3)];
-        scene->inside_guest = scene->n_threads > 0 && random_chance(random, 40);
-        scene->inside_step = 1 + (unsigned)random_below(
-                random, scene->inside_guest ? INSIDE_STEPS / 5 : INSIDE_STEPS);
+        scene->has_reader = scene->n_threads > 0 && random_chance(random, 50);
+        scene->inside_guest = scene->n_threads > 0 && random_chance(random, 50);
+        scene->inside_step = 1 +
+                (unsigned)random_below(
+                        random, scene->inside_guest ? INSIDE_STEPS / 10 : INSIDE_STEPS);
         if (!random_chance(random, 18))
                 return;
         scene->has_fault = true;
@@ -268,9 +297,13 @@ static void scene_init(struct scene *scene, uint64_t seed)
         static const uint32_t block_sizes[] = {4096, 4096, 2048, 8192};
         struct random random = {.state = random_mix(seed + 1)};
         bool mixed = random_chance(&random, 30);
+        uint64_t flavour = random_below(&random, 100);
 
         memset(scene, 0, sizeof(*scene));
         scene->seed = seed;
+        scene->flavour = flavour < 20 ? FLAVOUR_NARROW
+                : flavour < 40        ? FLAVOUR_PULL
+                                      : FLAVOUR_PLAIN;
         scene->n_layers = (unsigned)random_between(&random, 2, MAX_LAYERS);
         scene->n_threads = (unsigned)random_below(&random, MAX_THREADS + 1);
         scene->n_lives = random_chance(&random, 35) ? 2 : 1;
@@ -282,7 +315,8 @@ static void scene_init(struct scene *scene, uint64_t seed)
         if (random_chance(&random, 20)) /* the last block ends early */
                 scene->size -= SIM_SECTOR * (uint32_t)random_between(&random, 1, 3);
         choose_merge(scene, &random);
-        scene->narrow = random_chance(&random, 20);
+        if (scene->flavour == FLAVOUR_PULL)
+                be_a_pull(scene);
         for (unsigned i = 0; i < MAX_LAYERS; i++)
                 snprintf(scene->paths[i], sizeof(scene->paths[i]), "/d/layer%u.vhd", i);
         snprintf(scene->other, sizeof(scene->other), "/d/other.vhd");
@@ -1186,7 +1220,8 @@ static void judge_instants(struct run *run)
 
 static void work(struct run *run)
 {
-        struct worker workers[MAX_THREADS];
+        unsigned n = run->scene.n_threads + run->scene.has_reader;
+        struct worker workers[MAX_THREADS + 1];
         pthread_t merger;
         bool merges = !run->merged && chain_depth(run->chain) == run->scene.n_layers;
 
@@ -1196,7 +1231,7 @@ static void work(struct run *run)
         if (merges && !run->scene.inside_guest &&
                 pthread_create(&merger, NULL, merge_main, run) != 0)
                 abort();
-        for (unsigned i = 0; i < run->scene.n_threads; i++) {
+        for (unsigned i = n; i-- > 0;) {
                 workers[i] = (struct worker){.run = run, .thread = i};
                 if (pthread_create(&workers[i].id, NULL, worker_main, &workers[i]) != 0)
                         abort();
@@ -1204,10 +1239,28 @@ static void work(struct run *run)
         if (merges && run->scene.inside_guest &&
                 pthread_create(&merger, NULL, merge_main, run) != 0)
                 abort();
-        for (unsigned i = 0; i < run->scene.n_threads; i++)
+        for (unsigned i = 0; i < n; i++)
                 pthread_join(workers[i].id, NULL);
         if (merges)
                 pthread_join(merger, NULL);
+}
+
+/* When all have come to their end the living see everything that was answered. */
+static void read_living(struct run *run)
+{
+        const struct moment *now = &run->scene.model.now;
+        uint8_t values[MODEL_MAX_CELLS];
+        char sentence[512], text[32];
+        int64_t cell;
+
+        if (read_chain(&run->scene, run->chain, values, sentence) < 0) {
+                violation(run, "life %u at its end: %s", run->life, sentence);
+                return;
+        }
+        cell = find_wrong(run, values, now->begun, now->answered);
+        if (cell >= 0)
+                violation(run, "life %u at its end: cell %" PRIi64 " reads as %s", run->life, cell,
+                        model_value_name(values[cell], text));
 }
 
 static bool open_life(struct run *run, struct sim_world *world)
@@ -1279,8 +1332,11 @@ static struct sim_world *live(struct run *run, struct sim_world *world)
         if (run->scene.policy != SCHEDULE_INSIDE)
                 schedule_set_policy(run->scene.policy, run->scene.seed * 4 + run->life, POINTS);
         mutants_on = run->watching = true;
-        if (open_life(run, world))
+        if (open_life(run, world)) {
                 work(run);
+                if (!run->violated)
+                        read_living(run);
+        }
         run->watching = false;
         running = NULL;
         schedule_on_point = NULL;
