@@ -363,7 +363,7 @@ Test(compact, goes_on_beside_readers_and_writers)
                 loads[i] = (struct load){.w = &w, .first = i, .stop = &stop};
                 cr_assert_eq(pthread_create(&loads[i].id, NULL, write_and_read, &loads[i]), 0);
         }
-        for (unsigned i = 0; i < 40; i++)
+        for (unsigned i = 0; i < 12; i++)
                 compact_all(&w, &report);
         atomic_store(&stop, true);
         for (uint32_t i = 0; i < 2; i++)
