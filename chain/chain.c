@@ -135,17 +135,26 @@ static bool is_for_writing(const struct opening *o)
         return image_flags_of(o, true) & IMAGE_WRITABLE;
 }
 
-static int complete_intent_of_parent(struct opening *o, struct file *file)
+/* *@file is then another reader's: whoever gives out files may have given the lock to the writer. */
+static int complete_intent_of_parent(struct opening *o, struct file **file)
 {
+        struct file *again = NULL;
         struct file_stat st;
         int r;
 
-        if (!is_for_writing(o) || intent_look(file, NULL) != 1)
+        if (!is_for_writing(o) || intent_look(*file, NULL) != 1)
                 return 0;
-        r = file_stat_get(file, &st);
+        r = file_stat_get(*file, &st);
         if (r < 0)
-                return fail_os(o->err, -r, "cannot look at '%s'", file->path);
-        return complete_intent(o, file->path, &st, o->err);
+                return fail_os(o->err, -r, "cannot look at '%s'", (*file)->path);
+        r = complete_intent(o, (*file)->path, &st, o->err);
+        if (r == 0)
+                r = open_again(o, (*file)->path, &st, FILE_READ, &again);
+        if (r < 0)
+                return r;
+        file_close(*file);
+        *file = again;
+        return 0;
 }
 
 /* Others stand on an image with a mark, and what is written to it would change them. In the middle of a
@@ -190,7 +199,7 @@ static int open_layer(struct opening *o, struct file *file, const char *format, 
         if (!(is_leaf && is_for_writing(o)) && open_shared(o, file))
                 return 0;
         if (!is_leaf)
-                r = complete_intent_of_parent(o, file);
+                r = complete_intent_of_parent(o, &file);
         else if (is_for_writing(o) && intent_look(file, NULL) == 1)
                 r = recover_intent(file, &roots, o->err);
         if (r < 0) {

@@ -109,6 +109,75 @@ static int copy_name(
         return 0;
 }
 
+/* Does each change of the image read as the new bytes all over, or, not @new, as the old ones? */
+static int image_holds(
+        const struct intent *intent, uint32_t index, struct file *file, bool new, struct error *err)
+{
+        for (uint32_t i = 0; i < intent->n_changes; i++) {
+                const struct intent_change *change = &intent->changes[i];
+                const uint8_t *bytes = change->bytes + (new ? 0 : change->length);
+                uint32_t n_least = new ? change->length : change->old_length;
+                _cleanup_free_ uint8_t *found = NULL;
+                ssize_t n;
+
+                if (change->image != index)
+                        continue;
+                found = malloc(change->length);
+                if (!found)
+                        return fail(err, ENOMEM, "no memory to compare '%s'", file->path);
+                n = file_read(file, found, change->length, change->offset, 0);
+                if (n < 0)
+                        return fail_os(err, (int)-n, "cannot read '%s' at offset %" PRIu64,
+                                file->path, change->offset);
+                /* Behind the old bytes @bytes has zeros, and so has a file that grew. */
+                if ((uint64_t)n < n_least || memcmp(found, bytes, (size_t)n) != 0)
+                        return 0;
+        }
+        return 1;
+}
+
+static int copy_remove(const struct intent *intent, uint32_t index, struct error *err);
+
+static struct file *file_at(const struct intent *intent, const char *path)
+{
+        for (uint32_t i = 0; i < intent->n_images; i++)
+                if (strcmp(intent->images[i].path, path) == 0)
+                        return intent->images[i].file;
+        return NULL;
+}
+
+/* Do all images of @there hold its new bytes, or, not @new, the old ones? 0 also if one is not ours. */
+static int all_hold(const struct intent *there, bool new, struct error *err)
+{
+        int r = 1;
+
+        for (uint32_t i = 0; r == 1 && i < there->n_images; i++)
+                r = there->images[i].file ? image_holds(there, i, there->images[i].file, new, err)
+                                          : 0;
+        return r;
+}
+
+/* Somebody who had these images open, and could not go on (a daemon's worker without its broker), left
+ * @there. They are ours now, as they are: if nothing of it was written, or all, it has nothing more to
+ * say. 1: it is gone. */
+static int drop_left(const struct intent *ours, struct intent *there, struct error *err)
+{
+        int r;
+
+        for (uint32_t i = 0; i < there->n_images; i++)
+                there->images[i].file = file_at(ours, there->images[i].path); /* lent */
+        r = all_hold(there, false, err);
+        if (r == 0)
+                r = all_hold(there, true, err);
+        for (uint32_t i = there->n_images; r == 1 && i > 0; i--) {
+                int removed = copy_remove(there, i - 1, err);
+
+                if (removed < 0)
+                        r = removed;
+        }
+        return r;
+}
+
 /* Is this intent's own copy there already (1), none or a torn one (0), or another's (-EBUSY)? */
 static int copy_look(const struct intent *intent, uint32_t index, struct error *err)
 {
@@ -127,6 +196,9 @@ static int copy_look(const struct intent *intent, uint32_t index, struct error *
                 return r;
         if (memcmp(there->id, intent->id, sizeof(intent->id)) == 0)
                 return 1;
+        r = drop_left(intent, there, err);
+        if (r != 0)
+                return r < 0 ? r : 0;
         return fail(err, EBUSY, "another change of '%s' is not complete: '%s" INTENT_ENDING "'",
                 image->path, image->path);
 }
@@ -470,33 +542,6 @@ static int complete(struct intent *intent, int self, struct file *file, const ch
         return r;
 }
 
-/* Does each change of the image read as the new bytes all over, or, not @new, as the old ones? */
-static int image_holds(const struct intent *intent, uint32_t index, struct file *file, bool new,
-        struct error *err)
-{
-        for (uint32_t i = 0; i < intent->n_changes; i++) {
-                const struct intent_change *change = &intent->changes[i];
-                const uint8_t *bytes = change->bytes + (new ? 0 : change->length);
-                uint32_t n_least = new ? change->length : change->old_length;
-                _cleanup_free_ uint8_t *found = NULL;
-                ssize_t n;
-
-                if (change->image != index)
-                        continue;
-                found = malloc(change->length);
-                if (!found)
-                        return fail(err, ENOMEM, "no memory to compare '%s'", file->path);
-                n = file_read(file, found, change->length, change->offset, 0);
-                if (n < 0)
-                        return fail_os(err, (int)-n, "cannot read '%s' at offset %" PRIu64,
-                                file->path, change->offset);
-                /* Behind the old bytes @bytes has zeros, and so has a file that grew. */
-                if ((uint64_t)n < n_least || memcmp(found, bytes, (size_t)n) != 0)
-                        return 0;
-        }
-        return 1;
-}
-
 /* I4: 1 if some other image has no copy of the intent, and this one is not a mixture. One that cannot be
  * looked at, or lies elsewhere, is taken to have it. */
 static int says_nothing(const struct intent *intent, int self, struct file *file, const char *path,
@@ -522,7 +567,8 @@ static int says_nothing(const struct intent *intent, int self, struct file *file
 
 static int forget_copy(struct intent *intent, int self, struct file *file, struct error *err)
 {
-        int r = file_sync(file); /* a dead process's page cache: what looks applied is durable now */
+        int r = file_sync(
+                file); /* a dead process's page cache: what looks applied is durable now */
 
         if (r < 0)
                 return fail_os(err, -r, "cannot sync '%s'", file->path);

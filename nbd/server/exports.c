@@ -357,6 +357,43 @@ int nbd_server_set_changed(struct nbd_server *server, const char *name,
         return 0;
 }
 
+/* Nothing that a snapshot froze is among the layers that leave for the one below them, but the topmost
+ * one, whose content that one has then; or among those that leave for the one above. */
+static unsigned layer_after(unsigned layer, unsigned first, unsigned last)
+{
+        if (layer > last)
+                return layer - (last - first + 1);
+        return layer >= first && first > 0 ? first - 1 : layer;
+}
+
+static void merge_layers_of_client(struct client *client, unsigned first, unsigned last)
+{
+        for (unsigned i = 0; i < NBD_CHANGED_MAX; i++) {
+                unsigned *layer = &client->agreement.changed_layers[i];
+
+                __atomic_store_n(layer, layer_after(*layer, first, last), __ATOMIC_RELEASE);
+        }
+}
+
+void nbd_server_merge_layers(
+        struct nbd_server *server, const struct chain *chain, unsigned first, unsigned last)
+{
+        MUTEX_GUARD(&server->lock);
+
+        for (size_t i = 0; i < server->n_exports; i++) {
+                struct export *export = server->exports[i];
+
+                if (export->volume->chain != chain)
+                        continue;
+                for (size_t k = 0; k < export->n_changed; k++)
+                        export->changed[k].layer =
+                                layer_after(export->changed[k].layer, first, last);
+        }
+        for (struct client *client = server->clients; client; client = client->next)
+                if (client->agreement.export && client->agreement.export->volume->chain == chain)
+                        merge_layers_of_client(client, first, last);
+}
+
 int nbd_server_export_clients(struct nbd_server *server, const char *name)
 {
         struct export *export;
@@ -365,6 +402,37 @@ int nbd_server_export_clients(struct nbd_server *server, const char *name)
 
         r = find_for_owner_locked(server, name, &export, NULL);
         return r < 0 ? r : (int)export->n_clients;
+}
+
+static void add_stats(struct nbd_export_stats *sum, const struct nbd_export_stats *stats)
+{
+        for (unsigned i = 0; i < NBD_N_KINDS; i++) {
+                const struct nbd_kind_stats *from = &stats->kinds[i];
+                struct nbd_kind_stats *to = &sum->kinds[i];
+
+                to->requests += from->requests;
+                to->errors += from->errors;
+                to->bytes += from->bytes;
+                to->latency_us += from->latency_us;
+                for (unsigned b = 0; b < NBD_LATENCY_BUCKETS; b++)
+                        to->latency[b] += from->latency[b];
+        }
+}
+
+void nbd_server_chain_stats_get(
+        struct nbd_server *server, const struct chain *chain, struct nbd_export_stats *ret)
+{
+        MUTEX_GUARD(&server->lock);
+
+        *ret = (struct nbd_export_stats){0};
+        for (size_t i = 0; i < server->n_exports; i++) {
+                struct nbd_export_stats one;
+
+                if (server->exports[i]->volume->chain != chain)
+                        continue;
+                stats_get(&server->exports[i]->stats, &one);
+                add_stats(ret, &one);
+        }
 }
 
 int nbd_server_export_stats_get(

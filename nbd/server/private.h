@@ -131,6 +131,7 @@ struct agreement {
         struct export *export;
         bool structured;
         unsigned contexts; /* bits: 1 << enum meta_context, 1 << CONTEXT_CHANGED(i) */
+        /* From the root. A merge under clients changes them (nbd_server_merge_layers). */
         unsigned changed_layers[NBD_CHANGED_MAX];
 };
 

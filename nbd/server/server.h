@@ -170,6 +170,12 @@ int nbd_server_hide_export(
 int nbd_server_set_changed(struct nbd_server *server, const char *name,
         const struct nbd_changed *changed, size_t n_changed, struct error *err);
 
+/* Layers @first .. @last of @chain are about to leave it, their content in the one below them or above:
+ * what is known as a layer's number, also with clients that are there, is as it will be. Before they leave,
+ * so that for a moment more looks changed, never less. */
+void nbd_server_merge_layers(
+        struct nbd_server *server, const struct chain *chain, unsigned first, unsigned last);
+
 /* How many clients have it, or -ENOENT. */
 int nbd_server_export_clients(struct nbd_server *server, const char *name);
 
@@ -258,6 +264,9 @@ struct nbd_export_stats {
                 uint64_t latency[NBD_LATENCY_BUCKETS];
         } kinds[NBD_N_KINDS];
 };
+/* The sum over all exports of @chain that there are. */
+void nbd_server_chain_stats_get(
+        struct nbd_server *server, const struct chain *chain, struct nbd_export_stats *ret);
 /* -ENOENT: no such export. */
 int nbd_server_export_stats_get(
         struct nbd_server *server, const char *name, struct nbd_export_stats *ret);

@@ -20,8 +20,8 @@ static uint32_t depth_of(const struct chain_extent *extent)
 
 /* 1 if a layer above the one that the snapshot froze has it. Where nobody has it now, nobody had it
  * then: a child keeps its zeros for as long as a parent has data there (E9).
- * @n_layers was asked after the extent: a layer that was pushed in between then makes more look
- * changed, never less. */
+ * @n_layers is the most that there were while the extent was asked for: a layer that was pushed or that a
+ * merge took out in between then makes more look changed, never less. */
 static uint32_t changed_since(
         unsigned snapshot_layer, const struct chain_extent *extent, unsigned n_layers)
 {
@@ -38,7 +38,9 @@ static uint32_t flags_of(const struct agreement *agreement, unsigned context,
         case CONTEXT_QEMU_DEPTH: return depth_of(extent);
         default:
                 return changed_since(
-                        agreement->changed_layers[context - N_CONTEXTS], extent, n_layers);
+                        __atomic_load_n(
+                                &agreement->changed_layers[context - N_CONTEXTS], __ATOMIC_ACQUIRE),
+                        extent, n_layers);
         }
 }
 
@@ -86,12 +88,13 @@ static int walk(const struct client *client, const struct command *command, unsi
         while (at < end && !all_full(lists, contexts)) {
                 struct chain_extent extent;
                 uint32_t length;
-                int r = chain_status(
-                        agreement->export->volume->chain, at, end - at, flags, &extent);
+                int r;
 
+                n_layers = chain_depth(chain);
+                r = chain_status(agreement->export->volume->chain, at, end - at, flags, &extent);
                 if (r < 0)
                         return r;
-                n_layers = chain_depth(chain);
+                n_layers = MAX_OF(n_layers, chain_depth(chain));
                 length = (uint32_t)MIN_OF(extent.length, end - at);
                 for (unsigned i = 0; i < MAX_CONTEXTS; i++)
                         if (contexts & 1u << i)

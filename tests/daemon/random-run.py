@@ -6,7 +6,8 @@
 
 Two vms of one to three disks each, driven from outside alone (NBD, and the control socket, by vhdctl or
 spoken directly: that is ten times as quick). A step writes, trims,
-zeroes, flushes, takes, applies, reverts, undoes, deletes, renames, attaches, detaches, reconnects or
+zeroes, flushes, takes, applies, reverts, undoes, deletes, merges (live and deferred, slow, paused and
+cancelled), renames, attaches, detaches, reconnects or
 restarts; in the middle of it a worker, the greeter, the broker, or several of them may die by kill -9.
 
 What it demands: an answered write is there, whatever died since; one that was not answered is old or
@@ -49,10 +50,12 @@ OPERANDS = {
     "snapshot.list": ["vm"], "snapshot.take": ["vm", "name"], "snapshot.rename": ["vm", "old", "new"],
     "snapshot.apply": ["vm", "name"], "snapshot.revert": ["vm"], "snapshot.undo": ["vm"],
     "snapshot.delete": ["vm", "name"], "disk.list": ["vm"], "disk.attach": ["vm", "file"],
-    "disk.detach": ["vm", "disk"],
+    "disk.detach": ["vm", "disk"], "job.list": ["vm"], "job.pause": ["id"], "job.resume": ["id"],
+    "job.cancel": ["id"], "job.limit": ["id", "rate"],
 }
 SNAPSHOT_MAX = 9
 DETACHED_MAX = 4
+MERGE_S = 60
 NAMES = ["first", "second one", "nach dem Umbau", "ä ö ü", "50%", "it's", "v1.2", "+", "x=y&z", "雪"]
 
 
@@ -227,7 +230,7 @@ class Run:
     def begin_call(self, method, **params):
         if self.chance.random() >= VHDCTL_SHARE:
             return self.daemon.begin(method, **params)
-        arguments = method.split(".") + [params.pop(key) for key in OPERANDS[method]]
+        arguments = method.split(".") + [str(params.pop(key)) for key in OPERANDS[method]]
         for key, value in params.items():
             arguments += [f"--{key}"] + ([] if value is True else [str(value)])
         return self.daemon.popen(*arguments, "--json")
@@ -489,10 +492,11 @@ class Run:
         # in the saved snapshot: they stay when it goes, and are nobody's then.
         if self.control(vm, after, "snapshot.apply", name=name, **options):
             for disk in set(state.disks) - set(after.disks):
+                file = self.leaf_now(dropped[disk])
                 if save:
-                    self.kept.add(dropped[disk])
+                    self.kept.add(file)
                 else:
-                    self.detached[dropped[disk]] = state.disks[disk].content
+                    self.detached[file] = state.disks[disk].content
         self.verify_disks(vm)
 
     def step_revert(self, vm):
@@ -522,7 +526,74 @@ class Run:
         name = self.chance.choice(sorted(state.snapshots))
         subtree = self.chance.random() < 0.2
         options = {"subtree": True} if subtree else {}
+        if self.chance.random() < 0.3:
+            options["merge"] = "deferred"
+        if self.chance.random() < 0.15:
+            options["push"] = True
         self.control(vm, state.delete(name, subtree), "snapshot.delete", name=name, **options)
+        # These disks are small: a merge of theirs is seen only when it is slow.
+        if self.chance.random() < 0.6:
+            for job in self.open_jobs(vm):
+                self.call_job("job.limit", job, rate=self.chance.choice([200_000, 1_000_000]))
+
+    def open_jobs(self, vm):
+        return [job for job in self.query("job.list", vm=vm) if job["state"] != "done"]
+
+    def call_job(self, method, job, **params):
+        """It may be done, and forgotten, by now."""
+        answer = self.daemon.finish(self.begin_call(method, id=job["id"], **params))
+        demand(answer.status == 0 or "is done" in answer.err or "no job" in answer.err
+               or "does not run" in answer.err, f"{answer}")
+
+    def step_job(self, vm):
+        jobs = self.open_jobs(vm)
+        if not jobs:
+            return
+        job = self.chance.choice(jobs)
+        method, params = self.chance.choice([
+            ("job.pause", {}), ("job.cancel", {}), ("job.resume", {}), ("job.resume", {}),
+            ("job.limit", {"rate": 0}), ("job.limit", {"rate": 500_000})])
+        self.say(f"{method} {job['id']} {params}")
+        killer = self.killer(vm)
+        if killer:
+            self.daemon.finish(self.begin_call(method, id=job["id"], **params))
+            self.after_death(killer, vm)
+            self.verify(vm, all_of_it=False)
+        else:
+            self.call_job(method, job, **params)
+
+    def end_merges(self, vm):
+        """Whatever was stopped is asked for again; nobody is there; then nothing is left to merge but what
+        waits for what does not come by itself."""
+        self.leave(vm)
+        end = time.monotonic() + MERGE_S
+        while True:
+            jobs = [job for job in self.open_jobs(vm) if not job["stuck"]]
+            if not jobs:
+                return
+            for job in jobs:
+                if job["state"] in ("paused", "cancelled", "failed"):
+                    demand(job["state"] != "failed", f"a merge failed: {job}")
+                    self.call_job("job.resume", job)
+                elif job["limit"]:
+                    self.call_job("job.limit", job, rate=0)
+            demand(time.monotonic() < end, f"merges do not end: {jobs}")
+            time.sleep(0.05)
+
+    def delete_all(self, vm):
+        """After the last snapshot is gone and merged, each disk is one file, unless a disk that was detached
+        stands on one of its images."""
+        self.end_merges(vm)
+        name = self.fresh_snapshot()
+        self.control(vm, self.vms[vm].take(name), "snapshot.take", deadly=False, name=name)
+        self.control(vm, self.vms[vm].apply(name), "snapshot.revert", deadly=False)
+        for name in sorted(self.vms[vm].snapshots):
+            self.control(vm, self.vms[vm].delete(name), "snapshot.delete", deadly=False, name=name)
+        self.end_merges(vm)
+        if not self.open_jobs(vm):
+            for disk in self.query("disk.list", vm=vm):
+                demand(disk["depth"] == 1, f"after the last delete a disk is {disk}")
+        self.verify(vm)
 
     def step_rename(self, vm):
         state = self.vms[vm]
@@ -565,7 +636,13 @@ class Run:
         return file, model.Content(size), {}
 
     def files(self, vm):
-        return {d["name"]: d["file"] for d in self.query("disk.list", vm=vm)}
+        """The images of each disk, the leaf first. A merge may end at any time: what the leaf was is then in
+        the next one that is still there."""
+        return {name: [layer["file"] for layer in self.daemon.show("disk", vm, name)["layers"]]
+                for name in self.vms[vm].disks}
+
+    def leaf_now(self, files):
+        return next(file for file in files if os.path.exists(file))
 
     def step_detach(self, vm):
         state = self.vms[vm]
@@ -575,9 +652,9 @@ class Run:
         if state.disks[name].at.startswith("ide"):
             self.leave(vm)
         self.leave(vm, name)
-        file = self.files(vm)[name]
+        files = self.files(vm)[name]
         if self.control(vm, state.detach(name), "disk.detach", disk=name):
-            self.detached[file] = state.disks[name].content
+            self.detached[self.leaf_now(files)] = state.disks[name].content
 
     def step_reconnect(self, vm):
         self.leave(vm)
@@ -683,7 +760,7 @@ class Run:
 
     STEPS = {
         step_requests: 60, step_read: 8, step_take: 9, step_apply: 3, step_revert: 2,
-        step_undo: 3, step_delete: 3, step_rename: 2, step_attach: 3, step_detach: 2,
+        step_undo: 3, step_delete: 5, step_job: 4, step_rename: 2, step_attach: 3, step_detach: 2,
         step_reconnect: 3, step_refused: 2, step_restart: 0.8,
     }
 
@@ -706,6 +783,8 @@ class Run:
                     self.verify(vm)
             for vm in self.vms:
                 self.verify(vm)
+            for vm in self.vms:
+                self.delete_all(vm)
             named = self.everything_named()
             for vm in self.vms:
                 self.leave(vm)

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/uuid.h"
+#include "chain/chain.h"
 #include "vhdd/daemon/catalog_internal.h"
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/methods.h"
@@ -30,6 +31,7 @@
 #define MARK       "\x01guest wrote " /* before each letter of its; no id has it by chance */
 
 static char folder[64];
+static char last_disk = 'b';
 static unsigned steps_left; /* 0: no cut */
 
 /* One more thing that cannot be taken back is about to happen, or has happened. */
@@ -68,13 +70,17 @@ static char *in_folder(const char *name)
         return asprintf(&path, "%s/%s", folder, name) < 0 ? NULL : path;
 }
 
-/* What it has open, and what it switched: {"chains": {NAME: [PATHS]}, "exports": [..], "switched"} */
+/* What it has open, what it switched, what it merges, and which images a merge emptied for good:
+ * {"chains": {NAME: [PATHS]}, "exports": [..], "switched", "merges": {JOB: {..}}, "gone": [PATHS],
+ * "pushed": {CHILD: what it stood on and has a copy of} */
 static json_t *worker_load(void)
 {
         _cleanup_free_ char *path = in_folder("worker");
         json_t *state = json_load_file(path, 0, NULL);
 
-        return state ? state : json_pack("{s:{}, s:{}, s:n}", "chains", "exports", "switched");
+        return state ? state
+                     : json_pack("{s:{}, s:{}, s:n, s:{}, s:[], s:{}}", "chains", "exports",
+                               "switched", "merges", "gone", "pushed");
 }
 
 static void worker_store(json_t *state)
@@ -96,15 +102,171 @@ static bool make_file(const char *path)
 
 static int answer_hello(json_t *state, json_t **ret)
 {
-        json_t *chains = json_array(), *exports = json_array(), *value;
+        json_t *chains = json_array(), *exports = json_array(), *merges = json_array(), *value;
         const char *name;
 
         json_object_foreach(json_object_get(state, "chains"), name, value) json_array_append_new(
                 chains, json_pack("{s:s, s:O}", "chain", name, "paths", value));
         json_object_foreach(json_object_get(state, "exports"), name, value) json_array_append_new(
                 exports, json_pack("{s:s, s:O}", "name", name, "chain", value));
-        *ret = json_pack("{s:o, s:o, s:O}", "chains", chains, "exports", exports, "switched",
-                json_object_get(state, "switched"));
+        json_object_foreach(json_object_get(state, "merges"), name, value)
+                json_array_append(merges, value);
+        *ret = json_pack("{s:o, s:o, s:O, s:o}", "chains", chains, "exports", exports, "switched",
+                json_object_get(state, "switched"), "merges", merges);
+        return 0;
+}
+
+/* ---- its merges: all of a merge's bytes move when it is finished, at once ---- */
+
+static bool has_text(const json_t *list, const char *text)
+{
+        json_t *item;
+        size_t i;
+
+        json_array_foreach((json_t *)list, i, item)
+        {
+                if (strcmp(json_string_value(item), text) == 0)
+                        return true;
+        }
+        return false;
+}
+
+static const char *job_key(const json_t *params, char ret[24])
+{
+        snprintf(ret, 24, "%d", (int)param_int(params, "job", 0));
+        return ret;
+}
+
+/* Up, unless it has to be down. */
+static int plan_merge(const json_t *state, const json_t *params, json_t **ret, struct error *err)
+{
+        const json_t *chain =
+                json_object_get(json_object_get(state, "chains"), param_text(params, "chain"));
+        json_t *images = json_copy(json_object_get(params, "hidden"));
+        const char *lowest = json_string_value(json_array_get(images, 0));
+        const char *highest =
+                json_string_value(json_array_get(images, json_array_size(images) - 1));
+        bool down = strcmp(param_text(params, "direction"), "down") == 0;
+        json_t *path, *top = NULL;
+        size_t i;
+
+        json_array_foreach((json_t *)chain, i, path)
+        {
+                if (strcmp(json_string_value(path), highest) == 0)
+                        top = i > 0 ? json_array_get(chain, i - 1) : NULL;
+        }
+        if (!top) {
+                json_decref(images);
+                return fail(err, ESTALE, "nothing stands on '%s'", highest);
+        }
+        *ret = json_pack("{s:s, s:O, s:i}", "direction", down ? "down" : "up", "destination",
+                down ? json_array_get(images, 0) : top, "bytes", 1000);
+        if (down) {
+                cr_assert(strcmp(lowest, param_text(*ret, "destination")) == 0);
+                json_array_remove(images, 0);
+                json_array_append(images, top);
+        }
+        json_object_set_new(*ret, "images", images);
+        return 0;
+}
+
+static void begin_merge(json_t *state, const json_t *params, json_t **ret)
+{
+        json_t *merge = json_pack("{s:O, s:O, s:O, s:O, s:O, s:s, s:s, s:s}", "job",
+                json_object_get(params, "job"), "chain", json_object_get(params, "chain"), "images",
+                json_object_get(params, "images"), "direction",
+                json_object_get(params, "direction"), "shared", json_object_get(params, "shared"),
+                "state", "done", "event", "merge", "what", "done");
+        char key[24];
+
+        json_object_set_new(json_object_get(state, "merges"), job_key(params, key), merge);
+        *ret = json_pack("{s:i}", "bytes-total", 1000);
+}
+
+static json_t *merge_destination(const json_t *chain, const json_t *images, bool down)
+{
+        const char *end =
+                json_string_value(json_array_get(images, down ? 0 : json_array_size(images) - 1));
+        json_t *path;
+        size_t i;
+
+        json_array_foreach((json_t *)chain, i, path)
+        {
+                if (strcmp(json_string_value(path), end) == 0)
+                        return json_array_get(chain, down ? i + 1 : i - 1);
+        }
+        return NULL;
+}
+
+/* Appends what @from holds to @to. */
+static void append_content(const char *from, FILE *to)
+{
+        FILE *in = fopen(from, "r");
+        int c;
+
+        cr_assert(in != NULL, "'%s' is gone before its merge", from);
+        while ((c = fgetc(in)) != EOF)
+                fputc(c, to);
+        fclose(in);
+}
+
+static void empty_file(const char *path)
+{
+        cr_assert(eq(int, truncate(path, 0), 0));
+}
+
+static void move_content(const json_t *images, const char *destination, bool down, bool shared)
+{
+        _cleanup_free_ char *text = NULL;
+        size_t size, i;
+        FILE *out = open_memstream(&text, &size);
+        json_t *path;
+
+        if (down)
+                append_content(destination, out);
+        json_array_foreach((json_t *)images, i, path) append_content(json_string_value(path), out);
+        if (!down)
+                append_content(destination, out);
+        fclose(out);
+        out = fopen(destination, "w");
+        fwrite(text, 1, size, out);
+        fclose(out);
+        json_array_foreach((json_t *)images, i, path)
+        {
+                if (!shared)
+                        empty_file(json_string_value(path));
+        }
+}
+
+static int finish_merge(json_t *state, const json_t *params, json_t **ret, struct error *err)
+{
+        char key[24];
+        json_t *merge = json_object_get(json_object_get(state, "merges"), job_key(params, key));
+        json_t *chain =
+                json_object_get(json_object_get(state, "chains"), param_text(merge, "chain"));
+        json_t *images = json_object_get(merge, "images"), *path, *destination;
+        bool shared = param_bool(merge, "shared"), down;
+        size_t i;
+
+        if (!merge || strcmp(param_text(merge, "state"), "done") != 0)
+                return fail(err, EBUSY, "the merge %s is not done", key);
+        down = strcmp(param_text(merge, "direction"), "down") == 0;
+        destination = json_incref(merge_destination(chain, images, down));
+        move_content(images, json_string_value(destination), down, shared);
+        if (shared)
+                json_object_set(json_object_get(state, "pushed"), json_string_value(destination),
+                        json_array_get(images, 0));
+        json_decref(destination);
+        json_object_set_new(merge, "state", json_string("finished"));
+        for (i = json_array_size(chain); !shared && i-- > 0;)
+                if (has_text(images, json_string_value(json_array_get(chain, i))))
+                        json_array_remove(chain, i);
+        json_array_foreach(images, i, path)
+        {
+                if (!shared)
+                        json_array_append(json_object_get(state, "gone"), path);
+        }
+        *ret = json_object();
         return 0;
 }
 
@@ -126,10 +288,19 @@ static int serve(
 {
         json_t *chains = json_object_get(state, "chains"),
                *exports = json_object_get(state, "exports");
+        char key[24];
 
         if (strcmp(method, "hello") == 0)
                 return answer_hello(state, ret);
-        if (strcmp(method, "clients") == 0)
+        if (strcmp(method, "merge.plan") == 0)
+                return plan_merge(state, params, ret, err);
+        if (strcmp(method, "merge.finish") == 0)
+                return finish_merge(state, params, ret, err);
+        if (strcmp(method, "merge.begin") == 0)
+                begin_merge(state, params, ret);
+        else if (strcmp(method, "merge.free") == 0)
+                json_object_del(json_object_get(state, "merges"), job_key(params, key));
+        else if (strcmp(method, "clients") == 0)
                 *ret = json_pack("{s:[]}", "clients");
         else if (strcmp(method, "chain.open") == 0)
                 json_object_set(
@@ -156,8 +327,21 @@ static int serve(
 /* ---- what link.c and resolver.c are in the daemon ---- */
 
 struct link {
-        int unused;
+        struct link_events events;
 };
+
+/* As it comes from the worker by itself. */
+static void tell_done(struct link *link, const json_t *params)
+{
+        json_t *state = worker_load();
+        char key[24];
+        const json_t *merge =
+                json_object_get(json_object_get(state, "merges"), job_key(params, key));
+
+        if (merge)
+                link->events.event(link->events.opaque, merge);
+        json_decref(state);
+}
 
 int link_call(struct link *link, const char *method, json_t *params, unsigned timeout_ms,
         json_t **ret, struct error *err)
@@ -170,6 +354,8 @@ int link_call(struct link *link, const char *method, json_t *params, unsigned ti
                 step();
         r = serve(state, method, params, &answer, err);
         worker_store(state);
+        if (r == 0 && strcmp(method, "merge.begin") == 0)
+                tell_done(link, params);
         if (!looks)
                 step();
         json_decref(params);
@@ -184,6 +370,7 @@ int link_start(struct broker *broker, const char *vm_id, const struct link_event
         bool *ret_adopted, json_t **ret_hello, struct link **ret, struct error *err)
 {
         *ret = calloc(1, sizeof(**ret));
+        (*ret)->events = *events;
         return link_call(*ret, "hello", json_object(), 0, ret_hello, err);
 }
 
@@ -251,22 +438,48 @@ void broker_publish(struct broker *broker, const char *name, json_t *event)
         json_decref(event);
 }
 
-int resolve_chain(struct broker *broker, const char *path, const char *format, char *const *roots,
-        size_t n_roots, struct resolved_layer **ret, size_t *ret_n, struct error *err)
+static void put_layer(struct resolved_layer *layer, const char *path, const struct stat *st)
 {
-        struct resolved_layer *layer = calloc(1, sizeof(*layer));
-        struct stat st;
-
-        if (stat(path, &st) < 0)
-                return fail_os(err, errno, "cannot look at '%s'", path);
         *layer = (struct resolved_layer){.path = strdup(path),
-                .device = st.st_dev,
-                .inode = st.st_ino,
+                .device = st->st_dev,
+                .inode = st->st_ino,
                 .type = "dynamic",
                 .format = "vhd",
                 .size = 1 << 20};
-        *ret = layer;
-        *ret_n = 1;
+}
+
+/* The headers say what the catalog says, but that an image which a merge emptied is not there any more,
+ * nor one that was copied into the one above. */
+static bool is_gone(const json_t *state, const struct image_chain *chain, size_t i)
+{
+        const char *copied = i > 0
+                ? param_text(json_object_get(state, "pushed"), chain->rows[i - 1].path)
+                : NULL;
+
+        return has_text(json_object_get(state, "gone"), chain->rows[i].path) ||
+                (copied && strcmp(copied, chain->rows[i].path) == 0);
+}
+
+int resolve_chain(struct broker *broker, const char *path, const char *format, char *const *roots,
+        size_t n_roots, struct resolved_layer **ret, size_t *ret_n, struct error *err)
+{
+        struct resolved_layer *layers = calloc(CHAIN_MAX_DEPTH, sizeof(*layers));
+        struct image_chain chain = {0};
+        json_t *state = worker_load();
+        struct stat st;
+        size_t n = 0;
+
+        if (stat(path, &st) < 0)
+                return fail_os(err, errno, "cannot look at '%s'", path);
+        if (image_chain_get(broker->catalog, path, &chain, NULL) < 0)
+                put_layer(&layers[n++], path, &st);
+        for (size_t i = 0; i < chain.n; i++)
+                if (!is_gone(state, &chain, i))
+                        put_layer(&layers[n++], chain.rows[i].path, &st);
+        image_chain_done(&chain);
+        json_decref(state);
+        *ret = layers;
+        *ret_n = n;
         return 0;
 }
 
@@ -298,6 +511,31 @@ static void end_life(void)
         broker.catalog = catalog_close(broker.catalog);
 }
 
+/* Nothing is left to merge that does not wait for somebody. */
+static void settle_merges(void)
+{
+        const struct timespec moment = {.tv_nsec = 1000000};
+        size_t n_open = 1;
+        struct vm *vm;
+
+        for (unsigned i = 0; i < 20000 && n_open > 0; i++) {
+                struct job_row *jobs = NULL;
+                size_t n = 0;
+
+                n_open = 0;
+                cr_assert(eq(int, catalog_job_list(broker.catalog, NULL, &jobs, &n, NULL), 0));
+                for (size_t k = 0; k < n; k++)
+                        n_open += strcmp(jobs[k].state, "done") != 0 &&
+                                !strstr(jobs[k].payload, "\"stuck\":true");
+                job_rows_free(jobs, n);
+                nanosleep(&moment, NULL);
+        }
+        cr_assert(eq(sz, n_open, 0), "a merge does not end");
+        /* Whoever ended the last one has the lock until all of it is done. */
+        if (vm_get(&broker, "v", &vm, NULL, NULL) == 0)
+                vm_release(vm);
+}
+
 static int call(const struct method *table, const char *name, json_t *params, struct error *err)
 {
         json_t *answer = NULL;
@@ -326,6 +564,8 @@ static void write_letter(const char *disk, char letter)
         struct vm_row vm = {0};
         FILE *file;
 
+        if (disk[0] > last_disk)
+                return;
         cr_assert(eq(int, catalog_vm_find(broker.catalog, "v", &vm, NULL), 0));
         cr_assert(eq(int, catalog_disk_find(broker.catalog, vm.id, disk, &row, NULL), 0));
         file = fopen(row.file, "a");
@@ -357,6 +597,7 @@ static void put_content(FILE *out, const char *leaf)
                 }
                 fclose(file);
         }
+        fprintf(out, "(%zu%s)", chain.n, strstr(leaf, ".avhd") ? "" : ", first name");
         image_chain_done(&chain);
 }
 
@@ -460,7 +701,7 @@ static void prepare_two_disks(void)
         char path[128];
 
         must(vm_methods, "vm.create", json_pack("{s:s}", "vm", "v"));
-        for (char name[] = "a"; name[0] <= 'b'; name[0]++) {
+        for (char name[] = "a"; name[0] <= last_disk; name[0]++) {
                 snprintf(path, sizeof(path), "%s/%s.vhd", folder, name);
                 must(disk_methods, "disk.attach",
                         json_pack("{s:s, s:s, s:s, s:i}", "vm", "v", "file", path, "name", name,
@@ -482,6 +723,16 @@ static void prepare_tree(void)
         write_letter("b", 'r');
         take("two");
         write_letter("b", 's');
+}
+
+/* Two branches over "one"; on the other one than the running, "two" and "three". */
+static void prepare_branches(void)
+{
+        prepare_tree();
+        take("three");
+        write_letter("a", 'u');
+        must(snapshot_methods, "snapshot.apply", json_pack("{s:s, s:s}", "vm", "v", "name", "one"));
+        write_letter("a", 'v');
 }
 
 static void prepare_undo(void)
@@ -541,6 +792,7 @@ static bool run_cut(const struct scenario *scenario, unsigned cut)
                         fprintf(stderr, "%s: %s\n", scenario->method, err.message);
                         _exit(1);
                 }
+                settle_merges();
                 steps_left = 0;
                 _exit(0);
         }
@@ -557,6 +809,7 @@ static void forget_worker_chains(void)
 
         json_object_clear(json_object_get(state, "chains"));
         json_object_clear(json_object_get(state, "exports"));
+        json_object_clear(json_object_get(state, "merges"));
         worker_store(state);
 }
 
@@ -569,12 +822,14 @@ static bool one_cut(const struct scenario *scenario, unsigned cut, bool worker_d
         new_folder();
         begin_life();
         scenario->prepare();
+        settle_merges();
         before = state_text();
         end_life();
         was_cut = run_cut(scenario, cut);
         if (worker_dies)
                 forget_worker_chains();
         begin_life();
+        settle_merges();
         now = state_text();
         check_whole(cut);
         if (was_cut && strcmp(before, now) == 0) {
@@ -582,6 +837,7 @@ static bool one_cut(const struct scenario *scenario, unsigned cut, bool worker_d
                 end_life();
                 cr_assert(eq(int, run_cut(scenario, 0), false));
                 begin_life();
+                settle_merges();
                 after = state_text();
                 check_whole(cut);
                 cr_expect(strcmp(after, before) != 0, "%s changes nothing", scenario->method);
@@ -657,4 +913,39 @@ Test(core_cuts, detach_is_whole_or_not_there)
 {
         every_cut(&(struct scenario){
                 prepare_tree, disk_methods, "disk.detach", "{\"vm\": \"v\", \"disk\": \"b\"}"});
+}
+
+Test(core_cuts, delete_merges_down_into_the_first_file)
+{
+        every_cut(&(struct scenario){prepare_tree, snapshot_methods, "snapshot.delete",
+                "{\"vm\": \"v\", \"name\": \"one\"}"});
+}
+
+Test(core_cuts, delete_merges_up_into_the_running_leaf)
+{
+        every_cut(&(struct scenario){prepare_tree, snapshot_methods, "snapshot.delete",
+                "{\"vm\": \"v\", \"name\": \"two\"}"});
+}
+
+Test(core_cuts, delete_of_all_leaves_one_file)
+{
+        last_disk = 'a';
+        every_cut(&(struct scenario){prepare_tree, snapshot_methods, "snapshot.delete",
+                "{\"vm\": \"v\", \"name\": \"one\", \"subtree\": true}"});
+        cr_expect(strstr(getenv("VHDD_TEST_AFTER"), "a@0:0=pq(1, first name)") != NULL, "%s",
+                getenv("VHDD_TEST_AFTER"));
+}
+
+Test(core_cuts, delete_merges_on_another_branch)
+{
+        last_disk = 'a';
+        every_cut(&(struct scenario){prepare_branches, snapshot_methods, "snapshot.delete",
+                "{\"vm\": \"v\", \"name\": \"two\"}"});
+}
+
+Test(core_cuts, delete_pushes_into_each_branch)
+{
+        last_disk = 'a';
+        every_cut(&(struct scenario){prepare_branches, snapshot_methods, "snapshot.delete",
+                "{\"vm\": \"v\", \"name\": \"one\", \"push\": true}"});
 }

@@ -248,6 +248,32 @@ Test(intent, ignores_one_that_is_not_whole)
         cr_expect(letter_at(a_path, 512) == 'n');
 }
 
+/* The first bytes of what an intent is to write. */
+static void write_new(struct file *file, size_t length)
+{
+        char bytes[1024];
+
+        memset(bytes, 'n', sizeof(bytes));
+        cr_assert(file_write(file, bytes, length, 512, 0) == 0);
+}
+
+/* Whoever had the images open could not go on (a daemon's worker without its broker): what was not begun to
+ * be written, or was written wholly, is in nobody's way. */
+Test(intent, takes_the_place_of_one_that_has_nothing_more_to_say)
+{
+        for (int written = 0; written < 2; written++) {
+                _cleanup_(file_closep) struct file *a = open_path(a_path), *b = open_path(b_path);
+                _cleanup_(intent_freep) struct intent *intent = new_intent(b, a);
+
+                leave_intent(false);
+                if (written)
+                        write_new(a, 1024);
+                cr_expect(intent_write(intent, NULL) == 0);
+                cr_expect(intent_remove(intent, NULL) == 0);
+                cr_expect(!exists(copy_path));
+        }
+}
+
 /* Two changes at a time would each take the other's bytes for damage. */
 Test(intent, refuses_to_begin_over_another)
 {
@@ -257,6 +283,7 @@ Test(intent, refuses_to_begin_over_another)
         char name[160];
 
         leave_intent(false);
+        write_new(a, 512);
         cr_expect(intent_write(intent, &err) == -EBUSY);
         cr_expect(strstr(err.message, "not complete") != NULL, "%s", err.message);
         cr_expect(exists(copy_path));

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "vhdd/ctl/daemon.h"
+#include "vhdd/ctl/jobs.h"
 #include "vhdd/ctl/output.h"
 #include "vhdd/ctl/progress.h"
 #include "vhdd/ctl/show.h"
@@ -40,12 +41,13 @@ static int show_jobs(const struct ctl *ctl, const json_t *params, const json_t *
         return CTL_DONE;
 }
 
+/* Nothing becomes of it by itself any more. */
 static bool is_over(const json_t *job)
 {
         const char *state = show_text(job, "state");
 
         return strcmp(state, "done") == 0 || strcmp(state, "failed") == 0 ||
-                strcmp(state, "cancelled") == 0;
+                strcmp(state, "cancelled") == 0 || show_flag(job, "stuck");
 }
 
 /* How far it is, in words that a bar can be made of. */
@@ -90,6 +92,9 @@ static int verdict(const json_t *job, struct error *err)
 {
         if (strcmp(show_text(job, "state"), "done") == 0)
                 return 0;
+        if (show_flag(job, "stuck"))
+                return fail(err, EBUSY, "job %" PRId64 " waits: %s", show_number(job, "id"),
+                        show_text(job, "reason"));
         return fail(err, ECANCELED, "job %" PRId64 " %s%s%s", show_number(job, "id"),
                 show_text(job, "state"), show_text(job, "error")[0] ? ": " : "",
                 show_text(job, "error"));
@@ -113,6 +118,34 @@ static int await_all(struct ctl *ctl, const json_t *jobs, json_t *over, struct e
                         return r;
                 json_array_append_new(over, end);
                 r = verdict(end, err);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+int jobs_follow(struct ctl *ctl, const json_t *ids, struct error *err)
+{
+        json_t *id;
+        size_t i;
+
+        json_array_foreach((json_t *)ids, i, id)
+        {
+                _cleanup_json_ json_t *end = NULL;
+                int r = await(ctl, json_integer_value(id), &end, err);
+
+                if (r == -ENOENT) {
+                        error_clear(err);
+                        continue;
+                }
+                if (r == 0 && show_flag(end, "stuck")) {
+                        if (!ctl->quiet && !ctl->json)
+                                printf("job %" PRId64 " waits: %s\n", show_number(end, "id"),
+                                        show_text(end, "reason"));
+                        continue;
+                }
+                if (r == 0)
+                        r = verdict(end, err);
                 if (r < 0)
                         return r;
         }
@@ -143,6 +176,42 @@ static int run_wait(struct ctl *ctl, struct error *err)
         return CTL_DONE;
 }
 
+static int show_job(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        _cleanup_json_ json_t *list = json_pack("[O]", result);
+
+        return show_jobs(ctl, params, list);
+}
+
+static int show_facts(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        char done[SIZE_TEXT_MAX], total[SIZE_TEXT_MAX], rate[SIZE_TEXT_MAX], time[SHOW_TIME_MAX];
+        json_t *image;
+        size_t i;
+
+        printf("job %" PRId64 " (%s) of vm %s: %s, since %s\n", show_number(result, "id"),
+                show_text(result, "kind"), show_text(result, "vm"), show_text(result, "state"),
+                show_time(result, "created", time));
+        printf("%s\n", show_text(result, "what"));
+        if (show_text(result, "error")[0])
+                printf("error: %s\n", show_text(result, "error"));
+        if (show_number(result, "total") > 0)
+                printf("%s of %s\n", show_size(result, "done", done),
+                        show_size(result, "total", total));
+        if (show_number(result, "rate") > 0)
+                printf("%s a second, %" PRId64 " s left\n", show_size(result, "rate", rate),
+                        show_number(result, "seconds-left"));
+        if (show_number(result, "limit") > 0)
+                printf("at most %s a second\n", show_size(result, "limit", rate));
+        json_array_foreach(json_object_get(result, "images"), i, image)
+                printf("goes: %s\n", json_string_value(image));
+        if (show_text(result, "destination")[0])
+                printf("stays: %s\n", show_text(result, "destination"));
+        return CTL_DONE;
+}
+
+static const struct param job_operands[] = {{"id", PARAM_NUMBER, NULL, NULL, NULL}, {0}};
+
 const struct command command_job_list = {
         .name = "job list",
         .operands = "[VM]",
@@ -170,4 +239,94 @@ const struct command command_job_wait = {
         .n_operands_max = 1,
         .run = run_wait,
         .daemon = &(const struct daemon_verb){.method = "job.show"},
+};
+
+const struct command command_job_show = {
+        .name = "job show",
+        .operands = "JOB",
+        .summary = "one job: what it does, and how far it is",
+        .doc = "Show a job: which files go, which one stays, how far it is, and why it waits or failed."
+               "\v"
+               "Examples:\n"
+               "  vhdctl job show 7",
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = daemon_run,
+        .daemon =
+                &(const struct daemon_verb){
+                        .method = "job.show", .operands = job_operands, .show = show_facts},
+};
+
+const struct command command_job_pause = {
+        .name = "job pause",
+        .operands = "JOB",
+        .summary = "stop a job for a while",
+        .doc = "Stop a job at the next place where that can be, until `vhdctl job resume'. The disk goes on "
+               "meanwhile."
+               "\v"
+               "Examples:\n"
+               "  vhdctl job pause 7",
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "job.pause",
+                .operands = job_operands,
+                .changes = true,
+                .show = show_job},
+};
+
+const struct command command_job_resume = {
+        .name = "job resume",
+        .operands = "JOB",
+        .summary = "go on with a job that was paused, failed or was cancelled",
+        .doc = "Go on with a job. With --force a merge goes on although a seal says that one of its images "
+               "was changed behind the back of those that stand on it."
+               "\v"
+               "Examples:\n"
+               "  vhdctl job resume 7",
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "job.resume",
+                .operands = job_operands,
+                .takes_force = true,
+                .changes = true,
+                .show = show_job},
+};
+
+const struct command command_job_cancel = {
+        .name = "job cancel",
+        .operands = "JOB",
+        .summary = "stop a job until it is asked for again",
+        .doc = "Stop a job. A merge is not undone: what was moved stays moved, the disk reads the same, and "
+               "the hidden image stays until `vhdctl job resume'."
+               "\v"
+               "Examples:\n"
+               "  vhdctl job cancel 7",
+        .n_operands_min = 1,
+        .n_operands_max = 1,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "job.cancel",
+                .operands = job_operands,
+                .changes = true,
+                .show = show_job},
+};
+
+const struct command command_job_limit = {
+        .name = "job limit",
+        .operands = "JOB RATE",
+        .summary = "how fast a job may be",
+        .doc = "Let a job move at most RATE bytes a second (K, M, G: powers of 1024); 0: as many as it can."
+               "\v"
+               "Examples:\n"
+               "  vhdctl job limit 7 50M\n"
+               "  vhdctl job limit 7 0",
+        .n_operands_min = 2,
+        .n_operands_max = 2,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "job.limit",
+                .operands = (const struct param[]){{"id", PARAM_NUMBER, NULL, NULL, NULL},
+                        {"rate", PARAM_SIZE, NULL, NULL, NULL}, {0}},
+                .changes = true,
+                .show = show_job},
 };

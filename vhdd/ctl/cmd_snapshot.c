@@ -7,6 +7,7 @@
 
 #include "vhdd/ctl/branches.h"
 #include "vhdd/ctl/daemon.h"
+#include "vhdd/ctl/jobs.h"
 #include "vhdd/ctl/output.h"
 #include "vhdd/ctl/show.h"
 
@@ -262,23 +263,62 @@ static int show_applied(const struct ctl *ctl, const json_t *params, const json_
 
 /* --- delete, prune --- */
 
+static bool waits; /* --wait, which is not the daemon's */
+
+static int take_wait(const struct ctl *ctl, json_t *params, struct error *err)
+{
+        waits = json_is_true(json_object_get(params, "wait")) && !ctl->dry_run;
+        json_object_del(params, "wait");
+        return 0;
+}
+
+static int wait_for_merges(struct ctl *ctl, const json_t *result, struct error *err)
+{
+        return waits ? jobs_follow(ctl, json_object_get(result, "jobs"), err) : 0;
+}
+
+/* Of a dry run. */
+static void show_merge(const json_t *merge)
+{
+        size_t i, n = json_array_size(json_object_get(merge, "images"));
+        char bytes[SIZE_TEXT_MAX];
+        json_t *image;
+
+        if (show_text(merge, "reason")[0]) {
+                printf("would not be merged yet: %s: %s\n", show_text(merge, "file"),
+                        show_text(merge, "reason"));
+                return;
+        }
+        printf("would %s %zu image%s (%s) into %s\n",
+                show_flag(merge, "keeps-sources") ? "copy" : "merge", n, PLURAL(n),
+                show_size(merge, "bytes", bytes), show_text(merge, "destination"));
+        json_array_foreach(json_object_get(merge, "images"), i, image)
+                printf("  %s\n", json_string_value(image));
+}
+
 static int show_deleted(const struct ctl *ctl, const json_t *params, const json_t *result)
 {
+        json_t *merge, *job;
+        size_t i;
         size_t waiting = json_array_size(json_object_get(result, "waiting"));
 
         show_list(ctl->dry_run ? "would delete " : "deleted ", json_object_get(result, "deleted"));
         show_list("keeps ", json_object_get(result, "kept"));
         show_list(ctl->dry_run ? "would free " : "freed ", json_object_get(result, "freed"));
         show_list("its file stays: ", json_object_get(result, "kept-files"));
-        if (waiting > 0)
-                printf("%zu image%s: others stand on %s, so %s for a merge\n", waiting,
-                        PLURAL(waiting), waiting == 1 ? "it" : "them",
-                        waiting == 1 ? "it waits" : "they wait");
+        if (waiting > 0 && !ctl->dry_run)
+                printf("%zu image%s: others stand on %s, so %s merged\n", waiting, PLURAL(waiting),
+                        waiting == 1 ? "it" : "them", waiting == 1 ? "it is" : "they are");
+        json_array_foreach(json_object_get(result, "merges"), i, merge) show_merge(merge);
+        if (!ctl->dry_run && !waits)
+                json_array_foreach(json_object_get(result, "jobs"), i, job)
+                        printf("job %" JSON_INTEGER_FORMAT "\n", json_integer_value(job));
         return CTL_DONE;
 }
 
 static int check_prune(const struct ctl *ctl, json_t *params, struct error *err)
 {
+        take_wait(ctl, params, err);
         if (json_object_get(params, "keep-last") || json_object_get(params, "keep-daily"))
                 return 0;
         return fail(err, EINVAL, "what is to be kept? --keep-last N, --keep-daily N, or both");
@@ -470,11 +510,14 @@ const struct command command_snapshot_delete = {
         .name = "snapshot delete",
         .operands = "VM NAME",
         .summary = "delete a snapshot",
-        .doc = "Delete a snapshot. An image on which nothing stands is deleted at once; one on which "
-               "others stand waits to be merged with them. Its children get its parent."
+        .doc = "Delete a snapshot. An image on which nothing stands is deleted at once; one on which one "
+               "other stands is merged with it, under the guest or, deferred, when the vm is off; one on "
+               "which several stand waits until one is left, or is pushed into each. Its children get its "
+               "parent."
                "\v"
                "Examples:\n"
                "  vhdctl snapshot delete web monday\n"
+               "  vhdctl snapshot delete web monday --wait\n"
                "  vhdctl snapshot delete web experiment --subtree --dry-run",
         .n_operands_min = 2,
         .n_operands_max = 2,
@@ -487,9 +530,14 @@ const struct command command_snapshot_delete = {
                         {"merge", PARAM_TEXT, "live|deferred",
                                 "When what others stand on is merged: now, or when the vm is off",
                                 NULL},
-                        {0}},
+                        {"push", PARAM_FLAG, NULL,
+                                "Copy what several stand on into each, rather than wait until one is left",
+                                NULL},
+                        {"wait", PARAM_FLAG, NULL, "Return when the merges are over", NULL}, {0}},
                 .changes = true,
-                .show = show_deleted},
+                .prepare = take_wait,
+                .show = show_deleted,
+                .after = wait_for_merges},
 };
 
 const struct command command_snapshot_prune = {
@@ -511,10 +559,11 @@ const struct command command_snapshot_prune = {
                                                           "Keep the newest N", NULL},
                         {"keep-daily", PARAM_NUMBER, "N",
                                 "Keep the last one of each of the newest N days", NULL},
-                        {0}},
+                        {"wait", PARAM_FLAG, NULL, "Return when the merges are over", NULL}, {0}},
                 .changes = true,
                 .prepare = check_prune,
-                .show = show_deleted},
+                .show = show_deleted,
+                .after = wait_for_merges},
 };
 
 const struct command command_snapshot_diff = {

@@ -254,5 +254,7 @@ int daemon_run(struct ctl *ctl, struct error *err)
                 json_print(verb->to_json ? verb->to_json(result) : json_incref(result));
         else if (verb->show && !(ctl->quiet && verb->changes))
                 r = verb->show(ctl, params, result);
+        if (r == 0 && verb->after)
+                r = verb->after(ctl, result, err);
         return r == 0 && verb->judge ? verb->judge(result) : r;
 }

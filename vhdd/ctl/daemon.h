@@ -48,6 +48,8 @@ struct daemon_verb {
         int (*show)(const struct ctl *ctl, const json_t *params, const json_t *result);
         /* Optional: what --json prints instead of the answer (a new reference). */
         json_t *(*to_json)(const json_t *result);
+        /* Optional: what is still to be done after the answer was shown: 0, or its failure. */
+        int (*after)(struct ctl *ctl, const json_t *result, struct error *err);
         /* Optional: the result of a verb that said yes; CTL_DONE without. */
         int (*judge)(const json_t *result);
 };

@@ -66,7 +66,12 @@
         X(snapshot_prune)     \
         X(snapshot_diff)      \
         X(job_list)           \
+        X(job_show)           \
         X(job_wait)           \
+        X(job_pause)          \
+        X(job_resume)         \
+        X(job_cancel)         \
+        X(job_limit)          \
         X(status)             \
         X(events)             \
         X(metrics)            \

@@ -370,6 +370,7 @@ static int agent_state(struct broker *broker, const struct caller *caller, const
         if (r < 0)
                 return r;
         vm_publish(vm, "vm-state", json_pack("{s:b}", "on", on));
+        vm_may_merge(vm);
         *ret = json_object();
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }

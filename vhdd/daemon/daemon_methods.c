@@ -7,6 +7,7 @@
 #include "vhdd/daemon/broker.h"
 #include "vhdd/daemon/catalog.h"
 #include "vhdd/daemon/main.h"
+#include "vhdd/daemon/merge_job.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/worker_link.h"
 
@@ -75,11 +76,14 @@ static int count_all(struct broker *broker, struct census *ret, struct error *er
 {
         struct vm_row *rows = NULL;
         struct job_row *jobs = NULL;
-        int r = catalog_job_list(broker->catalog, NULL, &jobs, &ret->jobs, err);
+        size_t n = 0;
+        int r = catalog_job_list(broker->catalog, NULL, &jobs, &n, err);
 
         if (r < 0)
                 return r;
-        job_rows_free(jobs, ret->jobs);
+        for (size_t i = 0; i < n; i++)
+                ret->jobs += strcmp(jobs[i].state, JOB_DONE) != 0;
+        job_rows_free(jobs, n);
         r = catalog_vm_list(broker->catalog, &rows, &ret->vms, err);
         for (size_t i = 0; r == 0 && i < ret->vms; i++)
                 r = count_vm(broker, rows[i].id, ret, err);

@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/release.h"
 #include "vhdd/daemon/worker_link.h"
@@ -37,20 +38,31 @@ static int find_unread(struct vm *vm, json_t *ids, struct error *err)
         return r;
 }
 
-static int sweep_rows(struct vm *vm, struct vm_row *row, bool undo, const json_t *ids,
-        struct operation *operation, struct error *err)
+/* @id: of a snapshot; NULL: the undo. */
+static int sweep_rows(struct vm *vm, const char *id, struct operation *operation, struct error *err)
 {
+        _cleanup_(snapshot_row_done) struct snapshot_row snapshot = {0};
         _cleanup_(release_done) struct release release = {0};
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        json_auto_t *ids = json_pack("[s*]", id);
+        struct catalog *catalog = vm->broker->catalog;
         json_t *path;
         size_t i;
         int r = release_init(&release, err);
 
-        if (r == 0 && undo)
-                r = release_undo(vm, row, &release, err);
+        release.merge = "live";
         if (r == 0)
-                r = release_snapshots(vm, row, ids, &release, err);
+                r = catalog_vm_find(catalog, vm->id, &row, err);
+        if (r == 0 && id)
+                r = catalog_snapshot_find(catalog, vm->id, id, &snapshot, err);
+        if (r == 0 && id)
+                release_remembered(&snapshot, &release);
+        if (r == 0 && !id)
+                r = release_undo(vm, &row, &release, err);
         if (r == 0)
-                r = release_images(vm, &release, "live", err);
+                r = release_snapshots(vm, &row, ids, &release, err);
+        if (r == 0)
+                r = release_images(vm, &release, err);
         json_array_foreach(release.files, i, path)
         {
                 if (r == 0)
@@ -59,33 +71,46 @@ static int sweep_rows(struct vm *vm, struct vm_row *row, bool undo, const json_t
         return r == 0 ? operation_commit(operation, err) : r;
 }
 
-static int sweep(struct vm *vm, struct error *err)
+static int sweep_one(struct vm *vm, const char *id, struct error *err)
 {
         _cleanup_(operation_freep) struct operation *operation = NULL;
-        _cleanup_(vm_row_done) struct vm_row row = {0};
         struct catalog *catalog = vm->broker->catalog;
-        json_auto_t *ids = json_array();
-        bool undo;
-        int r = catalog_vm_find(catalog, vm->id, &row, err);
+        int r = operation_begin(
+                catalog, host_fs(), "sweep", vm->id, NULL, 0, NULL, &operation, err);
 
-        if (r == 0)
-                r = find_unread(vm, ids, err);
-        undo = r == 0 && undo_has_expired(&row);
-        if (r < 0 || (!undo && json_array_size(ids) == 0))
-                return r;
-        r = operation_begin(catalog, host_fs(), "sweep", vm->id, NULL, 0, NULL, &operation, err);
         if (r == 0)
                 r = operation_made(operation, err);
         if (r == 0)
                 r = catalog_begin(catalog, err);
         if (r < 0)
                 return r;
-        r = sweep_rows(vm, &row, undo, ids, operation, err);
+        r = sweep_rows(vm, id, operation, err);
         if (r < 0) {
                 catalog_rollback(catalog);
                 return r;
         }
+        vm_may_merge(vm);
         return operation_end(operation, err);
+}
+
+static int sweep(struct vm *vm, struct error *err)
+{
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        json_auto_t *ids = json_array();
+        json_t *id;
+        size_t i;
+        int r = catalog_vm_find(vm->broker->catalog, vm->id, &row, err);
+
+        if (r == 0)
+                r = find_unread(vm, ids, err);
+        if (r == 0 && undo_has_expired(&row))
+                r = sweep_one(vm, NULL, err);
+        json_array_foreach(ids, i, id)
+        {
+                if (r == 0)
+                        r = sweep_one(vm, json_string_value(id), err);
+        }
+        return r;
 }
 
 void discarded_sweep(struct vm *vm)
@@ -132,8 +157,10 @@ static void sweeper(void *opaque)
 {
         struct broker *broker = opaque;
 
-        while (vms_sleep(broker->vms, SWEEP_MS))
+        while (vms_sleep(broker->vms, SWEEP_MS)) {
                 sweep_all(broker);
+                merges_sweep(broker);
+        }
 }
 
 void discarded_start(struct broker *broker)

@@ -7,10 +7,12 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/quote.h"
 #include "vhdd/daemon/doctor_internal.h"
+#include "vhdd/daemon/merge_job.h"
 
 static int no_memory(struct error *err)
 {
@@ -294,18 +296,57 @@ static void examine_space(struct examination *x, json_t *seen, const struct disk
                 (unsigned long long)(left >> 20), (unsigned long long)(size >> 20));
 }
 
+static int64_t age_s(const struct merge_job *job)
+{
+        struct timespec now;
+
+        clock_gettime(CLOCK_REALTIME, &now);
+        return (int64_t)now.tv_sec - job->row.created_us / 1000000;
+}
+
+static void examine_failed(struct examination *x, const struct merge_job *job, const char *vm)
+{
+        const char *error = merge_job_text(job, "error"), *image = merge_job_text(job, "image");
+        bool full = json_object_get(job->payload, "space");
+        char hint[64];
+
+        snprintf(hint, sizeof(hint), "vhdctl job resume %lld%s", (long long)job->row.id,
+                merge_job_number(job, "code") == ESTALE ? " --force" : "");
+        doctor_add(x->findings, full ? "merge-paused" : "merge-failed", "warning", vm, image,
+                full ? "free space: it goes on by itself" : hint, "job %lld %s: %s",
+                (long long)job->row.id, full ? "is paused" : "failed", error ? error : "?");
+}
+
+static void examine_job(struct examination *x, const struct merge_job *job)
+{
+        const char *vm = vm_name(&x->records, job->row.vm), *image = merge_job_text(job, "image");
+        const char *reason = merge_job_text(job, "reason");
+        bool resumable = merge_job_is(job, JOB_PAUSED) || merge_job_is(job, JOB_CANCELLED);
+        char hint[64];
+
+        if (merge_job_is(job, JOB_FAILED) || json_object_get(job->payload, "space")) {
+                examine_failed(x, job, vm);
+                return;
+        }
+        snprintf(hint, sizeof(hint), "vhdctl job %s %lld", resumable ? "resume" : "show",
+                (long long)job->row.id);
+        if (resumable)
+                doctor_add(x->findings, "merge-stopped", "info", vm, image, hint, "job %lld is %s",
+                        (long long)job->row.id, job->row.state);
+        else if (merge_job_is(job, JOB_WAITING))
+                doctor_add(x->findings, "job-waiting",
+                        age_s(job) > DOCTOR_LONG_WAIT_S ? "warning" : "info", vm, image, hint,
+                        "job %lld (%s) waits%s%s", (long long)job->row.id, job->row.kind,
+                        reason ? ": " : "", reason ? reason : "");
+}
+
 static int examine_jobs(struct examination *x, struct error *err)
 {
-        struct job_row *jobs = NULL;
-        size_t n = 0;
-        int r = catalog_job_list(x->doctor->catalog, NULL, &jobs, &n, err);
+        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
+        int r = merge_jobs_load(x->doctor->catalog, NULL, &jobs, err);
 
-        for (size_t i = 0; i < n; i++)
-                if (strcmp(jobs[i].state, "waiting") == 0)
-                        doctor_add(x->findings, "job-waiting", "info",
-                                vm_name(&x->records, jobs[i].vm), NULL, "vhdctl job list",
-                                "job %lld (%s) waits", (long long)jobs[i].id, jobs[i].kind);
-        job_rows_free(jobs, n);
+        for (size_t i = 0; i < jobs.n; i++)
+                examine_job(x, &jobs.items[i]);
         return r;
 }
 

@@ -25,6 +25,7 @@
 #include "vhdd/daemon/resolver.h"
 
 #define DOCTOR_LONG_CHAIN  100u
+#define DOCTOR_LONG_WAIT_S (7 * 86400) /* for a merge */
 #define DOCTOR_SPACE_LEAST (UINT64_C(1) << 30)
 #define DOCTOR_SPACE_SHARE 20u /* one part in so many of the file system */
 

@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "chain/chain.h"
+#include "vhdd/daemon/merge_job.h"
 
 void image_chain_done(struct image_chain *chain)
 {
@@ -182,10 +183,16 @@ static int refuse_stood_on(struct catalog *catalog, const struct image_row *row,
 static int refuse_row(struct catalog *catalog, const struct image_row *row,
         const struct resolved_layer *layer, bool is_leaf, bool writable, struct error *err)
 {
+        bool held = false;
         int r;
 
         if (strcmp(row->state, IMAGE_DISCARDED) == 0)
                 return fail(err, EBUSY, "'%s' is in use: it is kept for an undo", layer->path);
+        r = merge_jobs_hold(catalog, row->path, &held, err);
+        if (r == 0 && held)
+                r = fail(err, EBUSY, "'%s' is in use: it is being merged", layer->path);
+        if (r < 0)
+                return r;
         /* Below a disk that comes back it is as good a parent as it was when the disk left. */
         if (strcmp(row->state, IMAGE_HIDDEN) == 0 && is_leaf)
                 return fail(err, EBUSY,
@@ -218,7 +225,7 @@ int images_refuse_used(struct catalog *catalog, const struct resolved_layer *lay
 
 /* ---- giving up ---- */
 
-static int is_needed(
+int image_is_needed(
         struct catalog *catalog, const struct image_row *row, bool *ret, struct error *err)
 {
         struct snapshot_disk_row *disks = NULL;
@@ -308,7 +315,9 @@ static int release_one(
                         return 0;
                 }
                 if (r == 0)
-                        r = is_needed(catalog, &row, &needed, err);
+                        r = image_is_needed(catalog, &row, &needed, err);
+                if (r == 0 && !needed)
+                        r = merge_jobs_hold(catalog, row.path, &needed, err);
                 if (r == 0 && !needed) {
                         r = give_up(catalog, &row, &goes, err);
                         if (r == 0 && row.made_by_us)
@@ -346,7 +355,7 @@ int image_detach(struct catalog *catalog, const char *path, struct error *err)
         int r = catalog_image_find(catalog, path, &row, err);
 
         if (r == 0)
-                r = is_needed(catalog, &row, &needed, err);
+                r = image_is_needed(catalog, &row, &needed, err);
         if (r == 0 && !needed)
                 r = stands_on_ours(catalog, path, &ours, err);
         if (r == 0) {

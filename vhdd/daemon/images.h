@@ -53,9 +53,13 @@ int images_refuse_used(struct catalog *catalog, const struct resolved_layer *lay
 /* Gives up what nobody needs any more, inside the caller's transaction: of the images @paths, and
  * of what they stand on, those that no disk, no snapshot, no undo and no other image names. Their
  * rows go; files of ours are appended to @files (an array of paths, to be removed after the commit),
- * others to @kept: of these one that stands on images of ours keeps its row, as detached, and them. */
+ * others to @kept: of these one that stands on images of ours keeps its row, as detached, and them.
+ * What a merge has in hand stays for now (M4 of merges.h). */
 int images_release(struct catalog *catalog, const char *const *paths, size_t n_paths, json_t *files,
         json_t *kept, struct error *err);
+/* Does a disk, a snapshot, an undo, or an image that stands on it need the image? */
+int image_is_needed(
+        struct catalog *catalog, const struct image_row *row, bool *ret, struct error *err);
 /* The same for one that a user's disk was detached from: it is kept, whoever made it. */
 int image_detach(struct catalog *catalog, const char *path, struct error *err);
 

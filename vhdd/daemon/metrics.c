@@ -11,6 +11,7 @@
 #include <sys/un.h>
 
 #include "vhdd/daemon/images.h"
+#include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/worker_link.h"
@@ -263,17 +264,31 @@ static void put_vms(FILE *out, const struct facts *all, size_t n)
 
 static void put_jobs(FILE *out, struct broker *broker)
 {
+        static const char *const states[] = {
+                "waiting", "running", "paused", "failed", "cancelled", "done"};
+        enum { N_STATES = sizeof(states) / sizeof(states[0]) };
         struct job_row *rows = NULL;
-        size_t n = 0, waiting = 0;
+        size_t n = 0, counts[N_STATES] = {0};
+        json_int_t backlog = 0;
 
         if (catalog_job_list(broker->catalog, NULL, &rows, &n, NULL) < 0)
                 return;
-        for (size_t i = 0; i < n; i++)
-                waiting += strcmp(rows[i].state, "waiting") == 0;
+        for (size_t i = 0; i < n; i++) {
+                json_auto_t *job = merge_job_to_json(broker, &rows[i]);
+                const char *state = param_text(job, "state");
+                json_int_t left = param_int(job, "total", 0) - param_int(job, "done", 0);
+
+                for (size_t k = 0; state && k < N_STATES; k++)
+                        counts[k] += strcmp(states[k], state) == 0;
+                backlog += left > 0 ? left : 0;
+        }
         job_rows_free(rows, n);
-        put_head(out, "vhdd_jobs", NULL, "Long work that is noted.", GAUGE);
-        fprintf(out, "vhdd_jobs{state=\"waiting\"} %zu\n", waiting);
-        fprintf(out, "vhdd_jobs{state=\"other\"} %zu\n", n - waiting);
+        put_head(out, "vhdd_jobs", NULL, "Long work, by its state.", GAUGE);
+        for (size_t k = 0; k < N_STATES; k++)
+                fprintf(out, "vhdd_jobs{state=\"%s\"} %zu\n", states[k], counts[k]);
+        put_head(out, "vhdd_merge_backlog_bytes", "bytes",
+                "At most so much is left to move for merges that were planned.", GAUGE);
+        fprintf(out, "vhdd_merge_backlog_bytes %lld\n", (long long)backlog);
 }
 
 static int gather(struct broker *broker, struct facts *facts, struct error *err)

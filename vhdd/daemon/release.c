@@ -6,13 +6,14 @@
 #include <string.h>
 
 #include "vhdd/daemon/images.h"
+#include "vhdd/daemon/merge_job.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/worker_link.h"
 
 int release_init(struct release *release, struct error *err)
 {
         *release = (struct release){
-                json_array(), json_array(), json_array(), json_array(), json_array()};
+                json_array(), json_array(), json_array(), json_array(), json_array(), NULL, false};
         if (!release->candidates || !release->files || !release->kept || !release->waiting ||
                 !release->jobs)
                 return fail(err, ENOMEM, "no memory for lists of files");
@@ -122,6 +123,25 @@ static bool is_read(const struct vm *vm, const char *snapshot)
         return false;
 }
 
+/* In the place of its settings, which go at once. */
+static char *remember_merge(const struct release *release)
+{
+        json_auto_t *json = json_pack("{s:s, s:b}", "merge",
+                release->merge && strcmp(release->merge, "deferred") == 0 ? "deferred" : "live",
+                "push", release->push);
+
+        return json ? json_dumps(json, JSON_COMPACT) : NULL;
+}
+
+void release_remembered(const struct snapshot_row *snapshot, struct release *release)
+{
+        json_auto_t *json = json_loads(snapshot->settings, 0, NULL);
+        const char *merge = param_text(json, "merge");
+
+        release->merge = merge && strcmp(merge, "deferred") == 0 ? "deferred" : "live";
+        release->push = param_bool(json, "push");
+}
+
 static int forget_one(struct vm *vm, const struct snapshot_row *snapshot, struct release *release,
         struct error *err)
 {
@@ -134,12 +154,15 @@ static int forget_one(struct vm *vm, const struct snapshot_row *snapshot, struct
                 json_array_append_new(release->files, json_string(snapshot->memory)) < 0)
                 return fail(err, ENOMEM, "no memory for a path");
         if (is_read(vm, snapshot->id)) {
+                _cleanup_free_ char *settings = remember_merge(release);
                 struct snapshot_row copy = *snapshot;
 
                 copy.memory = NULL;
                 copy.parent[0] = '\0';
+                copy.settings = settings;
                 snprintf(copy.state, sizeof(copy.state), "hidden");
-                return catalog_snapshot_update(catalog, &copy, err);
+                return settings ? catalog_snapshot_update(catalog, &copy, err)
+                                : fail(err, ENOMEM, "no memory for a snapshot");
         }
         r = catalog_snapshot_disk_list(catalog, snapshot->id, &disks, &n, err);
         for (size_t i = 0; r == 0 && i < n; i++)
@@ -236,31 +259,28 @@ static int go_through(
 
 static bool has_job(struct catalog *catalog, const char *vm, const char *path)
 {
-        struct job_row *rows = NULL;
-        bool found = false;
-        size_t n = 0;
+        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
 
-        if (catalog_job_list(catalog, vm, &rows, &n, NULL) < 0)
+        if (merge_jobs_load(catalog, vm, &jobs, NULL) < 0)
                 return false;
-        for (size_t i = 0; i < n; i++) {
-                json_auto_t *payload = json_loads(rows[i].payload, 0, NULL);
-                const char *image = param_text(payload, "image");
+        for (size_t i = 0; i < jobs.n; i++) {
+                const char *image = merge_job_text(&jobs.items[i], "image");
 
-                found = found || (image && strcmp(image, path) == 0);
+                if (image && strcmp(image, path) == 0 && !merge_job_is(&jobs.items[i], JOB_DONE))
+                        return true;
         }
-        job_rows_free(rows, n);
-        return found;
+        return false;
 }
 
-static int note_merge(
-        struct vm *vm, const char *path, const char *merge, json_t *jobs, struct error *err)
+int release_note_merge(struct vm *vm, const char *path, struct release *release, struct error *err)
 {
         struct catalog *catalog = vm->broker->catalog;
-        json_auto_t *payload = json_pack("{s:s, s:s}", "image", path, "merge", merge);
+        json_auto_t *payload = json_pack(
+                "{s:s, s:s, s:b}", "image", path, "merge", release->merge, "push", release->push);
         _cleanup_free_ char *text = payload ? json_dumps(payload, JSON_COMPACT) : NULL;
-        struct job_row row = {.kind = (char *)"merge",
+        struct job_row row = {.kind = (char *)JOB_MERGE,
                 .payload = text,
-                .state = "waiting",
+                .state = JOB_WAITING,
                 .created_us = now_us()};
         int64_t id = 0;
         int r;
@@ -272,13 +292,14 @@ static int note_merge(
         snprintf(row.vm, sizeof(row.vm), "%s", vm->id);
         r = catalog_job_insert(catalog, &row, &id, err);
         if (r == 0)
-                json_array_append_new(jobs, json_integer(id));
+                json_array_append_new(release->jobs, json_integer(id));
+        vm->has_merges = true;
         return r;
 }
 
 /* One that no disk and no snapshot names, and that others stand on. */
-static int hide_if_waiting(struct vm *vm, const char *path, const char *merge,
-        struct release *release, struct error *err)
+static int hide_if_waiting(
+        struct vm *vm, const char *path, struct release *release, struct error *err)
 {
         struct catalog *catalog = vm->broker->catalog;
         struct snapshot_disk_row *disks = NULL;
@@ -304,7 +325,7 @@ static int hide_if_waiting(struct vm *vm, const char *path, const char *merge,
                 return r;
         r = set_state(catalog, path, IMAGE_HIDDEN, err);
         if (r == 0)
-                r = note_merge(vm, path, merge, release->jobs, err);
+                r = release_note_merge(vm, path, release, err);
         if (r == 0)
                 json_array_append_new(release->waiting, json_string(path));
         return r;
@@ -314,22 +335,20 @@ static int hide_if_waiting(struct vm *vm, const char *path, const char *merge,
 static int drop_jobs(struct vm *vm, const json_t *gone, const json_t *kept, struct error *err)
 {
         struct catalog *catalog = vm->broker->catalog;
-        struct job_row *rows = NULL;
-        size_t n = 0;
-        int r = catalog_job_list(catalog, vm->id, &rows, &n, err);
+        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
+        int r = merge_jobs_load(catalog, vm->id, &jobs, err);
 
-        for (size_t i = 0; r == 0 && i < n; i++) {
-                json_auto_t *payload = json_loads(rows[i].payload, 0, NULL);
-                const char *image = param_text(payload, "image");
+        for (size_t i = 0; r == 0 && i < jobs.n; i++) {
+                const char *image = merge_job_text(&jobs.items[i], "image");
 
-                if (image && (is_in(gone, image) || is_in(kept, image)))
-                        r = catalog_job_delete(catalog, rows[i].id, err);
+                if (image && !merge_job_is(&jobs.items[i], JOB_DONE) &&
+                        (is_in(gone, image) || is_in(kept, image)))
+                        r = catalog_job_delete(catalog, jobs.items[i].row.id, err);
         }
-        job_rows_free(rows, n);
         return r;
 }
 
-int release_images(struct vm *vm, struct release *release, const char *merge, struct error *err)
+int release_images(struct vm *vm, struct release *release, struct error *err)
 {
         json_auto_t *gone = json_array();
         json_t *path;
@@ -338,8 +357,8 @@ int release_images(struct vm *vm, struct release *release, const char *merge, st
 
         json_array_foreach(release->candidates, i, path)
         {
-                if (r == 0 && merge)
-                        r = hide_if_waiting(vm, json_string_value(path), merge, release, err);
+                if (r == 0 && release->merge)
+                        r = hide_if_waiting(vm, json_string_value(path), release, err);
         }
         if (r == 0)
                 r = drop_jobs(vm, gone, release->kept, err);

@@ -254,6 +254,7 @@ static int apply_begin(
 {
         int r = release_init(&applying->release, err);
 
+        applying->release.merge = "live";
         applying->params = params;
         applying->dry = param_bool(params, "dry-run");
         applying->force = param_bool(params, "force");
@@ -593,7 +594,7 @@ static int apply_rows(struct applying *applying, struct error *err)
                 r = give_up(applying, err);
         if (r == 0)
                 r = set_vm(applying, err);
-        return r == 0 ? release_images(applying->vm, &applying->release, "live", err) : r;
+        return r == 0 ? release_images(applying->vm, &applying->release, err) : r;
 }
 
 static int apply_commit(struct applying *applying, struct error *err)

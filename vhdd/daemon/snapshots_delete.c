@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* snapshots_delete.c - delete and prune: the rows go in one transaction, the files after it. An image
- * that others stand on is hidden, and its merge noted as a job. */
+ * that others stand on is hidden, and its merge noted as a job (merges.h). */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/release.h"
@@ -20,7 +21,7 @@ struct deleting {
         struct snapshot_row *all;
         size_t n_all;
         json_t *ids, *names, *kept; /* snapshots */
-        const char *merge;
+        json_t *questions, *plan;   /* of a dry run: the merges that would follow */
         bool dry;
         struct operation *operation;
         struct release release;
@@ -33,6 +34,8 @@ static void deleting_done(struct deleting *deleting)
         json_decref(deleting->ids);
         json_decref(deleting->names);
         json_decref(deleting->kept);
+        json_decref(deleting->questions);
+        json_decref(deleting->plan);
         snapshot_rows_free(deleting->all, deleting->n_all);
         vm_row_done(&deleting->row);
         vm_release(deleting->vm);
@@ -44,9 +47,10 @@ static int begin(
         int r = release_init(&deleting->release, err);
 
         deleting->dry = param_bool(params, "dry-run");
-        deleting->merge = param_text(params, "merge");
-        if (!deleting->merge)
-                deleting->merge = "live";
+        deleting->release.merge = param_text(params, "merge");
+        if (!deleting->release.merge)
+                deleting->release.merge = "live";
+        deleting->release.push = param_bool(params, "push");
         deleting->ids = json_array();
         deleting->names = json_array();
         deleting->kept = json_array();
@@ -119,7 +123,7 @@ static int delete_rows(struct deleting *deleting, struct error *err)
                 deleting->vm, &deleting->row, deleting->ids, &deleting->release, err);
 
         if (r == 0)
-                r = release_images(deleting->vm, &deleting->release, deleting->merge, err);
+                r = release_images(deleting->vm, &deleting->release, err);
         json_array_foreach(deleting->release.files, i, path)
         {
                 if (r == 0 && !deleting->dry)
@@ -158,9 +162,13 @@ static int run(struct deleting *deleting, struct error *err)
         if (r < 0)
                 return r;
         r = delete_rows(deleting, err);
+        if (r == 0 && deleting->dry)
+                r = merges_preview(deleting->vm, &deleting->questions, err);
         if (r < 0 || deleting->dry) {
                 catalog_rollback(catalog);
-                return r;
+                return r < 0 ? r
+                             : merges_preview_ask(
+                                       deleting->vm, deleting->questions, &deleting->plan, err);
         }
         r = operation_commit(deleting->operation, err);
         if (r < 0) {
@@ -184,6 +192,8 @@ static int answer(struct deleting *deleting, json_t **ret, struct error *err)
                 deleting->names, "kept", deleting->kept, "freed", deleting->release.files,
                 "waiting", deleting->release.waiting, "jobs", deleting->release.jobs, "kept-files",
                 deleting->release.kept);
+        if (*ret && deleting->plan)
+                json_object_set(*ret, "merges", deleting->plan);
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }
 

@@ -23,6 +23,7 @@
 #include "vhdd/daemon/disks.h"
 #include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/memory_file.h"
+#include "vhdd/daemon/merge_job.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
@@ -290,6 +291,7 @@ static const json_t *find_planned(const json_t *data, const char *disk)
 static int seal_row(struct catalog *catalog, const char *path, struct error *err)
 {
         _cleanup_(image_row_done) struct image_row row = {0};
+        bool merging = false;
         struct stat st;
         int r = catalog_image_find(catalog, path, &row, err);
 
@@ -297,6 +299,9 @@ static int seal_row(struct catalog *catalog, const char *path, struct error *err
                 return r;
         if (stat(path, &st) < 0)
                 return fail_os(err, errno, "cannot look at '%s'", path);
+        r = merge_jobs_have_begun(catalog, path, &merging, err);
+        if (r < 0 || merging)
+                return r; /* it changes still: what it is to become is the merge's to say */
         row.sealed_size = (uint64_t)st.st_size;
         row.sealed_mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
         return catalog_image_update(catalog, &row, err);

@@ -10,6 +10,7 @@
 #include "vhdd/daemon/agents.h"
 #include "vhdd/daemon/discarded.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/metrics.h"
 #include "vhdd/daemon/recover.h"
 #include "vhdd/daemon/sidecar.h"
@@ -64,6 +65,7 @@ static struct vm *vm_new(struct vms *vms, const char *id)
         vm->broker = vms->broker;
         snprintf(vm->id, sizeof(vm->id), "%s", id);
         vm->refs = 1;
+        vm->has_merges = true; /* until somebody has looked */
         pthread_mutex_init(&vm->lock, NULL);
         pthread_rwlock_init(&vm->link_lock, NULL);
         pthread_cond_init(&vm->changed, NULL);
@@ -75,6 +77,8 @@ static void vm_free(struct vm *vm)
         worker_forget(vm);
         free(vm->chains);
         free(vm->trouble);
+        merges_forget(vm, NULL);
+        json_decref(vm->merge_paths);
         json_decref(vm->rolling);
         operation_abandon(vm->rolling_operation);
         link_free(vm->link);
@@ -309,9 +313,16 @@ static void set_state(struct vm *vm, bool up, const char *why)
         pthread_mutex_unlock(&vm->vms->lock);
 }
 
+void vm_may_merge(struct vm *vm)
+{
+        if (vm->has_merges)
+                merges_kick(vm);
+}
+
 void vm_set_up(struct vm *vm)
 {
         set_state(vm, true, NULL);
+        vm_may_merge(vm);
 }
 
 static void revive(void *opaque)
@@ -437,10 +448,16 @@ void vm_worker_event(struct vm *vm, const json_t *event)
                 broker_log(vm->broker, BROKER_LOG_INFO, vm->id, "%s", text ? text : "");
                 return;
         }
+        if (strcmp(kind, "merge") == 0) {
+                merges_event(vm, event);
+                return;
+        }
         copy = json_deep_copy(event);
         vm_publish(vm, kind, copy);
-        if (strcmp(kind, "client") != 0 || !what || strcmp(what, "gone") != 0 || !name ||
-                !strchr(name, '@'))
+        if (strcmp(kind, "client") != 0 || !what || strcmp(what, "gone") != 0 || !name)
+                return;
+        vm_may_merge(vm); /* it may be off now */
+        if (!strchr(name, '@'))
                 return;
         pthread_mutex_lock(&vm->vms->lock);
         mine = !vm->tidying && !vm->vms->stopping;
@@ -682,6 +699,7 @@ void vm_changed(struct vm *vm, const char *event, json_t *details)
         if (sidecar_write(vm->broker->catalog, host_fs(), vm->id, &err) < 0)
                 broker_log_error(vm->broker, vm->id, &err);
         vm_publish(vm, event, details);
+        vm_may_merge(vm);
 }
 
 int vm_try_again(method_fn run, struct broker *broker, const struct caller *caller,

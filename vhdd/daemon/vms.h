@@ -16,6 +16,7 @@
 
 #include <jansson.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "base/cleanup.h"
@@ -26,6 +27,7 @@
 #include "vhdd/daemon/link.h"
 
 struct agent;
+struct merging;
 struct operation;
 
 /* An open chain of a worker: a live disk's is called by the disk's id, a snapshot's by
@@ -54,7 +56,9 @@ struct vm {
         bool removed;
         json_t *rolling; /* a snapshot that was switched and is not committed: its operation's data */
         struct operation *rolling_operation;
-        uint64_t stall_us; /* of the last snapshot */
+        bool forgotten_noted; /* hidden images without a job were looked for */
+        json_t *merge_paths;  /* of runs that were begun (merges.h) */
+        uint64_t stall_us;    /* of the last snapshot */
         bool has_stall;
 
         /* Written with lock and link_lock (for writing) held; read with either. */
@@ -65,11 +69,16 @@ struct vm {
         bool up;       /* the worker has every chain and export that the catalog says */
         char *trouble; /* why it is not, or NULL */
 
+        _Atomic bool has_merges; /* there are jobs that are not done, as far as we know */
+
         /* guarded by vms->lock */
         unsigned refs;
-        bool reviving;          /* a thread is on its way to bring the worker up */
-        bool tidying;           /* a thread is on its way to close what nobody reads */
-        pthread_cond_t changed; /* up, or trouble, or an agent */
+        bool reviving;            /* a thread is on its way to bring the worker up */
+        bool tidying;             /* a thread is on its way to close what nobody reads */
+        bool merger;              /* one looks after the merges, */
+        bool merge_again;         /*      and has to look once more */
+        struct merging *mergings; /* what the worker tells of them; changed with lock held, too */
+        pthread_cond_t changed;   /* up, or trouble, or an agent */
         struct agent *agent;
 };
 
@@ -126,6 +135,9 @@ void vm_changed(struct vm *vm, const char *event, json_t *details);
 
 /* The second half of that: what has changed is nothing that lasts. Any thread, without the lock. */
 void vm_publish(struct vm *vm, const char *event, json_t *details);
+
+/* Whatever its merges wait for may have come. Any thread, without the lock or with it. */
+void vm_may_merge(struct vm *vm);
 
 /* Runs a method that undoes itself when the worker dies in its middle (-EHOSTDOWN): then once more,
  * and with luck the client never knows. */

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "chain/chain.h"
+#include "vhdd/daemon/merge_job.h"
+#include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/recover.h"
 
@@ -224,7 +226,7 @@ static int grant_chain(
         for (size_t i = 0; r == 0 && i < images->n; i++) {
                 const struct image_row *row = &images->rows[i];
                 bool write = (i == 0 && writable) || is_unsettled(vm, row->path) ||
-                        is_live_leaf(vm, row->path);
+                        is_live_leaf(vm, row->path) || merges_write(vm, row->path);
 
                 r = grant_image(vm, row, write ? LINK_READ | LINK_WRITE : LINK_READ, err);
         }
@@ -233,7 +235,8 @@ static int grant_chain(
 
 int worker_grant_parent(struct vm *vm, const struct image_row *row, struct error *err)
 {
-        bool write = is_unsettled(vm, row->path) || is_live_leaf(vm, row->path);
+        bool write = is_unsettled(vm, row->path) || is_live_leaf(vm, row->path) ||
+                merges_write(vm, row->path);
 
         if (!vm->link)
                 return fail(err, EHOSTDOWN, "the vm's worker does not run");
@@ -355,6 +358,7 @@ int worker_chain_close(struct vm *vm, const char *name, struct error *err)
                         vm, "chain.close", json_pack("{s:s}", "chain", name), OPEN_MS, NULL, err);
         if (r < 0 && r != -EHOSTDOWN)
                 return r;
+        merges_forget(vm, name);
         copy = *chain;
         pthread_rwlock_wrlock(&vm->link_lock);
         *chain = vm->chains[--vm->n_chains];
@@ -386,6 +390,27 @@ int worker_chain_pushed(struct vm *vm, const char *name, const char *path, struc
         chain->n_paths++;
         pthread_rwlock_unlock(&vm->link_lock);
         return 0;
+}
+
+static void drop_layers(struct vm_chain *chain, const json_t *gone)
+{
+        size_t n = 0;
+
+        for (size_t i = 0; i < chain->n_paths; i++)
+                if (json_has_text(gone, chain->paths[i]))
+                        free(chain->paths[i]);
+                else
+                        chain->paths[n++] = chain->paths[i];
+        chain->n_paths = n;
+}
+
+void worker_chain_merged(struct vm *vm, const char *name, const json_t *gone)
+{
+        pthread_rwlock_wrlock(&vm->link_lock);
+        for (size_t i = 0; i < vm->n_chains; i++)
+                if (!name || strcmp(vm->chains[i].name, name) == 0)
+                        drop_layers(&vm->chains[i], gone);
+        pthread_rwlock_unlock(&vm->link_lock);
 }
 
 /* ---- exports ---- */
@@ -694,6 +719,7 @@ static void drop_unknown(struct vm *vm, const json_t *hello)
                 if (!name || find_any(vm, name))
                         continue;
                 remove_exports_of(vm, hello, name);
+                merges_forget(vm, name);
                 if (worker_call(vm, "chain.close", json_pack("{s:s}", "chain", name), OPEN_MS, NULL,
                             &err) < 0)
                         broker_log_error(vm->broker, vm->id, &err);
@@ -714,6 +740,7 @@ static int bring_disk(
                 return adopt_chain(vm, said, disk->id, &images, !disk->read_only, err);
         if (said) {
                 remove_exports_of(vm, hello, disk->id);
+                merges_forget(vm, disk->id);
                 r = worker_call(vm, "chain.close", json_pack("{s:s}", "chain", disk->id), OPEN_MS,
                         NULL, err);
                 if (r < 0)
@@ -776,6 +803,29 @@ static int adopt_snapshots(
         return r;
 }
 
+/* Those that an adopted worker has open for merges that go on. */
+static int adopt_merges(struct vm *vm, const json_t *hello, struct error *err)
+{
+        json_t *said;
+        size_t i;
+        int r = 0;
+
+        json_array_foreach(json_object_get(hello, "chains"), i, said)
+        {
+                const char *name = json_string_value(json_object_get(said, "chain"));
+                const char *leaf =
+                        json_string_value(json_array_get(json_object_get(said, "paths"), 0));
+                _cleanup_(image_chain_done) struct image_chain images = {0};
+
+                if (r < 0 || !name || !leaf || !merges_own_chain(vm, name) ||
+                        image_chain_get(vm->broker->catalog, leaf, &images, NULL) < 0)
+                        continue;
+                if (has_these_paths(said, &images))
+                        r = adopt_chain(vm, said, name, &images, true, err);
+        }
+        return r;
+}
+
 static int bring_disks(struct vm *vm, const json_t *hello, const struct vm_row *row,
         const struct disk_row *disks, size_t n_disks, struct error *err)
 {
@@ -800,6 +850,8 @@ static int bring_disks(struct vm *vm, const json_t *hello, const struct vm_row *
                 }
         }
         r = adopt_snapshots(vm, hello, row, err);
+        if (r == 0)
+                r = adopt_merges(vm, hello, err);
         if (r == 0)
                 drop_unknown(vm, hello);
         return r;
@@ -890,6 +942,8 @@ static int bring_up(struct vm *vm, const struct vm_row *row, struct error *err)
                 r = start(vm, &hello, err);
         if (r == 0)
                 r = recover_before(vm, hello, err);
+        if (r == 0)
+                r = merges_adopt(vm, hello, err);
         disk_rows_free(disks, n);
         disks = NULL;
         n = 0;

@@ -40,6 +40,9 @@ struct vm_chain *worker_chain_find(struct vm *vm, const char *name);
 /* A snapshot put @path on top. */
 int worker_chain_pushed(struct vm *vm, const char *name, const char *path, struct error *err);
 
+/* A merge took the images @gone out of the chain, or, with NULL, out of all. */
+void worker_chain_merged(struct vm *vm, const char *name, const json_t *gone);
+
 /* A live disk's two exports: VM/DISK and VM/DISK@now. Adding again renews what they say. */
 int worker_disk_serve(
         struct vm *vm, const struct vm_row *row, const struct disk_row *disk, struct error *err);

@@ -102,6 +102,7 @@ static int open_chain(struct worker *worker, const struct paths *paths, const js
 {
         struct chain_options options = {
                 .fs = proxy_fs_get(worker->fs),
+                .family = worker->family,
                 .writable = writable,
                 .direct = param_bool(params, "direct"),
                 .format = param_text_or(params, "format", NULL),
@@ -169,6 +170,7 @@ static int end_chain(struct worker *worker, struct worker_chain *chain, struct e
         int r;
 
         release_flushes(chain);
+        merges_stop(worker, chain);
         r = chain_close(chain->chain, err);
         drop_chain(worker, chain);
         return r;

@@ -295,13 +295,9 @@ void on_client_event(void *opaque, enum nbd_event event, const struct nbd_client
                 [NBD_EVENT_GONE] = "gone",
         };
         struct worker *worker = opaque;
-        _cleanup_(rpc_unrefp) struct rpc *rpc = NULL;
+        _cleanup_(rpc_unrefp) struct rpc *rpc = worker_broker(worker);
         json_t *json;
 
-        pthread_mutex_lock(&worker->lock);
-        if (worker->rpc)
-                rpc = rpc_ref(worker->rpc);
-        pthread_mutex_unlock(&worker->lock);
         if (!rpc)
                 return;
         json = client_to_json(client);

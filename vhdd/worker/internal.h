@@ -18,6 +18,7 @@
 #include "nbd/server/server.h"
 #include "vhdd/ipc/rpc.h"
 #include "vhdd/worker/fs.h"
+#include "vhdd/worker/latency.h"
 
 /* A chain that is open, under the name that the broker gave it. */
 struct worker_chain {
@@ -25,7 +26,8 @@ struct worker_chain {
         char *name;
         struct chain *chain;
         bool writable;
-        bool uncommitted; /* between a snapshot's switch and its commit */
+        bool uncommitted;       /* between a snapshot's switch and its commit */
+        struct latency latency; /* as the last merge left it */
 };
 
 struct worker_export {
@@ -34,6 +36,8 @@ struct worker_export {
         struct worker_chain *chain;
         bool read_only;
 };
+
+struct worker_merge;
 
 struct job {
         struct job *next;
@@ -49,11 +53,13 @@ struct worker {
         uint8_t vm[16];
         struct proxy_fs *fs;
         struct nbd_server *server;
+        struct chain_family *family; /* every chain is of it: a merge is right in all of them */
         unsigned parent_uid; /* who may be our broker, beside root */
 
         /* owner: the thread that runs the verbs */
         struct worker_chain *chains;
         struct worker_export *exports;
+        struct worker_merge *merges;
         bool used; /* a chain was opened in this life */
         struct switch_region *switch_region;
         char switched[37]; /* the snapshot that is switched and not committed, or "" */
@@ -91,6 +97,15 @@ int verb_snapshot_commit(
 int verb_snapshot_switched(
         struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 
+int verb_merge_plan(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+int verb_merge_begin(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+int verb_merge_pause(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+int verb_merge_resume(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+int verb_merge_limit(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+int verb_merge_status(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+int verb_merge_finish(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+int verb_merge_free(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+
 int verb_export_add(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 int verb_export_remove(
         struct worker *worker, const json_t *params, json_t **ret, struct error *err);
@@ -122,6 +137,12 @@ json_t *exports_to_json(const struct worker *worker);
 bool chain_is_exported(const struct worker *worker, const struct worker_chain *chain);
 void on_client_event(void *opaque, enum nbd_event event, const struct nbd_client_info *client);
 
+/* --- merges.c --- */
+
+json_t *merges_to_json(const struct worker *worker);
+/* Those of the chain, or all of them (NULL), stop and are gone: before it is closed. */
+void merges_stop(struct worker *worker, const struct worker_chain *chain);
+
 /* --- params --- */
 
 /* NULL and err filled, if there is no such text. */
@@ -130,6 +151,8 @@ const char *param_text_or(const json_t *params, const char *key, const char *oth
 bool param_bool(const json_t *params, const char *key);
 uint64_t param_number(const json_t *params, const char *key, uint64_t otherwise);
 
+/* The broker, for an event (a new reference); NULL: there is none. Any thread. */
+struct rpc *worker_broker(struct worker *worker);
 /* For the log: to the broker, else to stderr. @level: enum broker_log_level's number. */
 enum { LOG_ERROR, LOG_WARNING, LOG_INFO, LOG_DEBUG };
 void worker_log(struct worker *worker, int level, const char *sentence);

@@ -51,14 +51,16 @@ uint64_t param_number(const json_t *params, const char *key, uint64_t otherwise)
 
 /* --- the log --- */
 
+struct rpc *worker_broker(struct worker *worker)
+{
+        MUTEX_GUARD(&worker->lock);
+        return worker->rpc ? rpc_ref(worker->rpc) : NULL;
+}
+
 void worker_log(struct worker *worker, int level, const char *sentence)
 {
-        _cleanup_(rpc_unrefp) struct rpc *rpc = NULL;
+        _cleanup_(rpc_unrefp) struct rpc *rpc = worker_broker(worker);
 
-        pthread_mutex_lock(&worker->lock);
-        if (worker->rpc)
-                rpc = rpc_ref(worker->rpc);
-        pthread_mutex_unlock(&worker->lock);
         if (rpc)
                 rpc_send_event(
                         rpc, "log", json_pack("{s:i, s:s}", "level", level, "message", sentence));
@@ -90,9 +92,10 @@ int verb_hello(struct worker *worker, const json_t *params, json_t **ret, struct
                         (unsigned long long)protocol, WORKER_PROTOCOL);
         if (strcmp(param_text_or(params, "vm", ""), worker->vm_text) != 0)
                 return fail(err, EINVAL, "this is the worker of vm %s", worker->vm_text);
-        *ret = json_pack("{s:b, s:i, s:o, s:o, s:o}", "fresh", !worker->used, "pid", (int)getpid(),
-                "chains", chains_to_json(worker), "exports", exports_to_json(worker), "switched",
-                worker->switched[0] ? json_string(worker->switched) : json_null());
+        *ret = json_pack("{s:b, s:i, s:o, s:o, s:o, s:o}", "fresh", !worker->used, "pid",
+                (int)getpid(), "chains", chains_to_json(worker), "exports", exports_to_json(worker),
+                "switched", worker->switched[0] ? json_string(worker->switched) : json_null(),
+                "merges", merges_to_json(worker));
         return 0;
 }
 
@@ -104,6 +107,7 @@ int verb_quit(struct worker *worker, const json_t *params, json_t **ret, struct 
 
         for (struct worker_chain *chain = worker->chains; chain; chain = chain->next)
                 release_flushes(chain);
+        merges_stop(worker, NULL);
         r = nbd_server_stop(
                 worker->server, (unsigned)param_number(params, "timeout-ms", QUIT_MS), err);
         while (worker->exports) {
@@ -137,6 +141,14 @@ static const struct {
         {"snapshot.flush", verb_snapshot_flush},
         {"snapshot.commit", verb_snapshot_commit},
         {"snapshot.switched", verb_snapshot_switched},
+        {"merge.plan", verb_merge_plan},
+        {"merge.begin", verb_merge_begin},
+        {"merge.pause", verb_merge_pause},
+        {"merge.resume", verb_merge_resume},
+        {"merge.limit", verb_merge_limit},
+        {"merge.status", verb_merge_status},
+        {"merge.finish", verb_merge_finish},
+        {"merge.free", verb_merge_free},
         {"export.add", verb_export_add},
         {"export.remove", verb_export_remove},
         {"export.hide", verb_export_hide},
@@ -420,6 +432,9 @@ static int start(
 
         worker->parent_uid = getuid();
         r = proxy_fs_new(&worker->fs, err);
+        worker->family = chain_family_new();
+        if (r == 0 && !worker->family)
+                r = fail(err, ENOMEM, "no memory for a family of chains");
         if (r == 0)
                 r = sandbox_enter(sandbox, err);
         if (r == 0)

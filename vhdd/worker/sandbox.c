@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/ioprio.h>
 #include <linux/landlock.h>
 #include <sched.h>
 #include <seccomp.h>
@@ -298,8 +299,8 @@ static int add_conditional(scmp_filter_ctx filter)
         static const unsigned fcntls[] = {F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_DUPFD,
                 F_DUPFD_CLOEXEC, F_OFD_SETLK, F_OFD_SETLKW, F_OFD_GETLK, F_ADD_SEALS, F_GET_SEALS};
         static const unsigned ioctls[] = {/* FIONREAD, SIOCOUTQ, BLKGETSIZE64, BLKGETDISKSEQ,
-                                           * BLKDISCARD, BLKZEROOUT, BLKSSZGET */
-                0x541b, 0x5411, 0x80081272, 0x80081280, 0x1277, 0x127f, 0x1268};
+                                           * BLKDISCARD, BLKZEROOUT, BLKSSZGET, FICLONERANGE */
+                0x541b, 0x5411, 0x80081272, 0x80081280, 0x1277, 0x127f, 0x1268, 0x4020940d};
         const scmp_datum_t empty_path = AT_EMPTY_PATH;
         /* Threads, never processes: what glibc's pthread_create asks for, and nothing else. */
         const scmp_datum_t thread = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND |
@@ -339,6 +340,13 @@ static int add_conditional(scmp_filter_ctx filter)
         if (r == 0)
                 r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1,
                         SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME, 0));
+        /* A thread of ours may become less important than the others. */
+        if (r == 0)
+                r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioprio_set), 2,
+                        SCMP_A0(SCMP_CMP_EQ, IOPRIO_WHO_PROCESS, 0), SCMP_A1(SCMP_CMP_EQ, 0, 0));
+        if (r == 0)
+                r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(setpriority), 2,
+                        SCMP_A0(SCMP_CMP_EQ, PRIO_PROCESS, 0), SCMP_A1(SCMP_CMP_EQ, 0, 0));
         if (r == 0) /* abort() */
                 r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(tgkill), 1,
                         SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0));

@@ -12,7 +12,7 @@
  *
  *  hello {protocol, vm}                       {fresh, pid, chains: [{chain, paths, writable, size,
  *                                             frozen}], exports: [{name, chain, read-only, clients}],
- *                                             switched: SNAPSHOT|null}
+ *                                             switched: SNAPSHOT|null, merges: as merge.status}
  *  files {offset}                             {paths, next: offset|null} and the descriptors: what is
  *                                             open, so that its locks have a holder again
  *  chain.open {chain, paths, format?,         {size, block-size, writable, layers: [{path, uuid,
@@ -32,6 +32,20 @@
  *  snapshot.switched {beside?}                {snapshot: id|null, disks: [{disk, frozen: {device,
  *                                             inode}, leaf: {device, inode}}]}    the record's word
  *                                             (without BESIDE: if a writable chain was opened)
+ *  merge.plan {chain, hidden: [path],         {direction, images: [path], destination, bytes,
+ *      shared?, direction?}                   bytes-other-way|null, keeps-sources}    the hidden images (lowest
+ *                                             first) are to go with the one above them: down, into the lowest,
+ *                                             or up; SHARED: others stand on them, too. images: who goes
+ *  merge.begin {job, chain, images,           {new-id|null, bytes-total, layers}    as merge.plan said; from here
+ *      direction, shared?, new-id?, force?,   on a thread of its own. -EEXIST: it has that job already
+ *      rate?, paused?}
+ *  merge.pause, merge.resume {job}            {}     resume also tries again after a failure
+ *  merge.limit {job, rate}                    {}     bytes a second, 0: none
+ *  merge.status {}                            {merges: [{job, chain, state: running|paused|failed|done|
+ *                                             finished, bytes-done, bytes-total, speed, error|null, code}]}
+ *  merge.finish {job, children: [path]}       {layers}    after it was done. -EBUSY, -ENOSPC: it can be
+ *                                             asked again; after another failure begin anew
+ *  merge.free {job}                           {}     it stops, and is forgotten; also a finished one
  *  export.add {name, chain, read-only,        {}
  *      description?, changed?: [{name, layer}]}
  *  export.remove {name, force, timeout-ms}    {}     -EBUSY: without force, and somebody has it
@@ -48,10 +62,14 @@
  *                                             nbd/server/server.h says what they are
  *  quit {timeout-ms}                          {}, then it drains, flushes, closes, and ends with 0
  *
- * Events: {"event": "client", "what": "connected"|"served"|"gone", ...}, "log" {level, message}.
+ * Events: {"event": "client", "what": "connected"|"served"|"gone", ...}, "log" {level, message},
+ * "merge" {what: progress|running|paused|failed|done, and what merge.status says of it}.
+ *
+ * A chain's merge stops when the chain is closed, and is gone; begin goes on where it was.
  *
  * Threads    main takes brokers; a reader hands on what they ask and answers `client` and `clients`
- *            itself; one thread does the rest, in order. A request that a superseded broker began is
+ *            itself; one thread does the rest, in order; each merge
+ *            has its own, but begins and ends on that one. A request that a superseded broker began is
  *            undone or finished before the next broker's hello is answered.
  */
 #pragma once

@@ -1,0 +1,558 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""merge - what deleted snapshots leave is merged, and the disk reads as it did at every moment.
+
+    merge.py [--long] [--only CASE] [--seed N]
+
+Each case makes chains, deletes snapshots of them, live (under a client that writes, and reads back what
+it wrote), deferred, or pushed; pauses, limits, cancels, and kills the worker or the broker in the middle.
+It demands that running disks and remaining snapshots read as the model says, that the merge ends, that
+files which went are gone, that `vhdctl check' finds nothing wrong with those that stay, that 7zz reads
+the same out of them, and that after the last snapshot one file is left, under its first name."""
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import daemonlib  # noqa: E402
+from daemonlib import demand, nbd  # noqa: E402
+
+MIB = 1 << 20
+END_S = 90
+PIECE = 64 << 10
+
+
+class Guest:
+    """A disk, its model, and a client that writes to it from a thread of its own when told to."""
+
+    def __init__(self, daemon, vm, disk, size, chance):
+        self.daemon, self.vm, self.disk, self.chance = daemon, vm, disk, chance
+        self.content = bytearray(size)
+        self.snapshots = {}
+        self.problem = self.thread = None
+        self.stop = threading.Event()
+        self.writes = self.cuts = 0
+
+    def export(self):
+        return f"{self.vm}/{self.disk}"
+
+    def write(self, handle, count=1):
+        for _ in range(count):
+            length = self.chance.choice([512, 4096, 4096, PIECE, PIECE, 3 * 512])
+            at = self.chance.randrange((len(self.content) - length) // 512) * 512
+            kind = self.chance.random()
+            data = bytes(length) if kind < 0.15 else self.chance.randbytes(length)
+            if kind < 0.1:
+                handle.zero(length, at, self.chance.choice([0, nbd.CMD_FLAG_NO_HOLE]))
+            else:
+                handle.pwrite(data, at, nbd.CMD_FLAG_FUA if kind > 0.9 else 0)
+            self.content[at:at + length] = data
+            self.writes += 1
+
+    def fill(self, pieces):
+        """Some whole pieces, spread over the disk."""
+        handle = self.daemon.connect(self.export())
+        for _ in range(pieces):
+            at = self.chance.randrange(len(self.content) // PIECE) * PIECE
+            data = self.chance.randbytes(PIECE)
+            handle.pwrite(data, at)
+            self.content[at:at + PIECE] = data
+        handle.flush()
+        daemonlib.leave(handle)
+
+    def take(self, name):
+        self.daemon.ctl("snapshot", "take", self.vm, name)
+        self.snapshots[name] = bytes(self.content)
+
+    # --- a client that goes on
+
+    def start(self, may_be_cut=False):
+        self.stop.clear()
+        self.thread = threading.Thread(target=self._run, args=(may_be_cut,))
+        self.thread.start()
+
+    def _run(self, may_be_cut):
+        try:
+            handle = self.daemon.connect(self.export())
+            while not self.stop.is_set():
+                before = bytes(self.content)
+                try:
+                    self._step(handle)
+                except nbd.Error as e:
+                    if not may_be_cut:
+                        raise
+                    # What was under way is sent again, as QEMU does.
+                    self.content[:] = before
+                    self.cuts += 1
+                    handle = self.daemon.connect(self.export())
+                    self._redo(handle)
+                    del e
+            daemonlib.leave(handle)
+        except Exception as e:  # a thread's failure is the test's
+            self.problem = e
+
+    def _step(self, handle):
+        length = self.chance.choice([512, 4096, PIECE])
+        at = self.chance.randrange((len(self.content) - length) // 512) * 512
+        self.pending = (at, self.chance.randbytes(length))
+        self._redo(handle)
+        at = self.chance.randrange(len(self.content) // PIECE) * PIECE
+        got = handle.pread(PIECE, at)
+        demand(got == self.content[at:at + PIECE], f"{self.export()} reads wrong at {at} under a merge")
+
+    def _redo(self, handle):
+        at, data = self.pending
+        handle.pwrite(data, at)
+        self.content[at:at + len(data)] = data
+        self.writes += 1
+
+    def end(self):
+        self.stop.set()
+        self.thread.join()
+        if self.problem:
+            raise self.problem
+
+    # --- what it must be
+
+    def verify(self):
+        for export, content in [(self.export(), self.content)] + [
+                (f"{self.export()}@{name}", data) for name, data in self.snapshots.items()]:
+            handle = self.daemon.connect(export)
+            got = daemonlib.read_all(handle)
+            daemonlib.leave(handle)
+            if got != content:
+                at = next(i for i in range(0, len(got), 512) if got[i:i + 512] != content[i:i + 512])
+                raise daemonlib.TestFailed(f"{export} differs from the model at sector {at // 512}")
+
+
+class Case:
+    def __init__(self, folder, name, chance, long):
+        self.folder = os.path.join(folder, name)
+        os.makedirs(self.folder)
+        self.chance, self.long = chance, long
+        self.daemon = daemonlib.Daemon(self.folder)
+        self.daemon.start()
+        self.daemon.ctl("vm", "create", "v")
+        self.guests = []
+
+    def guest(self, disk="d", size=64 * MIB):
+        self.daemon.ctl("disk", "attach", "v", self.file(disk), "--name", disk, "--create", str(size))
+        guest = Guest(self.daemon, "v", disk, size, random.Random(self.chance.random()))
+        self.guests.append(guest)
+        return guest
+
+    def file(self, disk):
+        return os.path.join(self.folder, disk + ".vhd")
+
+    def take(self, name):
+        """Of all disks, whose clients are not there or at rest."""
+        self.daemon.ctl("snapshot", "take", "v", name)
+        for guest in self.guests:
+            guest.snapshots[name] = bytes(guest.content)
+
+    def delete(self, name, *options):
+        answer = self.daemon.ctl("snapshot", "delete", "v", name, "--json", *options).json()
+        for guest in self.guests:
+            for gone in answer["deleted"]:
+                guest.snapshots.pop(gone, None)
+        return answer
+
+    def jobs(self):
+        return self.daemon.query("job", "list", "v")
+
+    def open_jobs(self):
+        return [job for job in self.jobs() if job["state"] != "done"]
+
+    def wait(self, what="no job is left", until=None, seconds=END_S):
+        until = until or (lambda: not self.open_jobs())
+        end = time.monotonic() + seconds
+        while not until():
+            demand(time.monotonic() < end,
+                   f"{what}: not after {seconds} s: {self.jobs()}\n{self.daemon.tail()}")
+            for guest in self.guests:
+                if guest.problem:
+                    raise guest.problem
+            time.sleep(0.05)
+
+    def images(self):
+        return sorted(name for name in os.listdir(self.folder) if name.endswith("vhd"))
+
+    def check(self, one_file_each=False):
+        """Everything reads as it must, and so do the files without the daemon."""
+        for guest in self.guests:
+            guest.verify()
+        found = [f for f in self.daemon.query("doctor")["findings"] if f["severity"] != "info"]
+        found = [f for f in found if f["id"] != "low-space"]
+        demand(not found, f"doctor finds {found}")
+        self.daemon.stop()
+        for name in self.images():
+            answer = self.daemon.try_ctl("check", os.path.join(self.folder, name))
+            demand(answer.status == 0, f"{answer}: {answer.out}")
+        if one_file_each:
+            wanted = sorted(os.path.basename(self.file(g.disk)) for g in self.guests)
+            demand(self.images() == wanted, f"the files are {self.images()}, not {wanted}")
+            left = [n for n in os.listdir(self.folder) if ".vhdd-" in n]
+            demand(not left, f"something is left beside the images: {left}")
+            for guest in self.guests:
+                self.check_with_7zz(guest)
+        self.daemon.start()
+        for guest in self.guests:
+            guest.verify()
+
+    def check_with_7zz(self, guest):
+        if not shutil.which("7zz"):
+            return
+        got = subprocess.run(["7zz", "x", "-tVHD", "-so", self.file(guest.disk)],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        demand(got.returncode == 0, f"7zz: {got.stderr.decode(errors='replace')}")
+        demand(hashlib.sha256(got.stdout).digest() == hashlib.sha256(guest.content).digest(),
+               f"7zz reads something else out of '{self.file(guest.disk)}'")
+
+    def over(self):
+        self.daemon.stop()
+
+    def close(self):
+        self.daemon.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def slow(self, job, rate="2M"):
+        answer = self.daemon.try_ctl("job", "limit", str(job), rate)
+        demand(answer.status == 0 or "is done" in answer.err, f"{answer}")
+
+
+# --- the cases
+
+def newest_live(case):
+    """The newest snapshot, under a client that writes: one file again, under the first name."""
+    guest = case.guest()
+    guest.fill(200)
+    guest.take("s")
+    guest.fill(200)
+    guest.start()
+    plan = case.daemon.ctl("snapshot", "delete", "v", "s", "--dry-run", "--json").json()["merges"]
+    demand(len(plan) == 1 and plan[0]["destination"] == case.file("d") and plan[0]["bytes"] > 0,
+           f"the plan is {plan}")
+    before = guest.writes
+    answer = case.delete("s")
+    demand(len(answer["jobs"]) == 1, f"no job: {answer}")
+    case.daemon.ctl("job", "wait", str(answer["jobs"][0]))
+    case.wait("writes go on", lambda: guest.writes > before + 20)
+    guest.end()
+    case.wait()
+    case.check(one_file_each=True)
+
+
+def many_layers(case):
+    """Snapshots from the middle, below and above, several disks, in one pass where they are neighbours."""
+    guests = [case.guest("a"), case.guest("b", 32 * MIB)]
+    for number in range(6):
+        for guest in guests:
+            guest.fill(60)
+        case.take(f"s{number}")
+    for guest in guests:
+        guest.fill(40)
+        guest.start()
+    for name in ("s2", "s3"):
+        case.delete(name)
+    case.wait()
+    case.delete("s5", "--wait")
+    case.delete("s0", "--wait")
+    for guest in guests:
+        guest.end()
+    case.check()
+    case.delete("s1", "--subtree", "--wait")
+    case.wait()
+    case.check(one_file_each=True)
+
+
+def deferred(case):
+    """Deferred waits for the vm to be off, and goes on when it is on again."""
+    guest = case.guest()
+    guest.fill(300)
+    guest.take("s")
+    guest.fill(300)
+    handle = case.daemon.connect("v/d")
+    job = case.delete("s", "--merge", "deferred")["jobs"][0]
+    time.sleep(0.5)
+    state = case.daemon.show("job", str(job))
+    demand(state["state"] == "waiting" and state["reason"] == "the vm is on", f"{state}")
+    case.slow(job)
+    daemonlib.leave(handle)
+    handle = None
+    case.wait("it runs", lambda: case.daemon.show("job", str(job))["state"] == "running")
+    guest.start()
+    time.sleep(0.5)
+    demand(case.daemon.show("job", str(job))["state"] == "running", "it stopped under the guest")
+    case.slow(job, "0")
+    case.wait()
+    guest.end()
+    case.check(one_file_each=True)
+
+
+def branches(case):
+    """An image with several children waits; or is pushed; branches that nobody runs on are merged, too."""
+    guest = case.guest()
+    guest.fill(100)
+    guest.take("root")
+    guest.fill(50)
+    guest.take("left")
+    guest.fill(50)
+    guest.take("left tip")
+    case.daemon.ctl("snapshot", "apply", "v", "root")
+    guest.content = bytearray(guest.snapshots["root"])
+    guest.fill(50)
+    guest.take("right")
+    guest.fill(50)
+    guest.start()
+    case.delete("left", "--wait")  # on the other branch
+    answer = case.delete("root")
+    job = answer["jobs"][0]
+    case.wait("it waits", lambda: case.daemon.show("job", str(job))["stuck"])
+    guest.end()
+    case.check()
+    guest.start()
+    case.delete("left tip", "--wait")  # now one child is left
+    case.wait()
+    case.delete("right", "--wait")
+    guest.end()
+    case.wait()
+    case.check(one_file_each=True)
+
+
+def push(case):
+    guest = case.guest(size=32 * MIB)
+    guest.fill(60)
+    guest.take("root")
+    guest.fill(30)
+    guest.take("left")
+    case.daemon.ctl("snapshot", "apply", "v", "root")
+    guest.content = bytearray(guest.snapshots["root"])
+    guest.fill(30)
+    guest.start()
+    case.delete("root", "--push", "--wait")
+    guest.end()
+    case.wait()
+    case.check()
+    case.delete("left")
+    case.wait()
+    case.check(one_file_each=True)
+
+
+def prune(case):
+    guest = case.guest()
+    for number in range(8):
+        guest.fill(20)
+        guest.take(f"s{number}")
+    guest.fill(20)
+    guest.start()
+    answer = case.daemon.ctl("snapshot", "prune", "v", "--keep-last", "2", "--wait", "--json").json()
+    for name in answer["deleted"]:
+        del guest.snapshots[name]
+    demand(len(answer["deleted"]) == 6, f"{answer}")
+    guest.end()
+    case.wait()
+    demand(len(case.images()) == 3, f"the files are {case.images()}")
+    case.check()
+
+
+def people(case):
+    """Pause, resume, limit, cancel; two at once for one chain."""
+    guest = case.guest()
+    guest.fill(400)
+    guest.take("s")
+    guest.fill(400)
+    guest.start()
+    job = str(case.delete("s", "--merge", "deferred")["jobs"][0])
+    case.slow(job, "1M")
+    guest.end()
+    show = lambda: case.daemon.show("job", job)
+    case.wait("it gets on", lambda: show()["state"] == "running" and show()["done"] > 0)
+    case.daemon.ctl("job", "pause", job)
+    time.sleep(1)
+    done = show()["done"]
+    time.sleep(1)
+    demand(show()["state"] == "paused" and show()["done"] == done, f"it is not paused: {show()}")
+    guest.verify()
+    case.daemon.stop()
+    case.daemon.start()
+    guest.verify()
+    time.sleep(0.5)
+    demand(show()["state"] == "paused", f"paused, but after a restart it is {show()['state']}")
+    case.daemon.ctl("job", "resume", job)
+    case.wait("it runs again", lambda: show()["state"] == "running")
+    case.daemon.ctl("job", "cancel", job)
+    demand(show()["state"] == "cancelled", f"{show()}")
+    demand(case.daemon.try_ctl("job", "wait", job).status == 3, "a cancelled job is no success")
+    guest.take("t")
+    guest.fill(20)
+    other = str(case.delete("t")["jobs"][0])
+    case.wait("it comes after", lambda: case.daemon.show("job", other)["state"] == "waiting")
+    guest.verify()
+    case.daemon.ctl("job", "resume", job)
+    case.slow(job, "0")
+    case.daemon.ctl("job", "wait")
+    case.wait()
+    case.check(one_file_each=True)
+
+
+def deaths(case):
+    """The worker, the broker, or both die again and again: it ends all the same."""
+    guest = case.guest()
+    guest.fill(300)
+    guest.take("one")
+    guest.fill(200)
+    guest.take("two")
+    guest.fill(300)
+    guest.start(may_be_cut=True)
+    case.delete("one")
+    case.delete("two")
+    rounds = 25 if case.long else 8
+    for number in range(rounds):
+        open_jobs = [job for job in case.open_jobs() if job["state"] == "running"]
+        for job in open_jobs:
+            case.slow(job["id"], "8M")
+        time.sleep(case.chance.uniform(0, 0.4))
+        what = case.chance.choice(["worker", "broker", "both"])
+        pid = case.daemon.worker("v")
+        if what != "worker":
+            case.daemon.kill_broker()
+        if what != "broker" and pid:
+            os.kill(pid, signal.SIGKILL)
+        if what != "worker":
+            case.daemon.launch()
+            case.daemon.wait_ready()
+        if number == rounds // 2:
+            guest.end()
+            guest.verify()
+            guest.start(may_be_cut=True)
+    for job in case.open_jobs():
+        case.slow(job["id"], "0")
+    case.wait()
+    guest.end()
+    case.check(one_file_each=True)
+
+
+def deaths_at_the_end(case):
+    """Small merges, so that a death often hits their beginning or their end."""
+    guest = case.guest(size=8 * MIB)
+    for number in range(40 if case.long else 12):
+        guest.fill(3)
+        guest.take("s")
+        guest.fill(3)
+        guest.start(may_be_cut=True)
+        case.delete("s")
+        time.sleep(case.chance.uniform(0, 0.12))
+        what = case.chance.choice(["worker", "broker", "both"])
+        pid = case.daemon.worker("v")
+        if what != "worker":
+            case.daemon.kill_broker()
+        if what != "broker" and pid:
+            os.kill(pid, signal.SIGKILL)
+        if what != "worker":
+            case.daemon.launch()
+            case.daemon.wait_ready()
+        case.wait()
+        guest.end()
+        guest.verify()
+    case.check(one_file_each=True)
+
+
+def readers(case):
+    """A deleted snapshot that is read reads on; what it stands on is merged when its reader has gone."""
+    guest = case.guest()
+    guest.fill(60)
+    guest.take("one")
+    guest.fill(60)
+    guest.take("two")
+    guest.fill(60)
+    one, two = bytes(guest.snapshots["one"]), bytes(guest.snapshots["two"])
+    handle, other = case.daemon.connect("v/d@one"), case.daemon.connect("v/d@two")
+    case.delete("one")
+    time.sleep(0.5)
+    demand(daemonlib.read_all(handle) == one, "the reader of a deleted snapshot reads something else")
+    daemonlib.leave(handle)
+    case.wait("its merge is noted", lambda: case.jobs())
+    case.wait()
+    demand(daemonlib.read_all(other) == two, "a reader reads something else after a merge below it")
+    daemonlib.leave(other)
+    case.check()
+    case.delete("two", "--wait")
+    case.check(one_file_each=True)
+
+
+def beside(case):
+    """Snapshots, applies, undos and deletions in the middle of a merge."""
+    guest = case.guest()
+    for name in ("a", "b", "c"):
+        guest.fill(150)
+        guest.take(name)
+    guest.fill(150)
+    job = case.delete("b")["jobs"][0]
+    case.slow(job, "4M")
+    guest.take("d")
+    guest.fill(50)
+    guest.verify()
+    case.daemon.ctl("snapshot", "apply", "v", "a", "--save-current", "e")
+    guest.snapshots["e"] = bytes(guest.content)
+    guest.content = bytearray(guest.snapshots["a"])
+    guest.fill(50)
+    guest.verify()
+    case.daemon.ctl("snapshot", "apply", "v", "e", "--keep-discarded", "1h")
+    kept = bytes(guest.content)
+    guest.content = bytearray(guest.snapshots["e"])
+    guest.fill(20)
+    guest.verify()
+    case.daemon.ctl("snapshot", "undo", "v")
+    guest.content = bytearray(kept)
+    guest.verify()
+    case.delete("c")
+    case.delete("d")
+    for one in case.open_jobs():
+        case.slow(one["id"], "0")
+    case.wait()
+    case.check()
+    case.delete("a", "--subtree", "--wait")
+    case.wait()
+    case.check(one_file_each=True)
+
+
+CASES = [newest_live, many_layers, deferred, branches, push, prune, people, deaths,
+         deaths_at_the_end, readers, beside]
+
+
+def test(folder, options):
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    for one in CASES:
+        if options.only and one.__name__ != options.only:
+            continue
+        begun = time.monotonic()
+        case = Case(folder, one.__name__, random.Random(f"{seed} {one.__name__}"), options.long)
+        try:
+            one(case)
+            case.over()
+        except daemonlib.TestFailed as e:
+            raise daemonlib.TestFailed(f"{one.__name__} (seed {seed}): {e}") from None
+        finally:
+            if not os.environ.get("VHDD_KEEP"):
+                case.close()
+            else:
+                case.daemon.end()
+        print(f"{one.__name__}: {time.monotonic() - begun:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--long", action="store_true", default=bool(os.environ.get("VHDD_LONG")))
+    parser.add_argument("--only", choices=[case.__name__ for case in CASES])
+    parser.add_argument("--seed", type=int)
+    arguments = parser.parse_args()
+    daemonlib.run("merge", lambda folder: test(folder, arguments))

@@ -1,0 +1,775 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One merge, from its plan to its end. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vhdd/daemon/hidden.h"
+#include "vhdd/daemon/images.h"
+#include "vhdd/daemon/merges_commit.h"
+#include "vhdd/daemon/merges_internal.h"
+#include "vhdd/daemon/params.h"
+#include "vhdd/daemon/resolver.h"
+#include "vhdd/daemon/worker_link.h"
+
+#define OWN_CHAIN "merge:" /* of a chain that was opened for a merge; its job's number follows */
+#define BEGIN_MS  (10 * 60000u)
+#define FINISH_MS (10 * 60000u)
+#define STOP_MS   (5 * 60000u)
+
+/* ---- chains ---- */
+
+static void own_chain(const struct merge_job *job, char ret[80])
+{
+        snprintf(ret, 80, OWN_CHAIN "%lld", (long long)job->row.id);
+}
+
+bool merges_own_chain(struct vm *vm, const char *name)
+{
+        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
+        const struct merge_job *job;
+        long long number;
+        int end = 0;
+
+        if (sscanf(name, OWN_CHAIN "%lld%n", &number, &end) != 1 || name[end])
+                return false;
+        if (merge_jobs_load(vm->broker->catalog, vm->id, &jobs, NULL) < 0)
+                return false;
+        job = merge_jobs_find(&jobs, number);
+        return job && merge_job_is_active(job);
+}
+
+static bool is_layer(const struct vm_chain *chain, const char *path)
+{
+        for (size_t i = 0; chain && i < chain->n_paths; i++)
+                if (strcmp(chain->paths[i], path) == 0)
+                        return true;
+        return false;
+}
+
+/* Are the hidden images, and the top over them, neighbours in the chain? */
+static bool chain_fits(const struct vm_chain *chain, const json_t *hidden, const char *top)
+{
+        size_t n = json_array_size(hidden);
+
+        for (size_t i = 0; i + n < chain->n_paths; i++) {
+                size_t same = 0;
+
+                if (strcmp(chain->paths[i], top) != 0)
+                        continue;
+                while (same < n &&
+                        strcmp(chain->paths[i + 1 + same],
+                                json_string_value(json_array_get(hidden, n - 1 - same))) == 0)
+                        same++;
+                return same == n;
+        }
+        return false;
+}
+
+/* A running disk's chain that has them; a snapshot's may be closed at any time. */
+struct vm_chain *merges_live_chain(struct vm *vm, const json_t *hidden, const char *top)
+{
+        for (size_t i = 0; i < vm->n_chains; i++) {
+                struct vm_chain *chain = &vm->chains[i];
+
+                if (!chain->trouble && !strpbrk(chain->name, "@:") &&
+                        chain_fits(chain, hidden, top))
+                        return chain;
+        }
+        return NULL;
+}
+
+/* Nobody else's may have it open when its leaf is opened for writing. */
+static int refuse_open(struct vm *vm, const char *top, struct error *err)
+{
+        worker_snapshots_close(vm, NULL, false);
+        for (size_t i = 0; i < vm->n_chains; i++) {
+                const char *name = vm->chains[i].name;
+
+                if (!is_layer(&vm->chains[i], top))
+                        continue;
+                if (strchr(name, '@'))
+                        return fail(err, EBUSY, "a snapshot that stands on it is being read");
+                return fail(err, EBUSY, "another merge has it open");
+        }
+        return 0;
+}
+
+static int open_own(struct vm *vm, const char *name, const char *top, struct error *err)
+{
+        _cleanup_(image_chain_done) struct image_chain images = {0};
+        int r;
+
+        if (worker_chain_find(vm, name))
+                return 0;
+        r = refuse_open(vm, top, err);
+        if (r == 0)
+                r = image_chain_get(vm->broker->catalog, top, &images, err);
+        return r < 0 ? r : worker_chain_open(vm, name, &images, true, err);
+}
+
+static int have_chain(struct vm *vm, const char *own, const json_t *hidden, const char *top,
+        char ret[80], struct error *err)
+{
+        const struct vm_chain *live = merges_live_chain(vm, hidden, top);
+
+        snprintf(ret, 80, "%s", live ? live->name : own);
+        return live ? 0 : open_own(vm, own, top, err);
+}
+
+/* In the worker the merge stops; the files stay as they are, and can go on. */
+int merges_end_in_worker(struct vm *vm, int64_t job, struct error *err)
+{
+        char own[80];
+        int r = 0;
+
+        if (vm->link && vm->up)
+                r = worker_call(vm, "merge.free", json_pack("{s:I}", "job", (json_int_t)job),
+                        STOP_MS, NULL, err);
+        merging_forget(vm, job, NULL);
+        snprintf(own, sizeof(own), OWN_CHAIN "%lld", (long long)job);
+        if (r == 0 && worker_chain_find(vm, own))
+                r = worker_chain_close(vm, own, err);
+        return r;
+}
+
+/* ---- beginning ---- */
+
+static int grant_run(struct vm *vm, const struct merge_job *job, struct error *err)
+{
+        const json_t *run = merge_job_run(job);
+        json_auto_t *paths = json_array();
+        json_t *item;
+        size_t i;
+        int r = merges_refresh_paths(vm, err);
+
+        merges_add_paths(paths, json_object_get(run, "images"));
+        json_array_append(paths, json_object_get(run, "destination"));
+        json_array_foreach(paths, i, item)
+        {
+                _cleanup_(image_row_done) struct image_row row = {0};
+
+                if (r == 0)
+                        r = catalog_image_find(
+                                vm->broker->catalog, json_string_value(item), &row, err);
+                if (r == 0)
+                        r = link_grant(vm->link, row.path, LINK_READ | LINK_WRITE, row.device,
+                                row.inode, err);
+        }
+        return r;
+}
+
+static json_t *begin_params(const struct merge_job *job, const char *chain)
+{
+        const json_t *run = merge_job_run(job);
+        json_t *params = json_pack("{s:I, s:s, s:O, s:O, s:O, s:b, s:I}", "job",
+                (json_int_t)job->row.id, "chain", chain, "images", json_object_get(run, "images"),
+                "direction", json_object_get(run, "direction"), "shared",
+                json_object_get(run, "shared"), "force", merge_job_flag(job, "force"), "rate",
+                (json_int_t)merge_job_number(job, "rate"));
+
+        if (params && json_is_string(json_object_get(run, "new-id")))
+                json_object_set(params, "new-id", json_object_get(run, "new-id"));
+        return params;
+}
+
+/* No seal holds any more: what a snapshot noted of an image when it froze it. */
+static int unseal(struct vm *vm, const struct merge_job *job, struct error *err)
+{
+        const json_t *run = merge_job_run(job);
+        json_auto_t *paths = json_array();
+        json_t *item;
+        size_t i;
+        int r = 0;
+
+        merges_add_paths(paths, json_object_get(run, "images"));
+        json_array_append(paths, json_object_get(run, "destination"));
+        json_array_foreach(paths, i, item)
+        {
+                _cleanup_(image_row_done) struct image_row row = {0};
+
+                if (r == 0)
+                        r = catalog_image_find(
+                                vm->broker->catalog, json_string_value(item), &row, err);
+                if (r < 0 || row.sealed_mtime_ns == 0)
+                        continue;
+                row.sealed_size = 0;
+                row.sealed_mtime_ns = 0;
+                r = catalog_image_update(vm->broker->catalog, &row, err);
+        }
+        return r;
+}
+
+/* M1. */
+static int put_begun(struct vm *vm, struct merge_job *job, struct error *err)
+{
+        struct catalog *catalog = vm->broker->catalog;
+        int r = catalog_begin(catalog, err);
+
+        if (r < 0)
+                return r;
+        merge_job_set(job, JOB_RUNNING);
+        merge_job_clear_failure(job);
+        json_object_del(job->payload, "leader");
+        r = unseal(vm, job, err);
+        if (r == 0)
+                r = merge_job_save(catalog, job, err);
+        if (r == 0)
+                r = catalog_commit(catalog, err);
+        if (r < 0)
+                catalog_rollback(catalog);
+        else
+                merges_publish(vm, &job->row);
+        return r;
+}
+
+static int put_ids(struct vm *vm, const json_t *layers, struct error *err)
+{
+        struct catalog *catalog = vm->broker->catalog;
+        int r = catalog_begin(catalog, err);
+
+        if (r < 0)
+                return r;
+        r = merges_put_ids(catalog, layers, err);
+        if (r == 0)
+                r = catalog_commit(catalog, err);
+        if (r < 0)
+                catalog_rollback(catalog);
+        return r;
+}
+
+/* What the engine said no to: later again, when somebody frees space, or when somebody says so. */
+static int begin_refused(
+        struct vm *vm, struct merge_job *job, const struct error *why, struct error *err)
+{
+        if (why->code == EHOSTDOWN || why->code == ETIMEDOUT) {
+                if (err)
+                        *err = *why;
+                return -why->code;
+        }
+        if (why->code == EBUSY)
+                return merges_wait_for(vm, job, false, why->message, err);
+        return merges_note_failure(vm, job, why->code, why->message, err);
+}
+
+/* @job has a run. */
+static int begin(struct vm *vm, struct merge_job *job, struct error *err)
+{
+        const json_t *run = merge_job_run(job);
+        const char *top = json_string_value(json_object_get(run, "top"));
+        const json_t *hidden = json_object_get(run, "hidden");
+        struct error why = ERROR_INIT;
+        json_auto_t *answer = NULL, *said = NULL;
+        char own[80], chain[80], reason[HIDDEN_REASON_MAX];
+        int64_t other;
+        int r;
+
+        own_chain(job, own);
+        r = have_chain(vm, own, hidden, top, chain, &why);
+        if (r < 0)
+                return begin_refused(vm, job, &why, err);
+        if (merging_on_chain(vm, chain, &other)) {
+                snprintf(reason, sizeof(reason), "it comes after job %lld", (long long)other);
+                return merges_wait_for(vm, job, false, reason, err);
+        }
+        r = put_begun(vm, job, err);
+        if (r == 0)
+                r = grant_run(vm, job, err);
+        if (r < 0)
+                return r;
+        /* Before: an event may come before the answer does. */
+        said = json_pack("{s:s}", "state", "running");
+        r = merging_remember(vm, job->row.id, chain, said, err);
+        if (r < 0)
+                return r;
+        r = worker_call(vm, "merge.begin", begin_params(job, chain), BEGIN_MS, &answer, &why);
+        if (r < 0) {
+                merging_forget(vm, job->row.id, NULL);
+                if (vm->up && worker_chain_find(vm, own))
+                        worker_chain_close(vm, own, NULL);
+                return begin_refused(vm, job, &why, err);
+        }
+        merging_set_total(vm, job->row.id, (uint64_t)param_int(answer, "bytes-total", 0));
+        r = put_ids(vm, json_object_get(answer, "layers"), err);
+        merges_publish(vm, &job->row);
+        return r;
+}
+
+/* Everything that a run speaks of is there, and its own. */
+static int check_run(
+        struct vm *vm, struct merge_job *job, bool *ret_good, char *reason, struct error *err)
+{
+        const json_t *run = merge_job_run(job);
+        const char *top = json_string_value(json_object_get(run, "top"));
+        const json_t *hidden = json_object_get(run, "hidden");
+        _cleanup_(image_row_done) struct image_row row = {0};
+        json_t *item;
+        size_t i;
+        int r = top ? catalog_image_find(vm->broker->catalog, top, &row, NULL) : -ENOENT;
+
+        reason[0] = '\0';
+        *ret_good = r == 0;
+        json_array_foreach((json_t *)hidden, i, item)
+        {
+                struct image_row one = {0};
+
+                if (r == 0)
+                        r = catalog_image_find(
+                                vm->broker->catalog, json_string_value(item), &one, NULL);
+                image_row_done(&one);
+                *ret_good = *ret_good && r == 0;
+        }
+        if (r == -ENOENT)
+                return 0;
+        if (r < 0)
+                return fail_os(err, -r, "cannot look for the images of a merge");
+        if (strcmp(row.state, IMAGE_DETACHED) == 0)
+                snprintf(reason, HIDDEN_REASON_MAX, "the disk that stands on it was detached");
+        else
+                r = hidden_users(vm->broker->catalog, vm->id,
+                        json_string_value(json_array_get(hidden, 0)), reason, err);
+        return r;
+}
+
+/* On with what was begun. */
+static int begin_again(struct vm *vm, struct merge_job *job, struct error *err)
+{
+        char reason[HIDDEN_REASON_MAX];
+        bool good;
+        int r = check_run(vm, job, &good, reason, err);
+
+        if (r < 0)
+                return r;
+        if (!good) { /* its images are gone; what is left of it is planned anew */
+                json_object_del(job->payload, "run");
+                return merges_wait_for(vm, job, false, "its images are gone", err);
+        }
+        return reason[0] ? merges_wait_for(vm, job, true, reason, err) : begin(vm, job, err);
+}
+
+/* ---- planning ---- */
+
+static json_t *plan_params(const struct hidden_run *run, const char *chain)
+{
+        return json_pack("{s:s, s:O, s:b, s:s}", "chain", chain, "hidden", run->hidden, "shared",
+                run->shared, "direction", run->direction);
+}
+
+static int put_run(struct merge_job *job, const struct hidden_run *found, const json_t *plan,
+        struct error *err)
+{
+        const char *direction = param_text(plan, "direction");
+        char text[UUID_TEXT_SIZE];
+        json_t *run = json_pack("{s:O, s:s, s:O, s:O, s:O, s:b}", "hidden", found->hidden, "top",
+                found->top, "images", json_object_get(plan, "images"), "destination",
+                json_object_get(plan, "destination"), "direction",
+                json_object_get(plan, "direction"), "shared", found->shared);
+        uint8_t id[16];
+
+        if (!run || !direction)
+                return fail(err, EPROTO, "the worker answers a plan that is none");
+        uuid_random(id);
+        if (strcmp(direction, "down") == 0)
+                json_object_set_new(run, "new-id", json_string(uuid_format(id, text)));
+        json_object_set_new(job->payload, "run", run);
+        json_object_set(job->payload, "total", json_object_get(plan, "bytes"));
+        json_object_set_new(job->payload, "done", json_integer(0));
+        return 0;
+}
+
+static int put_followers(struct vm *vm, const struct merge_jobs *jobs,
+        const struct merge_job *leader, const struct hidden_run *run, struct error *err)
+{
+        json_t *item;
+        size_t i;
+        int r = 0;
+
+        json_array_foreach(run->jobs, i, item)
+        {
+                struct merge_job *job = merge_jobs_find(jobs, json_integer_value(item));
+
+                if (r < 0 || !job)
+                        continue;
+                json_object_set_new(job->payload, "leader", json_integer(leader->row.id));
+                merge_job_set_text(job, "reason", NULL);
+                r = merges_save(vm, job, err);
+        }
+        return r;
+}
+
+static int plan(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *job,
+        const struct hidden_run *run, struct error *err)
+{
+        struct error why = ERROR_INIT;
+        json_auto_t *answer = NULL;
+        char own[80], chain[80];
+        int r;
+
+        own_chain(job, own);
+        r = have_chain(vm, own, run->hidden, run->top, chain, &why);
+        if (r == 0)
+                r = worker_call(
+                        vm, "merge.plan", plan_params(run, chain), WORKER_CALL_MS, &answer, &why);
+        if (r < 0)
+                return begin_refused(vm, job, &why, err);
+        r = put_run(job, run, answer, err);
+        if (r == 0)
+                r = put_followers(vm, jobs, job, run, err);
+        return r == 0 ? begin(vm, job, err) : r;
+}
+
+/* Its image is needed again (it was a detached disk's parent and is a disk's own), or gone. */
+static int drop_moot(struct vm *vm, struct merge_job *job, bool *ret_dropped, struct error *err)
+{
+        _cleanup_(image_row_done) struct image_row row = {0};
+        const char *image = merge_job_text(job, "image");
+        int r = image ? catalog_image_find(vm->broker->catalog, image, &row, NULL) : -ENOENT;
+
+        *ret_dropped = false;
+        if (r < 0 && r != -ENOENT)
+                return fail_os(err, -r, "cannot look for '%s' in the catalog", image);
+        if (r == 0 && strcmp(row.state, IMAGE_HIDDEN) == 0)
+                return 0;
+        *ret_dropped = true;
+        broker_log(vm->broker, BROKER_LOG_INFO, vm->id, "job %lld has nothing to merge: '%s' is %s",
+                (long long)job->row.id, image ? image : "", r == 0 ? row.state : "gone");
+        merge_job_set(job, JOB_DONE); /* for those who look at it in this round */
+        return catalog_job_delete(vm->broker->catalog, job->row.id, err);
+}
+
+/* A job that waits: can it begin? */
+static int try_begin(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *job, bool off,
+        struct error *err)
+{
+        _cleanup_(hidden_run_done) struct hidden_run run = {0};
+        int64_t leader = merge_job_number(job, "leader");
+        const struct merge_job *other = leader ? merge_jobs_find(jobs, leader) : NULL;
+        bool dropped;
+        int r;
+
+        if (other && merge_job_run(other) && !merge_job_is(other, JOB_DONE))
+                return 0;
+        json_object_del(job->payload, "leader");
+        if (merge_job_run(job))
+                return begin_again(vm, job, err);
+        r = drop_moot(vm, job, &dropped, err);
+        if (r < 0 || dropped)
+                return r < 0 ? r : 1;
+        r = hidden_run_find(vm->broker->catalog, jobs, job, off, &run, err);
+        if (r < 0)
+                return r;
+        return run.top ? plan(vm, jobs, job, &run, err)
+                       : merges_wait_for(vm, job, run.stuck, run.reason, err);
+}
+
+/* ---- was it finished? ---- */
+
+/* One that nobody asks for any more: its broker died before it said so. */
+void merges_drop_in_worker(struct vm *vm, int64_t job)
+{
+        struct error err = ERROR_INIT;
+
+        merging_forget(vm, job, NULL);
+        if (vm->link &&
+                worker_call(vm, "merge.free", json_pack("{s:I}", "job", (json_int_t)job), STOP_MS,
+                        NULL, &err) < 0)
+                broker_log_error(vm->broker, vm->id, &err);
+}
+
+/* What the files say of a merge that the worker was told to finish, and nobody knows whether it did: who
+ * stands on what goes, stands on what stays afterwards. */
+static int ask_files(struct vm *vm, const struct merge_job *job, bool *ret_finished,
+        json_t **ret_layers, struct error *err)
+{
+        const json_t *run = merge_job_run(job), *images = json_object_get(run, "images");
+        const char *direction = json_string_value(json_object_get(run, "direction"));
+        const char *top = json_string_value(json_object_get(run, "top"));
+        struct image_row *children = NULL;
+        struct resolved_layer *layers = NULL;
+        const char *witness = top;
+        size_t n = 0, n_layers = 0;
+        int r = 0;
+
+        *ret_finished = false;
+        if (direction && strcmp(direction, "down") == 0) {
+                r = catalog_image_children(vm->broker->catalog, top, &children, &n, err);
+                witness = r == 0 && n > 0 ? children[0].path : NULL;
+        }
+        if (r == 0 && witness)
+                r = resolve_chain(vm->broker, witness, "vhd", vm->broker->options.image_roots,
+                        vm->broker->options.n_image_roots, &layers, &n_layers, err);
+        if (r == 0 && witness) {
+                *ret_finished = true;
+                *ret_layers = json_array();
+                for (size_t i = 0; i < n_layers; i++) {
+                        char text[UUID_TEXT_SIZE];
+
+                        if (json_has_text(images, layers[i].path))
+                                *ret_finished = false;
+                        json_array_append_new(*ret_layers,
+                                json_pack("{s:s, s:s}", "path", layers[i].path, "uuid",
+                                        uuid_format(layers[i].uuid, text)));
+                }
+        }
+        resolved_layers_free(layers, n_layers);
+        image_rows_free(children, n);
+        return r;
+}
+
+/* Of one that was told to end: the catalog follows, or it runs again. */
+int merges_settle(struct vm *vm, struct merge_job *job, bool *ret_finished, struct error *err)
+{
+        json_auto_t *layers = NULL;
+        int64_t id = job->row.id;
+        struct merging merging;
+        bool finished = false;
+        int r = 0;
+
+        *ret_finished = false;
+        /* One that failed may have failed after all that counts was done. */
+        if (merges_look(vm, job->row.id, &merging) && strcmp(merging.state, "failed") != 0) {
+                finished = strcmp(merging.state, "finished") == 0;
+        } else {
+                r = ask_files(vm, job, &finished, &layers, err);
+                if (r < 0)
+                        return fail_prefix(
+                                err, r, "job %lld was cut off in its end", (long long)job->row.id);
+        }
+        if (finished) {
+                broker_log(vm->broker, BROKER_LOG_INFO, vm->id,
+                        "job %lld was cut off after its end: the catalog follows",
+                        (long long)job->row.id);
+                r = merges_commit(vm, job, layers, NULL, err);
+                if (r == 0)
+                        merges_drop_in_worker(vm, id);
+                *ret_finished = r == 0;
+                return r;
+        }
+        merge_job_set(job, JOB_RUNNING);
+        return merge_job_save(vm->broker->catalog, job, err);
+}
+
+/* ---- finishing ---- */
+
+/* Whoever stands on what goes is relinked, so they are written to; those of the chain itself, too, but of
+ * these the engine knows. */
+static int find_children(struct vm *vm, const struct merge_job *job, const char *chain,
+        json_t **ret, struct error *err)
+{
+        const json_t *run = merge_job_run(job);
+        const char *direction = json_string_value(json_object_get(run, "direction"));
+        struct image_row *rows = NULL;
+        json_t *list = json_array();
+        size_t n = 0;
+        int r = list ? 0 : fail(err, ENOMEM, "no memory for a list");
+
+        if (r == 0 && direction && strcmp(direction, "down") == 0)
+                r = catalog_image_children(vm->broker->catalog,
+                        json_string_value(json_object_get(run, "top")), &rows, &n, err);
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                if (!is_layer(worker_chain_find(vm, chain), rows[i].path))
+                        json_array_append_new(list, json_string(rows[i].path));
+                r = link_grant(vm->link, rows[i].path, LINK_READ | LINK_WRITE, rows[i].device,
+                        rows[i].inode, err);
+        }
+        image_rows_free(rows, n);
+        if (r < 0) {
+                json_decref(list);
+                return r;
+        }
+        *ret = list;
+        return 0;
+}
+
+/* Chains beside the merge's that have layers which go: what is open for another merge is closed, and its
+ * job begins again; a snapshot's that nobody reads is closed. */
+static int close_others(
+        struct vm *vm, const struct merge_job *job, const char *chain, struct error *err)
+{
+        const json_t *images = json_object_get(merge_job_run(job), "images");
+        int r = 0;
+
+        worker_snapshots_close(vm, NULL, false);
+        for (size_t i = vm->n_chains; r == 0 && i-- > 0;) {
+                long long other;
+                bool has = false;
+
+                if (strcmp(vm->chains[i].name, chain) == 0 ||
+                        sscanf(vm->chains[i].name, OWN_CHAIN "%lld", &other) != 1)
+                        continue;
+                for (size_t k = 0; k < vm->chains[i].n_paths && !has; k++)
+                        has = json_has_text(images, vm->chains[i].paths[k]);
+                if (has)
+                        r = merges_end_in_worker(vm, other, err);
+        }
+        return r;
+}
+
+void merges_forget_file(struct vm *vm, const char *path)
+{
+        if (vm->link && vm->up)
+                worker_image_forget(vm, path);
+}
+
+/* After the worker has done it. Answers 1: other jobs' rows have changed. */
+static int finish_here(struct vm *vm, struct merge_job *job, const char *chain,
+        const json_t *layers, struct error *err)
+{
+        json_auto_t *images = json_deep_copy(json_object_get(merge_job_run(job), "images"));
+        bool shared = json_is_true(json_object_get(merge_job_run(job), "shared"));
+        struct error why = ERROR_INIT;
+        int64_t id = job->row.id;
+        int r;
+
+        worker_chain_merged(vm, shared ? chain : NULL, images);
+        r = merges_commit(vm, job, layers, merges_forget_file, err);
+        if (r < 0) {
+                /* The worker has done it, and will say so (M2). */
+                vm_set_down(vm, err ? err->message : "a merge could not be noted");
+                return r;
+        }
+        if (merges_end_in_worker(vm, id, &why) < 0 || merges_refresh_paths(vm, &why) < 0 ||
+                worker_grants_renew(vm, &why) < 0 || worker_renew_exports(vm, &why) < 0)
+                broker_log_error(vm->broker, vm->id, &why);
+        vm_changed(vm, "merged", json_pack("{s:I, s:O}", "job", (json_int_t)id, "files", images));
+        return 1;
+}
+
+/* Its end failed, perhaps after all that counts was done: the files say so. Then the chain is opened anew,
+ * as they are. */
+static int settle_failed(
+        struct vm *vm, struct merge_job *job, const struct error *why, struct error *err)
+{
+        int64_t id = job->row.id;
+        bool finished = false;
+        int r = merges_end_in_worker(vm, id, err);
+
+        if (r == 0)
+                r = merges_settle(vm, job, &finished, err);
+        if (r < 0)
+                return r;
+        if (finished) {
+                vm_set_down(vm, why->message);
+                return 1;
+        }
+        if (why->code != EHOSTDOWN) /* a broker before us had died */
+                return merges_note_failure(vm, job, why->code, why->message, err);
+        merges_kick(vm);
+        return 0;
+}
+
+static int finish(struct vm *vm, struct merge_job *job, const char *chain, struct error *err)
+{
+        json_auto_t *children = NULL, *answer = NULL;
+        struct error why = ERROR_INIT;
+        int r = close_others(vm, job, chain, err);
+
+        if (r == 0)
+                r = find_children(vm, job, chain, &children, err);
+        if (r == 0) {
+                merge_job_set(job, JOB_FINISHING); /* M2 */
+                r = merge_job_save(vm->broker->catalog, job, err);
+        }
+        if (r < 0)
+                return r;
+        r = worker_call(vm, "merge.finish",
+                json_pack("{s:I, s:O}", "job", (json_int_t)job->row.id, "children", children),
+                FINISH_MS, &answer, &why);
+        if (r == 0)
+                return finish_here(vm, job, chain, json_object_get(answer, "layers"), err);
+        if (r == -EHOSTDOWN || r == -ETIMEDOUT) {
+                *err = why;
+                return r;
+        }
+        if (r != -EBUSY && r != -ENOSPC)
+                return settle_failed(vm, job, &why, err);
+        merge_job_set(job, JOB_RUNNING);
+        if (r == -ENOSPC)
+                return merges_note_failure(vm, job, why.code, why.message, err);
+        merge_job_set_text(job, "reason", why.message); /* later, once more */
+        return merges_save(vm, job, err);
+}
+
+/* ---- step by step ---- */
+
+/* It runs on a chain of its own, and a disk goes on over its top by now: there it must go on. */
+static bool is_on_wrong_chain(struct vm *vm, const struct merge_job *job, const char *chain)
+{
+        const json_t *run = merge_job_run(job);
+        const char *top = json_string_value(json_object_get(run, "top"));
+        const struct vm_chain *live = merges_live_chain(vm, json_object_get(run, "hidden"), top);
+
+        return live && strcmp(live->name, chain) != 0;
+}
+
+static int run_in_worker(struct vm *vm, const struct merge_job *job, const struct merging *merging,
+        struct error *err)
+{
+        json_auto_t *said = json_pack("{s:s, s:I, s:I}", "state", "running", "bytes-done",
+                (json_int_t)merging->done, "bytes-total", (json_int_t)merging->total);
+        /* Before: what the worker tells then is newer. */
+        int r = merging_remember(vm, job->row.id, merging->chain, said, err);
+
+        return r < 0 ? r
+                     : worker_call(vm, "merge.resume",
+                               json_pack("{s:I}", "job", (json_int_t)job->row.id), WORKER_CALL_MS,
+                               NULL, err);
+}
+
+static int follow(struct vm *vm, struct merge_job *job, struct error *err)
+{
+        _cleanup_free_ char *why = NULL;
+        struct merging merging;
+
+        if (!merges_look(vm, job->row.id, &merging))
+                return begin_again(vm, job, err);
+        merges_keep_progress(job, &merging);
+        if (strcmp(merging.state, "failed") == 0) {
+                why = merging_error(vm, job->row.id);
+                if (merging.code == EHOSTDOWN) { /* a broker before us had died: once more */
+                        int r = merges_end_in_worker(vm, job->row.id, err);
+
+                        return r < 0 ? r : begin_again(vm, job, err);
+                }
+                return merges_note_failure(vm, job, merging.code, why ? why : "it failed", err);
+        }
+        if (is_on_wrong_chain(vm, job, merging.chain)) {
+                int r = merges_end_in_worker(vm, job->row.id, err);
+
+                return r < 0 ? r : begin_again(vm, job, err);
+        }
+        if (strcmp(merging.state, "done") == 0)
+                return finish(vm, job, merging.chain, err);
+        if (strcmp(merging.state, "paused") == 0)
+                return run_in_worker(vm, job, &merging, err);
+        return 0;
+}
+
+int merges_resume_in_worker(struct vm *vm, struct merge_job *job, struct error *err)
+{
+        struct merging merging;
+        int r;
+
+        merge_job_clear_failure(job);
+        merge_job_set(job, merge_job_run(job) ? JOB_RUNNING : JOB_WAITING);
+        r = merges_save(vm, job, err);
+        merges_kick(vm);
+        if (r < 0 || !merges_look(vm, job->row.id, &merging))
+                return r;
+        if (strcmp(merging.state, "done") == 0)
+                return 0;
+        return run_in_worker(vm, job, &merging, err);
+}
+
+/* 0 or -errno: what is wrong with one job is noted there and does not stop the others. */
+int merges_advance(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *job, bool off,
+        struct error *err)
+{
+        if (merge_job_is(job, JOB_RUNNING) || merge_job_is(job, JOB_FINISHING))
+                return follow(vm, job, err);
+        if (merge_job_is(job, JOB_WAITING))
+                return try_begin(vm, jobs, job, off, err);
+        if (merge_job_is(job, JOB_PAUSED) && merges_have_space(job))
+                return merges_resume_in_worker(vm, job, err);
+        return 0;
+}
