@@ -161,6 +161,23 @@ ask("snapshot.undo", vm="web")
 ask("snapshot.revert", vm="web")
 ask("snapshot.delete", vm="web", name="2nd", merge="deferred")
 ask("snapshot.prune", vm="web", keep_last=1)
+for verb, more in ("pause", {}), ("cancel", {}), ("limit", {"rate": 1 << 20}), ("resume", {}):
+    ask(f"job.{verb}", "ENOENT", id=999999, **more)
+try:  # a merge that waits: for a client to leave
+    client = nbd.NBD()
+    client.connect_uri(ask("disk.uri", vm="web", disk="a")["uri"])
+    ask("snapshot.take", vm="web", name="5th")
+    ask("snapshot.take", vm="web", name="6th")
+    waiting = ask("snapshot.delete", vm="web", name="5th", merge="deferred")["jobs"]
+    assert waiting, "nothing waits for the client to leave"
+    ask("job.limit", id=waiting[0], rate=1 << 20)
+    ask("job.pause", id=waiting[0])
+    ask("job.resume", id=waiting[0])
+    ask("job.cancel", id=waiting[0])
+    ask("job.show", id=waiting[0])
+    client.shutdown()
+except NameError:
+    pass  # as was said above
 jobs = ask("job.list")
 ask("job.show", "ENOENT", id=999999)
 for job in jobs:
