@@ -98,8 +98,8 @@ struct format {
         /* Required. A sync failed outside of a round (file_write_durable; before the first write):
          * E5 as if a round's had. It is noted before this returns. Nothing on a read-only image. */
         void (*poison)(struct image *image, int code);
-        /* Optional. Makes space for new blocks ahead, more than allocating does by itself, so that those
-         * who come next need not wait for a sync. */
+        /* Optional. Makes space for new blocks ahead, for all of them within reason and not only for
+         * some as allocating does by itself, so that those who come next need not wait for a sync. */
         int (*make_room)(struct image *image);
         /* Required. The image takes no change from here on (its writers have left for good), and
          * readers and flushes go on: everything becomes durable, and the file is left as close()

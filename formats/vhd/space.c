@@ -104,7 +104,7 @@ static int extend(struct vhd_image *vhd, uint64_t seen_footer, uint64_t ahead)
 
 int vhd_make_room(struct vhd_image *vhd)
 {
-        uint64_t n = MIN_OF(vhd->metadata.n_blocks / AHEAD_FRACTION + 1, MAX_AHEAD_BLOCKS);
+        uint64_t n = MIN_OF((uint64_t)vhd->metadata.n_blocks, (uint64_t)MAX_AHEAD_BLOCKS);
         uint64_t footer;
 
         pthread_mutex_lock(&vhd->lock);
