@@ -772,6 +772,7 @@ static int clear_unit(struct chain_drain *drain, uint64_t unit, struct error *er
                         return failed_piece(drain->sources[k], offset, r, "free a block of", err);
         }
         chain_family_forget(drain->chain->family, offset, end - offset);
+        (void)MUTANT("drain-up-frees"); /* here another thread may run */
         return 0;
 }
 

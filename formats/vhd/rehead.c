@@ -200,6 +200,18 @@ void vhd_rehead_end(struct vhd_rehead *rehead, enum vhd_rehead_outcome outcome)
         rehead_free(rehead);
 }
 
+/* E5: the sync that the intent wants is the only one that tells of what requests wrote before it, too. */
+static void note_failed_syncs(struct vhd_rehead *const *reheads, size_t n)
+{
+        for (size_t i = 0; i < n; i++) {
+                struct image *image = reheads[i]->image;
+                int r = file_sync_error(image->file);
+
+                if (r < 0)
+                        image->format->poison(image, -r);
+        }
+}
+
 int vhd_rehead_run(
         struct vhd_rehead *const *reheads, size_t n, struct intent *intent, struct error *err)
 {
@@ -209,6 +221,8 @@ int vhd_rehead_run(
         if (r == 0) {
                 r = intent_apply(intent, err);
                 outcome = r == 0 ? REHEAD_APPLIED : REHEAD_UNKNOWN;
+                if (r < 0)
+                        note_failed_syncs(reheads, n);
         }
         if (r == 0)
                 r = intent_remove(intent, err);

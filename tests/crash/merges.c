@@ -72,9 +72,14 @@ static struct {
 
 static bool mutants_on;
 
+static bool is_where_to_step_aside(const char *name);
+
 bool mutant_is(const char *name)
 {
-        schedule_point();
+        if (is_where_to_step_aside(name))
+                schedule_step_aside();
+        else
+                schedule_point();
         return mutants_on && options.mutant && strcmp(options.mutant, name) == 0;
 }
 
@@ -122,6 +127,8 @@ struct scene {
         unsigned inside_step; /* of SCHEDULE_INSIDE: where in the merge all others run, or, */
         bool inside_guest;    /* where in the first guest's work all others do */
         bool has_reader;      /* a thread of its own reads */
+        const char *aside;    /* of SCHEDULE_PRIORITY: who comes by this step, */
+        unsigned aside_at;    /* for this time, lets all others go first */
         struct model model;
         char paths[MAX_LAYERS][32], other[32]; /* root first; the other child */
         uint8_t other_initial[MODEL_MAX_CELLS];
@@ -266,6 +273,9 @@ static void choose_troubles(struct scene *scene, struct random *random)
 {
         static const enum schedule_policy policies[] = {
                 SCHEDULE_RANDOM, SCHEDULE_PRIORITY, SCHEDULE_INSIDE};
+        /* Where a thread has looked and has not acted yet. */
+        static const char *const asides[] = {
+                "stale-owner", "drain-no-grace-up", "drain-up-frees", "drain-fua-dsync"};
 
         scene->split_writes = random_chance(random, 50);
         scene->nowait_again = random_chance(random, 20);
@@ -277,6 +287,11 @@ static void choose_troubles(struct scene *scene, struct random *random)
         scene->inside_step = 1 +
                 (unsigned)random_below(
                         random, scene->inside_guest ? INSIDE_STEPS / 10 : INSIDE_STEPS);
+        if (random_chance(random, 30)) {
+                scene->policy = SCHEDULE_PRIORITY;
+                scene->aside = asides[random_below(random, 4)];
+                scene->aside_at = (unsigned)random_between(random, 1, 12);
+        }
         if (!random_chance(random, 18))
                 return;
         scene->has_fault = true;
@@ -386,7 +401,7 @@ struct run {
         unsigned life;
         struct sim_fs *fs;
         struct chain *chain;
-        unsigned n_questions;
+        unsigned n_questions, n_asides;
         struct instant instants[MAX_INSTANTS];
         unsigned n_instants;
         struct outcome *outcomes;
@@ -394,6 +409,12 @@ struct run {
 };
 
 static struct run *running;
+
+static bool is_where_to_step_aside(const char *name)
+{
+        return running && running->scene.aside && strcmp(running->scene.aside, name) == 0 &&
+                ++running->n_asides == running->scene.aside_at;
+}
 
 __attribute__((format(printf, 2, 3))) static void violation(
         struct run *run, const char *format, ...)
@@ -1326,7 +1347,7 @@ static struct sim_world *live(struct run *run, struct sim_world *world)
         struct sim_world *next = NULL;
 
         run->unnoted = false;
-        run->n_questions = 0;
+        run->n_questions = run->n_asides = 0;
         running = run;
         schedule_on_point = on_point;
         if (run->scene.policy != SCHEDULE_INSIDE)

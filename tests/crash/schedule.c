@@ -301,6 +301,18 @@ void schedule_point(void)
                 switch_to(next);
 }
 
+void schedule_step_aside(void)
+{
+        if (!sched.on)
+                return;
+        if (schedule_on_point)
+                schedule_on_point();
+        if (!by_priority())
+                return;
+        sched.tasks[sched.current].priority = sched.lowest--;
+        switch_to(highest_runnable());
+}
+
 void schedule_wait(const void *object)
 {
         assert(sched.on);

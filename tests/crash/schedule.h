@@ -38,6 +38,9 @@ void schedule_set_policy(enum schedule_policy policy, uint64_t seed, unsigned n_
 /* Another thread may run here. */
 void schedule_point(void);
 
+/* All others run here, one after the other, as far as they can (of the policies that go by priority). */
+void schedule_step_aside(void);
+
 /* Until schedule_wake(@object): the turn goes to others. For the simulated disk's own waiting. */
 void schedule_wait(const void *object);
 void schedule_wake(const void *object);
