@@ -427,6 +427,15 @@ static int find_piece(
         return 0;
 }
 
+/* Asking for what is there already is not for nothing: it waits for punches of the same file. */
+static bool is_cached(struct file *file, uint64_t offset, uint64_t length)
+{
+        uint8_t byte;
+
+        return file_read(file, &byte, 1, offset, FILE_NOWAIT) == 1 &&
+                file_read(file, &byte, 1, offset + length - 1, FILE_NOWAIT) == 1;
+}
+
 void chain_drain_prefetch(const struct chain_drain *drain, uint64_t unit)
 {
         uint64_t offset = unit * drain->unit;
@@ -437,7 +446,8 @@ void chain_drain_prefetch(const struct chain_drain *drain, uint64_t unit)
 
                 if (find_piece(drain, offset, end - offset, &piece) < 0)
                         return;
-                if (piece.source && !piece.zero && piece.source->file->fd >= 0)
+                if (piece.source && !piece.zero && piece.source->file->fd >= 0 &&
+                        !is_cached(piece.source->file, piece.file_offset, piece.length))
                         posix_fadvise(piece.source->file->fd, (off_t)piece.file_offset,
                                 (off_t)piece.length, POSIX_FADV_WILLNEED);
                 offset += piece.length;
@@ -499,6 +509,10 @@ static int put_data(struct chain_drain *drain, const uint8_t *data, uint64_t off
                         r = to->format->prepare(to, offset, n, 0, &file_offset, &zero);
                         if (r == 0)
                                 r = file_write(to->file, data, n, file_offset, 0);
+                        /* Only a hint, so that the disk is busy before the round waits for it. */
+                        if (r == 0 && to->file->fd >= 0)
+                                sync_file_range(to->file->fd, (off_t)file_offset, (off_t)n,
+                                        SYNC_FILE_RANGE_WRITE);
                         if (r == 0)
                                 r = put_done(drain, offset, n);
                         *ret_bytes += n;

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A merge's pace: one thread copies, another one makes durable what was copied before, a batch of it at a
- * time. So the disk has writes to do while the rounds of rule E3 wait for it, and what is taken in the
- * destination before the sources have given it back is bounded.
+ * time, and a third one gives the space back (punching is slow, and nobody waits for it). So the disk
+ * has writes to do while the rounds of rule E3 wait for it, and what is taken in the destination before
+ * the sources have given it back is bounded: no more than three batches.
  *
  *      copier     unit, unit, unit ... | unit, unit ...        (chain_drain_copy)
  *      committer                       | rounds, grace, clears of the batch before
+ *      giver                                                 | punches of the one before that
  */
 #include "merge/merge.h"
 
@@ -50,6 +52,7 @@ struct merge {
         /* guarded by lock */
         struct batch *committing; /* handed over; its n becomes 0 when it is done */
         bool busy, stop;
+        bool giving, stop_giving; /* the giver has work; is to end when it has none */
         int result; /* of the committer, once it failed */
         struct error why;
 };
@@ -203,9 +206,36 @@ static int commit(struct merge *merge, const struct batch *batch, struct error *
                 if (r == 0)
                         r = chain_drain_flush(merge->drain, err);
         }
-        if (r == 0)
-                chain_drain_reclaim(merge->drain);
         return r;
+}
+
+static void *giver_main(void *opaque)
+{
+        struct merge *merge = opaque;
+
+        pthread_mutex_lock(&merge->lock);
+        while (merge->giving || !merge->stop_giving) {
+                if (!merge->giving) {
+                        pthread_cond_wait(&merge->changed, &merge->lock);
+                        continue;
+                }
+                pthread_mutex_unlock(&merge->lock);
+                chain_drain_reclaim(merge->drain);
+                pthread_mutex_lock(&merge->lock);
+                merge->giving = false;
+                pthread_cond_broadcast(&merge->changed);
+        }
+        pthread_mutex_unlock(&merge->lock);
+        return NULL;
+}
+
+/* What was freed up to now is the giver's, once it is done with what it has. With the lock held. */
+static void give_back(struct merge *merge)
+{
+        while (merge->giving)
+                pthread_cond_wait(&merge->changed, &merge->lock);
+        merge->giving = true;
+        pthread_cond_broadcast(&merge->changed);
 }
 
 static void *committer_main(void *opaque)
@@ -226,6 +256,8 @@ static void *committer_main(void *opaque)
                 pthread_mutex_unlock(&merge->lock);
                 r = commit(merge, merge->committing, &why);
                 pthread_mutex_lock(&merge->lock);
+                if (r == 0)
+                        give_back(merge);
                 merge->busy = false;
                 if (r < 0 && merge->result == 0) {
                         merge->result = r;
@@ -262,6 +294,8 @@ static int hand_over(struct merge *merge, struct error *err)
                 return 0;
         if (merge->single_threaded) {
                 r = commit(merge, batch, err);
+                if (r == 0)
+                        chain_drain_reclaim(merge->drain);
                 batch->n = 0;
                 batch->bytes = 0;
                 return r;
@@ -441,27 +475,38 @@ static int all_passes(struct merge *merge, const struct merge_controls *controls
         return r;
 }
 
+static void end_thread(struct merge *merge, pthread_t thread, bool *stop)
+{
+        pthread_mutex_lock(&merge->lock);
+        *stop = true;
+        pthread_cond_broadcast(&merge->changed);
+        pthread_mutex_unlock(&merge->lock);
+        pthread_join(thread, NULL);
+}
+
 int merge_run(struct merge *merge, const struct merge_controls *controls, struct error *err)
 {
-        pthread_t committer;
+        pthread_t committer, giver;
         int r;
 
         merge->filling->n = 0;
         merge->filling->bytes = 0;
         merge->paced_ns = 0;
         merge->result = 0;
-        merge->stop = false;
+        merge->stop = merge->stop_giving = false;
         if (merge->single_threaded)
                 return all_passes(merge, controls, err);
-        r = pthread_create(&committer, NULL, committer_main, merge);
+        r = pthread_create(&giver, NULL, giver_main, merge);
         if (r != 0)
                 return fail_os(err, r, "cannot start a thread to merge with");
+        r = pthread_create(&committer, NULL, committer_main, merge);
+        if (r != 0) {
+                end_thread(merge, giver, &merge->stop_giving);
+                return fail_os(err, r, "cannot start a thread to merge with");
+        }
         r = all_passes(merge, controls, err);
-        pthread_mutex_lock(&merge->lock);
-        merge->stop = true;
-        pthread_cond_broadcast(&merge->changed);
-        pthread_mutex_unlock(&merge->lock);
-        pthread_join(committer, NULL);
+        end_thread(merge, committer, &merge->stop);
+        end_thread(merge, giver, &merge->stop_giving);
         return r;
 }
 

@@ -478,20 +478,88 @@ static int shrink_file(struct vhd_image *vhd, struct error *err)
         return 0;
 }
 
+/* The lists of freed places, the lower one first. */
+static struct vhd_freed *merge_by_place(struct vhd_freed *a, struct vhd_freed *b)
+{
+        struct vhd_freed *list = NULL, **at = &list;
+
+        while (a && b) {
+                struct vhd_freed **least = a->place < b->place ? &a : &b;
+
+                *at = *least;
+                at = &(*least)->next;
+                *least = *at;
+        }
+        *at = a ? a : b;
+        return list;
+}
+
+static struct vhd_freed *sort_by_place(struct vhd_freed *list, size_t n)
+{
+        struct vhd_freed *rest = list, *last = NULL;
+
+        if (n < 2)
+                return list;
+        for (size_t i = 0; i < n / 2; i++) {
+                last = rest;
+                rest = rest->next;
+        }
+        last->next = NULL;
+        return merge_by_place(sort_by_place(list, n / 2), sort_by_place(rest, n - n / 2));
+}
+
+#define MOST_PADDING UINT64_C(4096) /* between blocks, so that data lies on whole pages */
+
+/* Up to which of them one punch takes them all: giving back an extent is what costs, and between two
+ * blocks there is only what keeps data on whole pages; metadata lies lower, and no block fits in. */
+static struct vhd_freed *end_of_run(const struct vhd_image *vhd, struct vhd_freed *first)
+{
+        struct vhd_freed *last = first;
+
+        while (last->next && !last->next->zero) {
+                uint64_t end = (uint64_t)last->place * SECTOR_SIZE + vhd->block_bytes;
+                uint64_t next = (uint64_t)last->next->place * SECTOR_SIZE;
+
+                if (next < end || next - end >= MIN_OF(vhd->block_bytes, MOST_PADDING) ||
+                        (next > end && end < vhd->metadata.metadata_end))
+                        break;
+                last = last->next;
+        }
+        return last;
+}
+
 /* What is freed for good takes no space. A file system that cannot punch keeps it: nobody has asked
  * for zeros. */
+static void punch_run(struct vhd_image *vhd, struct vhd_freed *first, struct vhd_freed *last)
+{
+        uint64_t from = (uint64_t)first->place * SECTOR_SIZE;
+        uint64_t to = (uint64_t)last->place * SECTOR_SIZE + vhd->block_bytes;
+        bool zero = file_punch(vhd->image.file, from, to - from) == 0;
+
+        for (struct vhd_freed *f = first; f != last; f = f->next)
+                f->zero = zero;
+        last->zero = zero;
+}
+
 static void punch_free_places(struct vhd_image *vhd)
 {
-        struct vhd_freed *list;
+        struct vhd_freed *list, *last;
+        size_t n = 0;
 
         pthread_mutex_lock(&vhd->lock);
         list = vhd->free_places;
         vhd->free_places = NULL;
         pthread_mutex_unlock(&vhd->lock);
         for (struct vhd_freed *f = list; f; f = f->next)
-                if (!f->zero)
-                        f->zero = file_punch(vhd->image.file, (uint64_t)f->place * SECTOR_SIZE,
-                                          vhd->block_bytes) == 0;
+                n++;
+        list = sort_by_place(list, n);
+        for (struct vhd_freed *f = list; f; f = last->next) {
+                last = f;
+                if (f->zero)
+                        continue;
+                last = end_of_run(vhd, f);
+                punch_run(vhd, f, last);
+        }
         pthread_mutex_lock(&vhd->lock);
         while (list) {
                 struct vhd_freed *next = list->next;

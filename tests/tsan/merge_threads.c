@@ -155,6 +155,7 @@ static void *status_main(void *opaque)
                 CHECK(chain_status(chain, offset, DISK_SIZE - offset, 0, &extent) == 0);
                 CHECK(extent.depth <= MOST);
                 chain_ticket_put(chain, ticket);
+                usleep(50);
         }
         return NULL;
 }
@@ -168,6 +169,7 @@ static void *snapshot_main(void *opaque)
                 uint8_t buffer[UNIT];
                 uint64_t offset = next_random(&random) % (DISK_SIZE / UNIT) * UNIT;
 
+                usleep(50);
                 MUTEX_GUARD(&snapshot_lock);
                 if (!snapshot)
                         continue;
