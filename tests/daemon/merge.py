@@ -58,7 +58,8 @@ class Guest:
             self.writes += 1
 
     def fill(self, pieces):
-        """Some whole pieces, spread over the disk."""
+        """Some whole pieces, spread over the disk; so many for one of 64 MiB."""
+        pieces = max(1, pieces * len(self.content) // (64 * MIB))
         handle = self.daemon.connect(self.export())
         for _ in range(pieces):
             at = self.chance.randrange(len(self.content) // PIECE) * PIECE
@@ -143,7 +144,8 @@ class Case:
         self.daemon.ctl("vm", "create", "v")
         self.guests = []
 
-    def guest(self, disk="d", size=64 * MIB):
+    def guest(self, disk="d", size=None):
+        size = size or (64 * MIB if self.long else 16 * MIB)
         self.daemon.ctl("disk", "attach", "v", self.file(disk), "--name", disk, "--create", str(size))
         guest = Guest(self.daemon, "v", disk, size, random.Random(self.chance.random()))
         self.guests.append(guest)
@@ -252,7 +254,7 @@ def newest_live(case):
 
 def many_layers(case):
     """Snapshots from the middle, below and above, several disks, in one pass where they are neighbours."""
-    guests = [case.guest("a"), case.guest("b", 32 * MIB)]
+    guests = [case.guest("a"), case.guest("b", 8 * MIB)]
     for number in range(6):
         for guest in guests:
             guest.fill(60)
@@ -328,7 +330,7 @@ def branches(case):
 
 
 def push(case):
-    guest = case.guest(size=32 * MIB)
+    guest = case.guest()
     guest.fill(60)
     guest.take("root")
     guest.fill(30)
@@ -371,7 +373,7 @@ def people(case):
     guest.fill(400)
     guest.start()
     job = str(case.delete("s", "--merge", "deferred")["jobs"][0])
-    case.slow(job, "1M")
+    case.slow(job, "500K")
     guest.end()
     show = lambda: case.daemon.show("job", job)
     case.wait("it gets on", lambda: show()["state"] == "running" and show()["done"] > 0)
@@ -443,10 +445,10 @@ def deaths(case):
 def deaths_at_the_end(case):
     """Small merges, so that a death often hits their beginning or their end."""
     guest = case.guest(size=8 * MIB)
-    for number in range(40 if case.long else 12):
-        guest.fill(3)
+    for number in range(40 if case.long else 8):
+        guest.fill(24)
         guest.take("s")
-        guest.fill(3)
+        guest.fill(24)
         guest.start(may_be_cut=True)
         case.delete("s")
         time.sleep(case.chance.uniform(0, 0.12))
