@@ -58,7 +58,8 @@ class Guest:
             self.writes += 1
 
     def fill(self, pieces):
-        """Some whole pieces, spread over the disk."""
+        """Some whole pieces, spread over the disk; so many for one of 64 MiB."""
+        pieces = max(1, pieces * len(self.content) // (64 * MIB))
         handle = self.daemon.connect(self.export())
         for _ in range(pieces):
             at = self.chance.randrange(len(self.content) // PIECE) * PIECE
@@ -143,7 +144,8 @@ class Case:
         self.daemon.ctl("vm", "create", "v")
         self.guests = []
 
-    def guest(self, disk="d", size=64 * MIB):
+    def guest(self, disk="d", size=None):
+        size = size or (64 * MIB if self.long else 16 * MIB)
         self.daemon.ctl("disk", "attach", "v", self.file(disk), "--name", disk, "--create", str(size))
         guest = Guest(self.daemon, "v", disk, size, random.Random(self.chance.random()))
         self.guests.append(guest)
@@ -252,7 +254,7 @@ def newest_live(case):
 
 def many_layers(case):
     """Snapshots from the middle, below and above, several disks, in one pass where they are neighbours."""
-    guests = [case.guest("a"), case.guest("b", 32 * MIB)]
+    guests = [case.guest("a"), case.guest("b", 8 * MIB)]
     for number in range(6):
         for guest in guests:
             guest.fill(60)
@@ -328,7 +330,7 @@ def branches(case):
 
 
 def push(case):
-    guest = case.guest(size=32 * MIB)
+    guest = case.guest()
     guest.fill(60)
     guest.take("root")
     guest.fill(30)
@@ -371,7 +373,7 @@ def people(case):
     guest.fill(400)
     guest.start()
     job = str(case.delete("s", "--merge", "deferred")["jobs"][0])
-    case.slow(job, "1M")
+    case.slow(job, "500K")
     guest.end()
     show = lambda: case.daemon.show("job", job)
     case.wait("it gets on", lambda: show()["state"] == "running" and show()["done"] > 0)
@@ -443,10 +445,10 @@ def deaths(case):
 def deaths_at_the_end(case):
     """Small merges, so that a death often hits their beginning or their end."""
     guest = case.guest(size=8 * MIB)
-    for number in range(40 if case.long else 12):
-        guest.fill(3)
+    for number in range(40 if case.long else 8):
+        guest.fill(24)
         guest.take("s")
-        guest.fill(3)
+        guest.fill(24)
         guest.start(may_be_cut=True)
         case.delete("s")
         time.sleep(case.chance.uniform(0, 0.12))
@@ -524,8 +526,71 @@ def beside(case):
     case.check(one_file_each=True)
 
 
+def full(case):
+    """A full file system pauses a merge, which goes on by itself when there is room again."""
+    small = os.path.join(case.folder, "small")
+    os.mkdir(small)
+    if os.geteuid() != 0 or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", small], check=False).returncode:
+        print("full: skipped (it needs mount)")
+        return
+    filler = os.path.join(small, "filler")
+    try:
+        case.daemon.ctl("disk", "attach", "v", os.path.join(small, "d.vhd"), "--name", "d",
+                        "--create", "16M")
+        guest = Guest(case.daemon, "v", "d", 16 * MIB, random.Random(case.chance.random()))
+        case.guests.append(guest)
+        guest.take("s")
+        guest.fill(300)
+        with open(filler, "wb", buffering=0) as f:
+            try:
+                while True:
+                    f.write(bytes(4096))
+            except OSError:
+                pass
+        job = str(case.delete("s")["jobs"][0])
+        show = lambda: case.daemon.show("job", job)
+        case.wait("it is paused", lambda: show()["state"] == "paused")
+        demand("space" in show()["error"].lower(), f"the sentence does not say why: {show()}")
+        found = [f["id"] for f in case.daemon.query("doctor")["findings"]]
+        demand("merge-paused" in found, f"doctor finds {found}")
+        guest.verify()
+        os.unlink(filler)
+        case.wait()
+        guest.verify()
+        demand(sorted(n for n in os.listdir(small) if n.endswith("vhd")) == ["d.vhd"],
+               f"the files are {os.listdir(small)}")
+    finally:
+        case.daemon.end()
+        subprocess.run(["umount", small], check=False)
+        case.daemon.start()
+
+
+def changed(case):
+    """An image that was changed behind its child's back is not merged, unless somebody insists."""
+    guest = case.guest()
+    guest.fill(60)
+    guest.take("s")
+    guest.fill(60)
+    case.daemon.stop()
+    os.utime(case.file("d"))
+    case.daemon.start()
+    answer = case.delete("s")
+    job = str(answer["jobs"][0])
+    case.wait("it is refused", lambda: case.daemon.show("job", job)["state"] == "failed")
+    error = case.daemon.show("job", job)["error"]
+    demand(case.file("d") in error and "changed" in error, f"the sentence is: {error}")
+    found = case.daemon.try_ctl("doctor", "--json").json()["findings"]
+    hints = [f["hint"] for f in found if f["id"] == "merge-failed"]
+    demand(hints == [f"vhdctl job resume {job} --force"], f"doctor hints at {hints}")
+    guest.verify()
+    case.daemon.ctl("job", "resume", job, "--force")
+    case.wait()
+    case.check(one_file_each=True)
+
+
 CASES = [newest_live, many_layers, deferred, branches, push, prune, people, deaths,
-         deaths_at_the_end, readers, beside]
+         deaths_at_the_end, readers, beside, full, changed]
 
 
 def test(folder, options):

@@ -182,6 +182,11 @@ jobs = ask("job.list")
 ask("job.show", "ENOENT", id=999999)
 for job in jobs:
     ask("job.show", id=job["id"])
+    ask("job.pause", id=job["id"], dry_run=True)
+    ask("job.limit", id=job["id"], rate=0, dry_run=True)
+for method in "job.pause", "job.resume", "job.cancel":
+    ask(method, "ENOENT", id=999999)
+ask("job.limit", "ENOENT", id=999999, rate=1 << 20)
 assert "# EOF" in ask("metrics")["text"]
 ask("doctor", rebuild=True, dry_run=True)
 ask("doctor")

@@ -257,6 +257,21 @@ Test(hidden, a_detached_child_of_the_top_keeps_the_tops_file)
         expect_plan(0, false, "b>c up");
 }
 
+/* Its owner was told that it stays. */
+Test(hidden, the_file_of_a_disk_that_was_taken_away_keeps_its_name)
+{
+        put_forest("a<B<c D<e");
+        put_image('c', 'B', false);
+        put_image('e', 'D', false);
+        put_jobs("BD");
+        expect_plan(0, false, "b>c up");
+        expect_plan(1, false, "d waits stuck: it goes with the file of a disk that was taken away");
+        put_disk(VM, 'c');
+        put_disk(VM, 'e');
+        expect_plan(0, false, "b>c");
+        expect_plan(1, false, "d>e down");
+}
+
 Test(hidden, what_another_merge_has_in_hand_comes_after_it)
 {
         struct merge_jobs all = {0};

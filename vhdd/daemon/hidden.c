@@ -243,23 +243,60 @@ static int wait_for(struct finding *finding, bool stuck, const char *reason)
         return 0;
 }
 
-static int choose_direction(struct finding *finding, struct error *err)
+/* Does a disk that the vm has stand on @path, or is it @path? */
+static int is_below_disk(
+        struct catalog *catalog, const char *vm, const char *path, bool *ret, struct error *err)
+{
+        struct disk_row *disks = NULL;
+        size_t n = 0;
+        int r = catalog_disk_list(catalog, vm, &disks, &n, err);
+
+        *ret = false;
+        for (size_t i = 0; r == 0 && i < n && !*ret; i++) {
+                _cleanup_(image_chain_done) struct image_chain chain = {0};
+
+                if (image_chain_get(catalog, disks[i].file, &chain, NULL) < 0)
+                        continue; /* a pass-through disk */
+                for (size_t k = 0; k < chain.n && !*ret; k++)
+                        *ret = strcmp(chain.rows[k].path, path) == 0;
+        }
+        disk_rows_free(disks, n);
+        return r;
+}
+
+/* A file that was said to be kept when its disk was taken away: a snapshot has it frozen still. */
+static int is_kept(struct finding *finding, const char *vm, bool *ret, struct error *err)
+{
+        _cleanup_(image_row_done) struct image_row top = {0};
+        bool has_disk = true;
+        int r = catalog_image_find(finding->catalog, finding->run->top, &top, err);
+
+        if (r == 0 && !top.made_by_us)
+                r = is_below_disk(finding->catalog, vm, top.path, &has_disk, err);
+        *ret = !has_disk;
+        return r;
+}
+
+static int choose_direction(struct finding *finding, const struct merge_job *job, struct error *err)
 {
         const char *lowest = json_string_value(json_array_get(finding->run->hidden, 0));
         _cleanup_(image_row_done) struct image_row row = {0};
-        bool stays, detached = false;
+        bool stays, kept = false, detached = false;
         int r = catalog_image_find(finding->catalog, lowest, &row, err);
 
         if (r == 0)
                 r = has_detached_child(finding->catalog, finding->run->top, &detached, err);
+        if (r == 0)
+                r = is_kept(finding, job->row.vm, &kept, err);
         if (r < 0)
                 return r;
         /* The first name of a disk is the user's, and a root is never emptied. */
         stays = !row.parent || !row.made_by_us;
-        finding->run->direction = stays ? "down" : detached ? "up" : "";
-        if (stays && detached)
-                return wait_for(
-                        finding, true, "a disk that was detached stands on what it goes with");
+        finding->run->direction = stays ? "down" : detached || kept ? "up" : "";
+        if (stays && (detached || kept))
+                return wait_for(finding, true,
+                        detached ? "a disk that was detached stands on what it goes with"
+                                 : "it goes with the file of a disk that was taken away");
         return 0;
 }
 
@@ -348,7 +385,7 @@ static int find_run(
                 if (r == 0)
                         r = extend_up(finding, job, image, err);
                 if (r == 0)
-                        r = choose_direction(finding, err);
+                        r = choose_direction(finding, job, err);
                 if (r == 0 && finding->run->top)
                         r = check_top(finding, job, err);
         }

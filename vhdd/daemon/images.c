@@ -223,6 +223,21 @@ int images_refuse_used(struct catalog *catalog, const struct resolved_layer *lay
         return r;
 }
 
+void image_seal_warning(const struct image_row *row, char *ret)
+{
+        struct stat st;
+
+        ret[0] = '\0';
+        if (row->sealed_mtime_ns == 0 || stat(row->path, &st) < 0)
+                return;
+        if ((uint64_t)st.st_size != row->sealed_size ||
+                (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec !=
+                        row->sealed_mtime_ns)
+                snprintf(ret, ERROR_MESSAGE_MAX,
+                        "'%s' was changed after it was frozen: what stands on it may read wrong data",
+                        row->path);
+}
+
 /* ---- giving up ---- */
 
 int image_is_needed(

@@ -57,6 +57,9 @@ int images_refuse_used(struct catalog *catalog, const struct resolved_layer *lay
  * What a merge has in hand stays for now (M4 of merges.h). */
 int images_release(struct catalog *catalog, const char *const *paths, size_t n_paths, json_t *files,
         json_t *kept, struct error *err);
+/* An image that was noted as it was when it was frozen (sealed_mtime_ns) is that still: else a sentence in
+ * @ret, which has ERROR_MESSAGE_MAX bytes; "" if it is, or cannot be looked at. */
+void image_seal_warning(const struct image_row *row, char *ret);
 /* Does a disk, a snapshot, an undo, or an image that stands on it need the image? */
 int image_is_needed(
         struct catalog *catalog, const struct image_row *row, bool *ret, struct error *err);

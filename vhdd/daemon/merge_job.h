@@ -7,7 +7,7 @@
  *       "reason": TEXT            why it waits; "stuck": bool   for nothing that comes by itself     "error": TEXT, "code": ERRNO     why it failed
  *       "space": bytes            it is paused because so few were free
  *       "done": N, "total": N     bytes, as last told
- *       "ended": TIME (_us)
+ *       "ended": TIME (_us), "ending": bool   it is done, and files are still to be removed
  *       "run": {"hidden": [PATH]  lowest first     "top": PATH   stands on them, and stays as it reads
  *               "images": [PATH]  who goes         "destination": PATH   whose file stays
  *               "direction": "up" | "down", "new-id": ID, "shared": bool}}

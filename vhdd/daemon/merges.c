@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/merges_commit.h"
 #include "vhdd/daemon/merges_internal.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/release.h"
@@ -344,5 +345,7 @@ int merges_adopt(struct vm *vm, const json_t *hello, struct error *err)
         for (size_t i = 0; r == 0 && i < jobs.n; i++)
                 if (merge_job_is(&jobs.items[i], JOB_FINISHING))
                         r = settle_again(vm, jobs.items[i].row.id, err);
+        if (r == 0)
+                r = merges_ended(vm, err);
         return r < 0 ? r : merges_refresh_paths(vm, err);
 }

@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/merges.h"
 
 #define OVER_MOST 32u /* jobs that are done are kept for people, so many of a vm */
 
@@ -241,6 +242,21 @@ static void end_job(struct merge_job *job)
         json_object_del(job->payload, "leader");
         json_object_del(job->payload, "space");
         json_object_set_new(job->payload, "ended", json_integer(now_us()));
+        json_object_set_new(job->payload, "ending", json_true());
+}
+
+int merges_ended(struct vm *vm, struct error *err)
+{
+        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
+        struct catalog *catalog = vm->broker->catalog;
+        int r = merge_jobs_load(catalog, vm->id, &jobs, err);
+
+        for (size_t i = 0; r == 0 && i < jobs.n; i++)
+                if (json_object_del(jobs.items[i].payload, "ending") == 0) {
+                        r = merge_job_save(catalog, &jobs.items[i], err);
+                        merges_publish(vm, &jobs.items[i].row);
+                }
+        return r;
 }
 
 /* Of the oldest that are over there is no need to tell. */
@@ -349,7 +365,7 @@ int merges_commit(struct vm *vm, struct merge_job *job, const json_t *layers,
         if (forget && !c.shared)
                 json_array_foreach((json_t *)c.images, i, item) forget(vm, json_string_value(item));
         /* What stays behind now is the journal's to finish. */
-        if (operation_end(operation, &why) < 0)
+        if (operation_end(operation, &why) < 0 || merges_ended(vm, &why) < 0)
                 broker_log_error(vm->broker, vm->id, &why);
         return 0;
 }

@@ -14,5 +14,7 @@
  * @forget (may be NULL): called for each file before it is unlinked. */
 int merges_commit(struct vm *vm, struct merge_job *job, const json_t *layers,
         void (*forget)(struct vm *vm, const char *path), struct error *err);
+/* The files of what ended are gone: its jobs are done for everybody. */
+int merges_ended(struct vm *vm, struct error *err);
 /* The rows' ids as @layers says; inside a transaction. */
 int merges_put_ids(struct catalog *catalog, const json_t *layers, struct error *err);

@@ -200,6 +200,31 @@ static int unseal(struct vm *vm, const struct merge_job *job, struct error *err)
         return r;
 }
 
+/* Somebody changed one of them behind the daemon's back: it is not merged, unless somebody insists. */
+static int check_seals(struct vm *vm, const struct merge_job *job, struct error *err)
+{
+        const json_t *run = merge_job_run(job);
+        json_auto_t *paths = json_array();
+        char sentence[ERROR_MESSAGE_MAX];
+        json_t *item;
+        size_t i;
+
+        merges_add_paths(paths, json_object_get(run, "images"));
+        json_array_append(paths, json_object_get(run, "destination"));
+        json_array_foreach(paths, i, item)
+        {
+                _cleanup_(image_row_done) struct image_row row = {0};
+                int r = catalog_image_find(vm->broker->catalog, json_string_value(item), &row, err);
+
+                if (r < 0)
+                        return r;
+                image_seal_warning(&row, sentence);
+                if (sentence[0] && !merge_job_flag(job, "force"))
+                        return fail(err, ESTALE, "%s; nothing was merged", sentence);
+        }
+        return 0;
+}
+
 /* M1. */
 static int put_begun(struct vm *vm, struct merge_job *job, struct error *err)
 {
@@ -272,6 +297,9 @@ static int begin(struct vm *vm, struct merge_job *job, struct error *err)
                 snprintf(reason, sizeof(reason), "it comes after job %lld", (long long)other);
                 return merges_wait_for(vm, job, false, reason, err);
         }
+        r = check_seals(vm, job, &why);
+        if (r < 0)
+                return begin_refused(vm, job, &why, err);
         r = put_begun(vm, job, err);
         if (r == 0)
                 r = grant_run(vm, job, err);

@@ -369,7 +369,7 @@ json_t *merge_job_to_json(struct broker *broker, const struct job_row *row)
         _cleanup_(vm_unrefp) struct vm *vm = NULL;
         _cleanup_(vm_row_done) struct vm_row vm_row = {0};
         const json_t *run = merge_job_run(&job);
-        bool finishing = merge_job_is(&job, JOB_FINISHING);
+        bool finishing = merge_job_is(&job, JOB_FINISHING) || merge_job_flag(&job, "ending");
         char time[TIME_TEXT_MAX], what[2400];
         json_t *object;
 

@@ -316,6 +316,21 @@ static void chain_facts(struct vm_chain *chain, const json_t *answer)
         snprintf(chain->root_type, sizeof(chain->root_type), "%s", root ? root : "");
 }
 
+/* A parent that is not what it was when it was frozen is named, and read all the same. */
+static void warn_of_changes(struct vm *vm, const struct image_chain *images)
+{
+        char sentence[ERROR_MESSAGE_MAX];
+
+        for (size_t i = 1; i < images->n; i++) {
+                image_seal_warning(&images->rows[i], sentence);
+                if (!sentence[0])
+                        continue;
+                broker_log(vm->broker, BROKER_LOG_WARNING, vm->id, "%s", sentence);
+                vm_publish(vm, "parent-changed",
+                        json_pack("{s:s, s:s}", "file", images->rows[i].path, "message", sentence));
+        }
+}
+
 int worker_chain_open(struct vm *vm, const char *name, const struct image_chain *images,
         bool writable, struct error *err)
 {
@@ -326,6 +341,7 @@ int worker_chain_open(struct vm *vm, const char *name, const struct image_chain 
 
         if (r < 0)
                 return r;
+        warn_of_changes(vm, images);
         r = grant_chain(vm, images, writable, err);
         if (r == 0)
                 r = worker_call(vm, "chain.open",
