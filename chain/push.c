@@ -468,7 +468,8 @@ static int settle_view(struct chain *chain, unsigned n_layers, struct error *err
                 struct error why = ERROR_INIT;
                 int r;
 
-                if (!is_frozen(image))
+                /* One that a merge could not finish with is still flushed by another's rounds. */
+                if (!is_frozen(image) || view_is_flushed_first(view, image))
                         continue;
                 r = image_settle(image, &why);
                 if (r == -EIO) {
