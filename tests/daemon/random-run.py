@@ -562,6 +562,11 @@ class Run:
         else:
             self.call_job(method, job, **params)
 
+    def stop_merges(self, vm):
+        for job in self.open_jobs(vm):
+            if job["state"] in ("running", "paused", "failed"):
+                self.call_job("job.cancel", job)
+
     def end_merges(self, vm):
         """Whatever was stopped is asked for again; nobody is there; then nothing is left to merge but what
         waits for what does not come by itself."""
@@ -614,6 +619,11 @@ class Run:
         else:
             file, content, options = self.new_image()
         disk = model.Disk(name, at, content, file)
+        if file in self.detached:
+            # A merge of the vm that it comes from has its images in hand; that would be refused.
+            for other in self.vms:
+                if other != vm:
+                    self.stop_merges(other)
         done = self.control(vm, state.attach(disk), "disk.attach", file=file, name=name, **options)
         if done:
             self.detached.pop(file, None)

@@ -422,8 +422,8 @@ static int look_at_file(struct attach *attach, struct error *err)
         if (!disk_is_pass_through(&attach->disk))
                 snprintf(attach->disk.kind, sizeof(attach->disk.kind), "%s",
                         attach->layers[0].format);
-        r = images_refuse_used(
-                broker->catalog, attach->layers, attach->n_layers, !attach->disk.read_only, err);
+        r = images_refuse_used(broker->catalog, attach->vm->id, attach->layers, attach->n_layers,
+                !attach->disk.read_only, err);
         return r;
 }
 

@@ -93,6 +93,29 @@ int hidden_users(struct catalog *catalog, const char *vm, const char *path,
         return r;
 }
 
+int hidden_owner(
+        struct catalog *catalog, const char *path, char ret[UUID_TEXT_SIZE], struct error *err)
+{
+        char reason[HIDDEN_REASON_MAX];
+        struct vm_row *vms = NULL;
+        size_t n = 0, n_others = 0;
+        int r = catalog_vm_list(catalog, &vms, &n, err);
+
+        /* Whoever stands on it is somebody else for all vms but one. */
+        ret[0] = '\0';
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                r = hidden_users(catalog, vms[i].id, path, reason, err);
+                if (r == 0 && reason[0])
+                        n_others++;
+                else if (r == 0)
+                        memcpy(ret, vms[i].id, UUID_TEXT_SIZE);
+        }
+        if (r == 0 && n_others + 1 != n)
+                ret[0] = '\0';
+        vm_rows_free(vms, n);
+        return r;
+}
+
 /* ---- neighbours ---- */
 
 static const struct merge_job *job_of(const struct finding *finding, const char *image)

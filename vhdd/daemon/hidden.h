@@ -37,6 +37,9 @@ void hidden_run_done(struct hidden_run *run);
 int hidden_run_find(struct catalog *catalog, const struct merge_jobs *jobs,
         const struct merge_job *job, bool is_off, struct hidden_run *ret, struct error *err);
 
+/* The only vm whose disks or snapshots stand on @path, or "" if there is none, or several. */
+int hidden_owner(
+        struct catalog *catalog, const char *path, char ret[UUID_TEXT_SIZE], struct error *err);
 /* Does anything but the disks and snapshots of @vm stand on @path, or is it detached? Then a sentence is put
  * into @reason, else "". */
 int hidden_users(struct catalog *catalog, const char *vm, const char *path,

@@ -180,7 +180,7 @@ static int refuse_stood_on(struct catalog *catalog, const struct image_row *row,
         return r;
 }
 
-static int refuse_row(struct catalog *catalog, const struct image_row *row,
+static int refuse_row(struct catalog *catalog, const char *vm, const struct image_row *row,
         const struct resolved_layer *layer, bool is_leaf, bool writable, struct error *err)
 {
         bool held = false;
@@ -188,7 +188,7 @@ static int refuse_row(struct catalog *catalog, const struct image_row *row,
 
         if (strcmp(row->state, IMAGE_DISCARDED) == 0)
                 return fail(err, EBUSY, "'%s' is in use: it is kept for an undo", layer->path);
-        r = merge_jobs_hold(catalog, row->path, &held, err);
+        r = merge_jobs_hold(catalog, vm, row->path, &held, err);
         if (r == 0 && held)
                 r = fail(err, EBUSY, "'%s' is in use: it is being merged", layer->path);
         if (r < 0)
@@ -207,8 +207,8 @@ static int refuse_row(struct catalog *catalog, const struct image_row *row,
         return refuse_stood_on(catalog, row, layer, err);
 }
 
-int images_refuse_used(struct catalog *catalog, const struct resolved_layer *layers, size_t n,
-        bool writable, struct error *err)
+int images_refuse_used(struct catalog *catalog, const char *vm, const struct resolved_layer *layers,
+        size_t n, bool writable, struct error *err)
 {
         struct image_row *rows = NULL;
         size_t n_rows = 0;
@@ -218,7 +218,7 @@ int images_refuse_used(struct catalog *catalog, const struct resolved_layer *lay
                 for (size_t k = 0; r == 0 && k < n; k++)
                         if (is_same(&rows[i], &layers[k]))
                                 r = refuse_row(
-                                        catalog, &rows[i], &layers[k], k == 0, writable, err);
+                                        catalog, vm, &rows[i], &layers[k], k == 0, writable, err);
         image_rows_free(rows, n_rows);
         return r;
 }
@@ -332,7 +332,7 @@ static int release_one(
                 if (r == 0)
                         r = image_is_needed(catalog, &row, &needed, err);
                 if (r == 0 && !needed)
-                        r = merge_jobs_hold(catalog, row.path, &needed, err);
+                        r = merge_jobs_hold(catalog, NULL, row.path, &needed, err);
                 if (r == 0 && !needed) {
                         r = give_up(catalog, &row, &goes, err);
                         if (r == 0 && row.made_by_us)

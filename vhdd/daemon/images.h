@@ -45,10 +45,11 @@ int images_put_layers(struct catalog *catalog, const struct resolved_layer *laye
 int image_put_child(struct catalog *catalog, const char *path, const uint8_t uuid[16],
         const char *parent, struct error *err);
 
-/* Is @layers' file used in a way that forbids opening it (@writable: to write) for one more disk?
+/* Is @layers' file used in a way that forbids opening it (@writable: to write) for one more disk of @vm?
+ * What a merge of another vm's has in hand is; another worker would see it change.
  *   -EBUSY and a sentence that names who has it */
-int images_refuse_used(struct catalog *catalog, const struct resolved_layer *layers, size_t n,
-        bool writable, struct error *err);
+int images_refuse_used(struct catalog *catalog, const char *vm, const struct resolved_layer *layers,
+        size_t n, bool writable, struct error *err);
 
 /* Gives up what nobody needs any more, inside the caller's transaction: of the images @paths, and
  * of what they stand on, those that no disk, no snapshot, no undo and no other image names. Their

@@ -181,7 +181,7 @@ bool merge_job_is_over(const struct merge_job *job)
 
 /* ---- who is held ---- */
 
-static int look_for(struct catalog *catalog, const char *path,
+static int look_for(struct catalog *catalog, const char *but, const char *path,
         bool (*counts)(const struct merge_job *job), bool *ret, struct error *err)
 {
         _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
@@ -189,7 +189,8 @@ static int look_for(struct catalog *catalog, const char *path,
 
         *ret = false;
         for (size_t i = 0; r == 0 && i < jobs.n && !*ret; i++)
-                *ret = counts(&jobs.items[i]) && merge_job_touches(&jobs.items[i], path);
+                *ret = counts(&jobs.items[i]) && merge_job_touches(&jobs.items[i], path) &&
+                        !(but && strcmp(jobs.items[i].row.vm, but) == 0);
         return r;
 }
 
@@ -198,12 +199,13 @@ static bool has_begun(const struct merge_job *job)
         return merge_job_run(job) && !merge_job_is(job, JOB_DONE);
 }
 
-int merge_jobs_hold(struct catalog *catalog, const char *path, bool *ret, struct error *err)
+int merge_jobs_hold(
+        struct catalog *catalog, const char *but, const char *path, bool *ret, struct error *err)
 {
-        return look_for(catalog, path, merge_job_is_active, ret, err);
+        return look_for(catalog, but, path, merge_job_is_active, ret, err);
 }
 
 int merge_jobs_have_begun(struct catalog *catalog, const char *path, bool *ret, struct error *err)
 {
-        return look_for(catalog, path, has_begun, ret, err);
+        return look_for(catalog, NULL, path, has_begun, ret, err);
 }

@@ -78,8 +78,9 @@ bool merge_job_is_active(const struct merge_job *job);
 /* Done, failed or cancelled: nothing happens by itself any more. */
 bool merge_job_is_over(const struct merge_job *job);
 
-/* Is @path part of a merge that is active? */
-int merge_jobs_hold(struct catalog *catalog, const char *path, bool *ret, struct error *err);
+/* Is @path part of a merge that is active? @but: one of that vm does not count; NULL: all do. */
+int merge_jobs_hold(
+        struct catalog *catalog, const char *but, const char *path, bool *ret, struct error *err);
 /* The same of one whose files may be marked as in a merge, active or not. */
 int merge_jobs_have_begun(struct catalog *catalog, const char *path, bool *ret, struct error *err);
 

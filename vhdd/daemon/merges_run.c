@@ -465,6 +465,30 @@ static int drop_moot(struct vm *vm, struct merge_job *job, bool *ret_dropped, st
         return catalog_job_delete(vm->broker->catalog, job->row.id, err);
 }
 
+/* The disk that stands on it was attached to another vm since: the job is that one's. */
+static int move_away(struct vm *vm, struct merge_job *job, bool *ret_moved, struct error *err)
+{
+        const char *image = merge_job_text(job, "image");
+        _cleanup_(vm_unrefp) struct vm *other = NULL;
+        char owner[UUID_TEXT_SIZE] = "";
+        int r = image && merge_job_flag(job, "stuck")
+                ? hidden_owner(vm->broker->catalog, image, owner, err)
+                : 0;
+
+        *ret_moved = r == 0 && owner[0] && strcmp(owner, vm->id) != 0;
+        if (!*ret_moved)
+                return r;
+        memcpy(job->row.vm, owner, sizeof(owner));
+        json_object_del(job->payload, "leader");
+        r = merges_save(vm, job, err);
+        if (r == 0 && vm_peek(vm->broker, owner, &other, NULL, NULL) == 0) {
+                other->has_merges = true;
+                merges_kick(other);
+        }
+        merge_job_set(job, JOB_DONE); /* for those who look at it in this round */
+        return r;
+}
+
 /* A job that waits: can it begin? */
 static int try_begin(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *job, bool off,
         struct error *err)
@@ -477,6 +501,9 @@ static int try_begin(struct vm *vm, const struct merge_jobs *jobs, struct merge_
 
         if (other && merge_job_run(other) && !merge_job_is(other, JOB_DONE))
                 return 0;
+        r = move_away(vm, job, &dropped, err);
+        if (r < 0 || dropped)
+                return r < 0 ? r : 1;
         json_object_del(job->payload, "leader");
         if (merge_job_run(job))
                 return begin_again(vm, job, err);

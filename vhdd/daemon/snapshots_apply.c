@@ -105,8 +105,8 @@ static int look_again(struct applying *applying, struct wanted *wanted, struct e
                 broker->options.n_image_roots, &wanted->layers, &wanted->n_layers, err);
 
         if (r == 0)
-                r = images_refuse_used(broker->catalog, wanted->layers, wanted->n_layers,
-                        !wanted->row.read_only, err);
+                r = images_refuse_used(broker->catalog, applying->vm->id, wanted->layers,
+                        wanted->n_layers, !wanted->row.read_only, err);
         wanted->resolved = r == 0;
         return r < 0 ? fail_prefix(err, r, "disk '%s' cannot come back", wanted->row.name) : 0;
 }
@@ -154,7 +154,7 @@ static int check_free(struct applying *applying, const struct disk_row *disk, st
         layer.path = row.path; /* lent */
         layer.device = row.device;
         layer.inode = row.inode;
-        r = images_refuse_used(catalog, &layer, 1, !disk->read_only, err);
+        r = images_refuse_used(catalog, applying->vm->id, &layer, 1, !disk->read_only, err);
         return r < 0 ? fail_prefix(err, r, "disk '%s' cannot come back", disk->name) : 0;
 }
 
