@@ -52,6 +52,9 @@ def saved_and_detached(folder):
         daemon.ctl("snapshot", "delete", "a", "saved")
         daemon.ctl("info", "--chain", "--quiet", file)
         daemon.ctl("disk", "attach", "a", file, "--name", "again")
+        # As a disk it is merged with what the deleted snapshot left below it.
+        daemon.ctl("job", "wait")
+        file = daemon.show("disk", "a", "again")["file"]
         daemon.ctl("disk", "detach", "a", "again")
         daemon.ctl("vm", "remove", "a", "--delete-files")
         daemon.ctl("vm", "create", "b")
