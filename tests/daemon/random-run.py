@@ -200,7 +200,7 @@ class Run:
         self.chance = random.Random(seed)
         self.pool = self.chance.randbytes(POOL_SIZE)
         self.daemon = daemonlib.Daemon(folder)
-        self.vms, self.clients, self.detached, self.kept = {}, {}, {}, set()
+        self.vms, self.clients, self.detached, self.kept = {}, {}, {}, {}
         self.made = self.kills = self.requests = self.step = 0
         self.log = []
 
@@ -494,9 +494,11 @@ class Run:
             for disk in set(state.disks) - set(after.disks):
                 file = self.leaf_now(dropped[disk])
                 if save:
-                    self.kept.add(file)
+                    self.kept[file] = disk
                 else:
                     self.detached[file] = state.disks[disk].content
+        # One that came back with its snapshot is the vm's again, and may be merged with what it stands on.
+        self.kept = {file: disk for file, disk in self.kept.items() if disk not in self.vms[vm].disks}
         self.verify_disks(vm)
 
     def step_revert(self, vm):

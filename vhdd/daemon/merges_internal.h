@@ -57,5 +57,9 @@ void merges_drop_in_worker(struct vm *vm, int64_t job);
 /* One that was told to end, when nobody knows whether it did: the catalog follows, or it runs again. */
 int merges_settle(struct vm *vm, struct merge_job *job, bool *ret_finished, struct error *err);
 void merges_forget_file(struct vm *vm, const char *path); /* before it is unlinked */
+/* Asks the worker for a plan: {hidden, top, shared, direction}, as merges_question() makes it of a run. */
+int merges_ask_plan(struct vm *vm, const json_t *question, json_t **ret, struct error *err);
+struct hidden_run;
+json_t *merges_question(const struct hidden_run *run); /* NULL: no memory */
 /* A running disk's chain that has these images as neighbours, or NULL. */
 struct vm_chain *merges_live_chain(struct vm *vm, const json_t *hidden, const char *top);

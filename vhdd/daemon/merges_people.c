@@ -9,8 +9,6 @@
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/worker_link.h"
 
-#define PLAN_CHAIN "merge:plan"
-
 /* ---- people's verbs ---- */
 
 static int still_open(const struct merge_job *job, const char *verb, struct error *err)
@@ -130,31 +128,6 @@ int merges_preview(struct vm *vm, json_t **ret, struct error *err)
         return r;
 }
 
-static int ask_one(struct vm *vm, const json_t *question, json_t **ret, struct error *err)
-{
-        const char *top = param_text(question, "top");
-        const json_t *hidden = json_object_get(question, "hidden");
-        char chain[80];
-        const struct vm_chain *live = merges_live_chain(vm, hidden, top);
-        _cleanup_(image_chain_done) struct image_chain images = {0};
-        int r = 0;
-
-        snprintf(chain, sizeof(chain), "%s", live ? live->name : PLAN_CHAIN);
-        if (!live)
-                r = image_chain_get(vm->broker->catalog, top, &images, err);
-        if (r == 0 && !live)
-                r = worker_chain_open(vm, PLAN_CHAIN, &images, false, err);
-        if (r == 0)
-                r = worker_call(vm, "merge.plan",
-                        json_pack("{s:s, s:O, s:O, s:O}", "chain", chain, "hidden", hidden,
-                                "shared", json_object_get(question, "shared"), "direction",
-                                json_object_get(question, "direction")),
-                        WORKER_CALL_MS, ret, err);
-        if (worker_chain_find(vm, PLAN_CHAIN))
-                worker_chain_close(vm, PLAN_CHAIN, NULL);
-        return r;
-}
-
 int merges_preview_ask(struct vm *vm, const json_t *questions, json_t **ret, struct error *err)
 {
         json_t *list = json_array(), *question;
@@ -172,7 +145,7 @@ int merges_preview_ask(struct vm *vm, const json_t *questions, json_t **ret, str
                                         "reason", json_object_get(question, "reason")));
                         continue;
                 }
-                r = ask_one(vm, question, &answer, &why);
+                r = merges_ask_plan(vm, question, &answer, &why);
                 if (r == -EHOSTDOWN || r == -ETIMEDOUT) {
                         *err = why;
                         break;

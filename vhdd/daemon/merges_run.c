@@ -12,10 +12,11 @@
 #include "vhdd/daemon/resolver.h"
 #include "vhdd/daemon/worker_link.h"
 
-#define OWN_CHAIN "merge:" /* of a chain that was opened for a merge; its job's number follows */
-#define BEGIN_MS  (10 * 60000u)
-#define FINISH_MS (10 * 60000u)
-#define STOP_MS   (5 * 60000u)
+#define OWN_CHAIN  "merge:" /* of a chain that was opened for a merge; its job's number follows */
+#define PLAN_CHAIN "merge:plan"
+#define BEGIN_MS   (10 * 60000u)
+#define FINISH_MS  (10 * 60000u)
+#define STOP_MS    (5 * 60000u)
 
 /* ---- chains ---- */
 
@@ -106,15 +107,6 @@ static int open_own(struct vm *vm, const char *name, const char *top, struct err
         if (r == 0)
                 r = image_chain_get(vm->broker->catalog, top, &images, err);
         return r < 0 ? r : worker_chain_open(vm, name, &images, true, err);
-}
-
-static int have_chain(struct vm *vm, const char *own, const json_t *hidden, const char *top,
-        char ret[80], struct error *err)
-{
-        const struct vm_chain *live = merges_live_chain(vm, hidden, top);
-
-        snprintf(ret, 80, "%s", live ? live->name : own);
-        return live ? 0 : open_own(vm, own, top, err);
 }
 
 /* In the worker the merge stops; the files stay as they are, and can go on. */
@@ -283,6 +275,7 @@ static int begin(struct vm *vm, struct merge_job *job, struct error *err)
         const json_t *run = merge_job_run(job);
         const char *top = json_string_value(json_object_get(run, "top"));
         const json_t *hidden = json_object_get(run, "hidden");
+        const struct vm_chain *live;
         struct error why = ERROR_INIT;
         json_auto_t *answer = NULL, *said = NULL;
         char own[80], chain[80], reason[HIDDEN_REASON_MAX];
@@ -290,9 +283,8 @@ static int begin(struct vm *vm, struct merge_job *job, struct error *err)
         int r;
 
         own_chain(job, own);
-        r = have_chain(vm, own, hidden, top, chain, &why);
-        if (r < 0)
-                return begin_refused(vm, job, &why, err);
+        live = merges_live_chain(vm, hidden, top);
+        snprintf(chain, sizeof(chain), "%s", live ? live->name : own);
         if (merging_on_chain(vm, chain, &other)) {
                 snprintf(reason, sizeof(reason), "it comes after job %lld", (long long)other);
                 return merges_wait_for(vm, job, false, reason, err);
@@ -301,8 +293,12 @@ static int begin(struct vm *vm, struct merge_job *job, struct error *err)
         if (r < 0)
                 return begin_refused(vm, job, &why, err);
         r = put_begun(vm, job, err);
-        if (r == 0)
-                r = grant_run(vm, job, err);
+        if (r < 0)
+                return r;
+        /* Opened for writing, an image is not what it was sealed as any more: so not before. */
+        if (!live && open_own(vm, own, top, &why) < 0)
+                return begin_refused(vm, job, &why, err);
+        r = grant_run(vm, job, err);
         if (r < 0)
                 return r;
         /* Before: an event may come before the answer does. */
@@ -377,9 +373,31 @@ static int begin_again(struct vm *vm, struct merge_job *job, struct error *err)
 
 /* ---- planning ---- */
 
-static json_t *plan_params(const struct hidden_run *run, const char *chain)
+int merges_ask_plan(struct vm *vm, const json_t *question, json_t **ret, struct error *err)
 {
-        return json_pack("{s:s, s:O, s:b, s:s}", "chain", chain, "hidden", run->hidden, "shared",
+        const char *top = param_text(question, "top");
+        const json_t *hidden = json_object_get(question, "hidden");
+        const struct vm_chain *live = merges_live_chain(vm, hidden, top);
+        _cleanup_(image_chain_done) struct image_chain images = {0};
+        int r = live ? 0 : image_chain_get(vm->broker->catalog, top, &images, err);
+
+        if (r == 0 && !live)
+                r = worker_chain_open(vm, PLAN_CHAIN, &images, false, err);
+        if (r < 0)
+                return r;
+        r = worker_call(vm, "merge.plan",
+                json_pack("{s:s, s:O, s:O, s:O}", "chain", live ? live->name : PLAN_CHAIN, "hidden",
+                        hidden, "shared", json_object_get(question, "shared"), "direction",
+                        json_object_get(question, "direction")),
+                WORKER_CALL_MS, ret, err);
+        if (vm->up && worker_chain_find(vm, PLAN_CHAIN))
+                worker_chain_close(vm, PLAN_CHAIN, NULL);
+        return r;
+}
+
+json_t *merges_question(const struct hidden_run *run)
+{
+        return json_pack("{s:O, s:s, s:b, s:s}", "hidden", run->hidden, "top", run->top, "shared",
                 run->shared, "direction", run->direction);
 }
 
@@ -429,15 +447,10 @@ static int plan(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *
         const struct hidden_run *run, struct error *err)
 {
         struct error why = ERROR_INIT;
-        json_auto_t *answer = NULL;
-        char own[80], chain[80];
-        int r;
+        json_auto_t *answer = NULL, *question = merges_question(run);
+        int r = question ? merges_ask_plan(vm, question, &answer, &why)
+                         : fail(&why, ENOMEM, "no memory to plan a merge");
 
-        own_chain(job, own);
-        r = have_chain(vm, own, run->hidden, run->top, chain, &why);
-        if (r == 0)
-                r = worker_call(
-                        vm, "merge.plan", plan_params(run, chain), WORKER_CALL_MS, &answer, &why);
         if (r < 0)
                 return begin_refused(vm, job, &why, err);
         r = put_run(job, run, answer, err);
