@@ -200,16 +200,13 @@ void vhd_rehead_end(struct vhd_rehead *rehead, enum vhd_rehead_outcome outcome)
         rehead_free(rehead);
 }
 
-/* E5: the sync that the intent wants is the only one that tells of what requests wrote before it, too. */
-static void note_failed_syncs(struct vhd_rehead *const *reheads, size_t n)
+/* What was begun is for the next opener to complete, who compares sector by sector: nobody may change
+ * these images before that, not even move an end footer. And if it was a sync that failed, it was the
+ * only one that tells of what requests had written before (E5). */
+static void poison_all(struct vhd_rehead *const *reheads, size_t n, int code)
 {
-        for (size_t i = 0; i < n; i++) {
-                struct image *image = reheads[i]->image;
-                int r = file_sync_error(image->file);
-
-                if (r < 0)
-                        image->format->poison(image, -r);
-        }
+        for (size_t i = 0; i < n; i++)
+                reheads[i]->image->format->poison(reheads[i]->image, code);
 }
 
 int vhd_rehead_run(
@@ -222,7 +219,7 @@ int vhd_rehead_run(
                 r = intent_apply(intent, err);
                 outcome = r == 0 ? REHEAD_APPLIED : REHEAD_UNKNOWN;
                 if (r < 0)
-                        note_failed_syncs(reheads, n);
+                        poison_all(reheads, n, -r);
         }
         if (r == 0)
                 r = intent_remove(intent, err);

@@ -72,13 +72,17 @@ static struct {
 
 static bool mutants_on;
 
+struct run;
+static struct run *running;
 static bool is_where_to_step_aside(const char *name);
+static void note_moving(struct run *run);
 
 bool mutant_is(const char *name)
 {
-        if (is_where_to_step_aside(name))
+        if (is_where_to_step_aside(name)) {
+                note_moving(running);
                 schedule_step_aside();
-        else
+        } else
                 schedule_point();
         return mutants_on && options.mutant && strcmp(options.mutant, name) == 0;
 }
@@ -194,6 +198,12 @@ static void choose_range(const struct scene *scene, struct random *random, uint3
         *ret_length = MIN_OF(length, scene->size - at);
 }
 
+/* The guests do nothing until somebody steps aside, and then nothing that makes it durable. */
+static bool is_quiet(const struct scene *scene)
+{
+        return scene->aside && strcmp(scene->aside, "drain-up-frees") == 0;
+}
+
 static void choose_ops(struct scene *scene, struct random *random)
 {
         unsigned n = scene->n_threads ? (unsigned)random_between(random, 3, 18) : 0;
@@ -204,11 +214,11 @@ static void choose_ops(struct scene *scene, struct random *random)
                 uint64_t kind = random_below(random, 100);
 
                 op = (struct op){
-                        .kind = kind < 20   ? OP_FLUSH
-                                : kind < 30 ? OP_TRIM
-                                : kind < 43 ? OP_ZERO
-                                : kind < 53 ? OP_READ
-                                            : OP_WRITE,
+                        .kind = kind < 20 && !is_quiet(scene) ? OP_FLUSH
+                                : kind < 30                   ? OP_TRIM
+                                : kind < 43                   ? OP_ZERO
+                                : kind < 53                   ? OP_READ
+                                                              : OP_WRITE,
                         .thread = (uint8_t)random_below(random, scene->n_threads),
                         .life = (uint8_t)(i * scene->n_lives / n),
                 };
@@ -226,6 +236,7 @@ static void choose_ops(struct scene *scene, struct random *random)
                 }
                 op.fua = op.kind != OP_READ && op.kind != OP_FLUSH &&
                         random_chance(random, scene->flavour != FLAVOUR_PLAIN ? 50 : 20);
+                op.fua &= !is_quiet(scene);
                 op.no_hole = op.kind == OP_ZERO && random_chance(random, 30);
                 op.nowait = random_chance(random, 20);
                 model_add(&scene->model, &op);
@@ -269,13 +280,22 @@ static void be_a_pull(struct scene *scene)
         scene->has_known = false;
 }
 
+static void be_a_push_of_the_leaf(struct scene *scene)
+{
+        scene->direction = MERGE_DOWN;
+        scene->first = 1;
+        scene->last = scene->n_layers - 1;
+        scene->destination = 0;
+        scene->has_known = false;
+}
+
 static void choose_troubles(struct scene *scene, struct random *random)
 {
         static const enum schedule_policy policies[] = {
                 SCHEDULE_RANDOM, SCHEDULE_PRIORITY, SCHEDULE_INSIDE};
         /* Where a thread has looked and has not acted yet. */
         static const char *const asides[] = {
-                "stale-owner", "drain-no-grace-up", "drain-up-frees", "drain-fua-dsync"};
+                "drain-no-grace-up", "drain-up-frees", "stale-owner", "drain-fua-dsync"};
 
         scene->split_writes = random_chance(random, 50);
         scene->nowait_again = random_chance(random, 20);
@@ -289,8 +309,13 @@ static void choose_troubles(struct scene *scene, struct random *random)
                         random, scene->inside_guest ? INSIDE_STEPS / 10 : INSIDE_STEPS);
         if (random_chance(random, 30)) {
                 scene->policy = SCHEDULE_PRIORITY;
-                scene->aside = asides[random_below(random, 4)];
-                scene->aside_at = (unsigned)random_between(random, 1, 12);
+                scene->aside = scene->flavour == FLAVOUR_PULL
+                        ? asides[random_below(random, 3)]
+                        : asides[random_between(random, 2, 3)];
+                scene->aside_at = (unsigned)random_between(random, 1, 5);
+                scene->has_reader = scene->n_threads > 0;
+                if (strcmp(scene->aside, "stale-owner") == 0)
+                        be_a_push_of_the_leaf(scene);
         }
         if (!random_chance(random, 18))
                 return;
@@ -402,13 +427,12 @@ struct run {
         struct sim_fs *fs;
         struct chain *chain;
         unsigned n_questions, n_asides;
+        bool moves; /* the merge has begun to move blocks, or is over */
         struct instant instants[MAX_INSTANTS];
         unsigned n_instants;
         struct outcome *outcomes;
         size_t n_outcomes, room, n_spent;
 };
-
-static struct run *running;
 
 static bool is_where_to_step_aside(const char *name)
 {
@@ -531,7 +555,8 @@ static int fill_image(struct scene *scene, struct sim_fs *fs, const char *path, 
         uint8_t values[], struct random *random)
 {
         struct chain_options chain_options = {.fs = &fs->fs, .writable = true};
-        unsigned n = (unsigned)random_below(random, 6);
+        /* A root with nothing in it: what is drained is all there is. */
+        unsigned n = value == VALUE_LAYER && scene->aside ? 0 : (unsigned)random_below(random, 6);
         struct error err = ERROR_INIT;
         struct chain *chain;
         int r = chain_open(path, &chain_options, &chain, &err);
@@ -607,10 +632,18 @@ static int open_chain(
 
 /* ---- the merge ---- */
 
+static void note_moving(struct run *run)
+{
+        run->moves = true;
+        schedule_wake(&run->moves);
+}
+
 static bool go_on(void *opaque)
 {
         struct run *run = opaque;
 
+        if (!is_quiet(&run->scene))
+                note_moving(run);
         return !run->scene.stops || ++run->n_questions != run->scene.stops;
 }
 
@@ -681,6 +714,7 @@ static void merge_alone(struct run *run)
 static void *merge_main(void *argument)
 {
         merge_alone(argument);
+        note_moving(argument);
         return NULL;
 }
 
@@ -778,6 +812,8 @@ static void *worker_main(void *argument)
         struct worker *worker = argument;
         struct run *run = worker->run;
 
+        while (run->scene.aside && !run->moves)
+                schedule_wait(&run->moves);
         for (uint32_t i = 0; i < run->scene.model.n_ops; i++)
                 if (run->scene.model.ops[i].thread == worker->thread &&
                         run->scene.model.ops[i].life == run->life)
@@ -1245,6 +1281,8 @@ static void work(struct run *run)
         struct worker workers[MAX_THREADS + 1];
         pthread_t merger;
         bool merges = !run->merged && chain_depth(run->chain) == run->scene.n_layers;
+
+        run->moves = !merges;
 
         if (run->scene.policy == SCHEDULE_INSIDE)
                 schedule_set_policy(SCHEDULE_INSIDE, run->scene.seed, run->scene.inside_step);
