@@ -64,7 +64,6 @@
         X("settle-from-top", "E4, E11: parents are settled from the leaf down")                    \
         X("intent-half-shown", "E13: an intent counts that lies beside one of its images alone")   \
         X("intent-comes-back", "E13: an intent that a dead process removed is taken to be gone")   \
-        X("stale-owner", "E2: a reader notes who had a block before it moved to another layer")    \
         X("drain-fua-dsync", "E11: FUA takes the short way while a clear is not durable")          \
         X("replay-over-poison", "E5, E11: blocks are freed whose copies below were lost")           \
         X("drain-begin-no-intent", "E12: a merge begins without new ids")

@@ -270,8 +270,7 @@ static uint16_t owner_of(struct resolver *r, uint64_t block)
         /* The layers are counted in there, with the page in view: a writer in a leaf that came later
          * sees the page and corrects what we put into it. */
         owner = find_owner(r, block << r->shift);
-        if (at && MUTANT("stale-owner") && is_unknown(atomic_load(at)))
-                seen = atomic_load(at);
+        (void)MUTANT("stale-owner"); /* no mutant yet: here another thread may run */
         /* Only over the "unknown" that we saw: a writer that was quicker knows better, and where a block
          * moved meanwhile to another layer (E11) it is another "unknown". */
         if (at && !atomic_compare_exchange_strong(at, &seen, owner) && !is_unknown(seen))

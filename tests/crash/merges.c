@@ -48,19 +48,20 @@
 #include "tests/crash/schedule.h"
 #include "tests/crash/simdisk.h"
 
-#define MAX_LAYERS    4u
-#define MAX_THREADS   2u /* that write; and one that reads */
-#define MAX_LIVES     2u
-#define MAX_INSTANTS  6000u
-#define MAX_JOBS      16u
-#define FULL_STATES   32u /* of an instant with no more, all are looked at */
-#define SAMPLES       8u
-#define AFTER_SAMPLES 3u /* cuts after a recovery */
-#define DEEP_DEATHS   60u
-#define INSIDE_STEPS  1500u
-#define POINTS        3000u /* about so many has a run */
-#define REGION_BYTES  (4096u + 16384u)
-#define VALUE_OTHER   (VALUE_LAYER + MAX_LAYERS) /* what only the other child has */
+#define MAX_LAYERS     4u
+#define MAX_THREADS    2u /* that write; and one that reads */
+#define MAX_LIVES      2u
+#define MAX_INSTANTS   6000u
+#define MAX_JOBS       16u
+#define FULL_STATES    32u /* of an instant with no more, all are looked at */
+#define SAMPLES        8u
+#define AFTER_SAMPLES  3u /* cuts after a recovery */
+#define DEEP_DEATHS    60u
+#define INSIDE_STEPS   1500u
+#define ASIDE_INSTANTS 60u
+#define POINTS         3000u /* about so many has a run */
+#define REGION_BYTES   (4096u + 16384u)
+#define VALUE_OTHER    (VALUE_LAYER + MAX_LAYERS) /* what only the other child has */
 
 static struct {
         uint64_t first_seed, last_seed, states, budget;
@@ -75,12 +76,14 @@ static bool mutants_on;
 struct run;
 static struct run *running;
 static bool is_where_to_step_aside(const char *name);
-static void note_moving(struct run *run);
+static void note_aside(struct run *run);
 
 bool mutant_is(const char *name)
 {
         if (is_where_to_step_aside(name)) {
-                note_moving(running);
+                if (options.trace)
+                        fprintf(stderr, "  [%u] steps aside\n", schedule_self());
+                note_aside(running);
                 schedule_step_aside();
         } else
                 schedule_point();
@@ -310,9 +313,11 @@ static void choose_troubles(struct scene *scene, struct random *random)
         if (random_chance(random, 30)) {
                 scene->policy = SCHEDULE_PRIORITY;
                 scene->aside = scene->flavour == FLAVOUR_PULL
-                        ? asides[random_below(random, 3)]
+                        ? asides[random_below(random, 2)]
                         : asides[random_between(random, 2, 3)];
-                scene->aside_at = (unsigned)random_between(random, 1, 5);
+                scene->aside_at = (unsigned)random_between(random, 1, is_quiet(scene) ? 2 : 5);
+                if (is_quiet(scene))
+                        scene->flat_root = false;
                 scene->has_reader = scene->n_threads > 0;
                 if (strcmp(scene->aside, "stale-owner") == 0)
                         be_a_push_of_the_leaf(scene);
@@ -387,6 +392,8 @@ static void scene_print(const struct scene *scene, FILE *to)
                 scene->split_writes ? ", torn writes" : "",
                 scene->nowait_again ? ", nothing without waiting" : "",
                 scene->no_punch ? ", no holes" : "");
+        if (scene->aside)
+                fprintf(to, ", steps aside at %s number %u", scene->aside, scene->aside_at);
         if (scene->stops)
                 fprintf(to, ", stopped at question %u", scene->stops);
         if (scene->has_fault)
@@ -426,7 +433,7 @@ struct run {
         unsigned life;
         struct sim_fs *fs;
         struct chain *chain;
-        unsigned n_questions, n_asides;
+        unsigned n_questions, n_asides, aside_instant;
         bool moves; /* the merge has begun to move blocks, or is over */
         struct instant instants[MAX_INSTANTS];
         unsigned n_instants;
@@ -636,6 +643,12 @@ static void note_moving(struct run *run)
 {
         run->moves = true;
         schedule_wake(&run->moves);
+}
+
+static void note_aside(struct run *run)
+{
+        run->aside_instant = run->n_instants;
+        note_moving(run);
 }
 
 static bool go_on(void *opaque)
@@ -1268,6 +1281,15 @@ static void judge_instants(struct run *run)
                 order[i - 1] = order[k];
                 order[k] = last;
         }
+        /* What came right after a step aside is what it was for. */
+        for (unsigned i = 0, first = 0; run->aside_instant && i < n; i++) {
+                unsigned instant = order[i];
+
+                if (instant < run->aside_instant || instant >= run->aside_instant + ASIDE_INSTANTS)
+                        continue;
+                order[i] = order[first];
+                order[first++] = instant;
+        }
         for (unsigned i = 0; i < n && !run->violated && run->n_outcomes < stop; i++)
                 judge_instant(run, order[i]);
         result->instants += n;
@@ -1385,7 +1407,7 @@ static struct sim_world *live(struct run *run, struct sim_world *world)
         struct sim_world *next = NULL;
 
         run->unnoted = false;
-        run->n_questions = run->n_asides = 0;
+        run->n_questions = run->n_asides = run->aside_instant = 0;
         running = run;
         schedule_on_point = on_point;
         if (run->scene.policy != SCHEDULE_INSIDE)
