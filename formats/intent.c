@@ -138,14 +138,6 @@ static int image_holds(
 
 static int copy_remove(const struct intent *intent, uint32_t index, struct error *err);
 
-static struct file *file_at(const struct intent *intent, const char *path)
-{
-        for (uint32_t i = 0; i < intent->n_images; i++)
-                if (strcmp(intent->images[i].path, path) == 0)
-                        return intent->images[i].file;
-        return NULL;
-}
-
 /* Do all images of @there hold its new bytes, or, not @new, the old ones? 0 also if one is not ours. */
 static int all_hold(const struct intent *there, bool new, struct error *err)
 {
@@ -158,15 +150,12 @@ static int all_hold(const struct intent *there, bool new, struct error *err)
 }
 
 /* Somebody who had these images open, and could not go on (a daemon's worker without its broker), left
- * @there. They are ours now, as they are: if nothing of it was written, or all, it has nothing more to
- * say. 1: it is gone. */
-static int drop_left(const struct intent *ours, struct intent *there, struct error *err)
+ * @there, whose files were lent to it. They are ours now, as they are: if nothing of it was written, or
+ * all, it has nothing more to say. 1: it is gone. */
+static int drop_left(struct intent *there, struct error *err)
 {
-        int r;
+        int r = all_hold(there, false, err);
 
-        for (uint32_t i = 0; i < there->n_images; i++)
-                there->images[i].file = file_at(ours, there->images[i].path); /* lent */
-        r = all_hold(there, false, err);
         if (r == 0)
                 r = all_hold(there, true, err);
         for (uint32_t i = there->n_images; r == 1 && i > 0; i--) {
@@ -175,6 +164,43 @@ static int drop_left(const struct intent *ours, struct intent *there, struct err
                 if (removed < 0)
                         r = removed;
         }
+        return r;
+}
+
+static void lend_file(struct intent *there, const char *path, struct file *file)
+{
+        for (uint32_t i = 0; path && i < there->n_images; i++)
+                if (strcmp(there->images[i].path, path) == 0)
+                        there->images[i].file = file;
+}
+
+static int clear_one(struct file *file, struct file *const *files, size_t n, struct error *err)
+{
+        _cleanup_(intent_freep) struct intent *there = NULL;
+        _cleanup_free_ char *path = intent_path_of(file);
+        struct file_stat st;
+        int r = path ? file_stat_get(file, &st) : -ENOMEM;
+
+        if (r < 0)
+                return fail_os(err, -r, "cannot look at '%s'", file->path);
+        r = intent_load(file->fs, path, st.owner, &there, NULL);
+        if (r < 0)
+                return 0; /* none; or one that the next change of the image will be told of */
+        for (size_t i = 0; i < n; i++) {
+                _cleanup_free_ char *other = intent_path_of(files[i]);
+
+                lend_file(there, other, files[i]);
+        }
+        r = drop_left(there, err);
+        return r < 0 ? r : 0;
+}
+
+int intent_clear(struct file *const *files, size_t n, struct error *err)
+{
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < n; i++)
+                r = clear_one(files[i], files, n, err);
         return r;
 }
 
@@ -196,7 +222,9 @@ static int copy_look(const struct intent *intent, uint32_t index, struct error *
                 return r;
         if (memcmp(there->id, intent->id, sizeof(intent->id)) == 0)
                 return 1;
-        r = drop_left(intent, there, err);
+        for (uint32_t i = 0; i < intent->n_images; i++)
+                lend_file(there, intent->images[i].path, intent->images[i].file);
+        r = drop_left(there, err);
         if (r != 0)
                 return r < 0 ? r : 0;
         return fail(err, EBUSY, "another change of '%s' is not complete: '%s" INTENT_ENDING "'",

@@ -66,6 +66,9 @@ int intent_add(struct intent *intent, unsigned image, uint64_t offset, const voi
 int intent_write(struct intent *intent, struct error *err);
 int intent_apply(struct intent *intent, struct error *err);
 int intent_remove(struct intent *intent, struct error *err);
+/* Whatever lies beside these images, open for writing and the caller's, from somebody who had them open
+ * and could not take it away: it goes, unless it was written in part. */
+int intent_clear(struct file *const *files, size_t n, struct error *err);
 /* All three. */
 int intent_run(struct intent *intent, struct error *err);
 

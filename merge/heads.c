@@ -102,10 +102,29 @@ static int begin_up(struct chain_drain *drain, struct error *err)
         return r == 0 ? change_run(&change, err) : r;
 }
 
+/* Where the change was made before, what could not be taken away then (a daemon's worker without its broker)
+ * would speak of heads that are others soon. */
+static int clear_left(const struct chain_drain *drain, struct error *err)
+{
+        unsigned n = chain_drain_n_sources(drain);
+        _cleanup_free_ struct file **files = calloc(n + 1, sizeof(struct file *));
+
+        if (!files)
+                return fail(err, ENOMEM, "no memory to merge");
+        for (unsigned i = 0; i < n; i++)
+                files[i] = chain_drain_source(drain, i)->file;
+        files[n] = chain_drain_destination(drain)->file;
+        return intent_clear(files, n + 1, err);
+}
+
 int heads_begin(struct chain_drain *drain, const struct merge_plan *plan, const uint8_t new_id[16],
         uint8_t ret_id[16], struct error *err)
 {
+        int r = clear_left(drain, err);
+
         memset(ret_id, 0, 16);
+        if (r < 0)
+                return r;
         if (plan->direction == MERGE_DOWN)
                 return begin_down(drain, new_id, ret_id, err);
         return plan->keeps_sources ? 0 : begin_up(drain, err);

@@ -11,6 +11,7 @@
 
 #include "base/file.h"
 #include "base/host_fs.h"
+#include "formats/intent.h"
 #include "formats/raw/device.h"
 #include "vhdd/daemon/link.h"
 
@@ -484,14 +485,24 @@ static bool has_redo(const struct grant *grant)
         return host_region_open_fd(name, grant->path, 0, false, &fd, &path, NULL) == 0;
 }
 
-/* A parent that a dead process left unsettled is settled before anybody stands on it (E4, E10), so it is
- * written to once more, although it is only read from then on. */
+/* A change of heads that was cut off: only a writer's grant makes such a thing. */
+static bool has_intent(const struct grant *grant)
+{
+        _cleanup_free_ char *path = NULL;
+        struct stat st;
+
+        return asprintf(&path, "%s" INTENT_ENDING, grant->path) >= 0 && lstat(path, &st) == 0;
+}
+
+/* A parent that a dead process left unsettled is settled before anybody stands on it (E4, E10), and one
+ * that it left an intent is completed (E13), so it is written to once more, although it is only read from
+ * then on. */
 static bool may_write(struct grant *grant)
 {
         if (grant->access & LINK_WRITE)
                 return true;
         if (!grant->settling)
-                grant->settling = has_redo(grant);
+                grant->settling = has_redo(grant) || has_intent(grant);
         return grant->settling;
 }
 
@@ -525,14 +536,14 @@ static int open_image(const struct files *files, struct grant *grant, unsigned f
 }
 
 /* An intent, a seal: small files of our own beside an image. */
-static int open_sidecar(const struct grant *owner, const char *path, unsigned flags, unsigned mode,
+static int open_sidecar(struct grant *owner, const char *path, unsigned flags, unsigned mode,
         struct files_answer *ret, struct error *err)
 {
         _cleanup_fd_ int fd = -1;
         int o = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY;
         struct stat st;
 
-        if (flags & (FILE_WRITE | FILE_CREATE | FILE_TRUNCATE) && !(owner->access & LINK_WRITE))
+        if (flags & (FILE_WRITE | FILE_CREATE | FILE_TRUNCATE) && !may_write(owner))
                 return refuse(path, "write", err);
         o |= flags & FILE_WRITE ? O_RDWR : O_RDONLY;
         o |= flags & FILE_CREATE ? O_CREAT : 0;
@@ -614,7 +625,7 @@ static int answer_unlink(
                 return -EPROTO;
         grant = find_grant(files, path);
         owner = grant ? NULL : find_owner(files, path);
-        if (!(grant && grant->access & LINK_UNLINK) && !(owner && owner->access & LINK_WRITE))
+        if (!(grant && grant->access & LINK_UNLINK) && !(owner && may_write(owner)))
                 return refuse(path, "remove", err);
         if (grant)
                 r = look_at(grant, &st, err);
