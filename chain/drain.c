@@ -30,6 +30,7 @@ struct chain_drain {
         bool started;
         bool clones; /* the file system shares blocks between files, as far as we know */
         uint8_t *buffer;
+        uint64_t written_from, written_to; /* the unit that is copied, in the destination's file */
         uint8_t found[64 << 10]; /* by the destination, where it has something */
 };
 
@@ -494,6 +495,25 @@ static bool has_already(
         return true;
 }
 
+static void note_written(struct chain_drain *drain, uint64_t file_offset, uint64_t length)
+{
+        if (drain->written_to == 0)
+                drain->written_from = file_offset;
+        drain->written_from = MIN_OF(drain->written_from, file_offset);
+        drain->written_to = MAX_OF(drain->written_to, file_offset + length);
+}
+
+/* Only a hint, so that the disk is busy before the round waits for it. Not inside a gate: it may wait. */
+static void begin_to_write_back(struct chain_drain *drain)
+{
+        struct file *file = drain->destination->file;
+
+        if (drain->written_to > 0 && file->fd >= 0)
+                sync_file_range(file->fd, (off_t)drain->written_from,
+                        (off_t)(drain->written_to - drain->written_from), SYNC_FILE_RANGE_WRITE);
+        drain->written_from = drain->written_to = 0;
+}
+
 /* *ret_bytes: how much of it had to be written. */
 static int put_data(struct chain_drain *drain, const uint8_t *data, uint64_t offset,
         uint64_t length, uint64_t *ret_bytes)
@@ -509,10 +529,8 @@ static int put_data(struct chain_drain *drain, const uint8_t *data, uint64_t off
                         r = to->format->prepare(to, offset, n, 0, &file_offset, &zero);
                         if (r == 0)
                                 r = file_write(to->file, data, n, file_offset, 0);
-                        /* Only a hint, so that the disk is busy before the round waits for it. */
-                        if (r == 0 && to->file->fd >= 0)
-                                sync_file_range(to->file->fd, (off_t)file_offset, (off_t)n,
-                                        SYNC_FILE_RANGE_WRITE);
+                        if (r == 0)
+                                note_written(drain, file_offset, n);
                         if (r == 0)
                                 r = put_done(drain, offset, n);
                         *ret_bytes += n;
@@ -834,6 +852,7 @@ static int copy_once(
         r = copy_closed(drain, unit, ret_bytes, err);
         if (!open)
                 gate_open(drain->chain->gates, unit);
+        begin_to_write_back(drain);
         return r;
 }
 

@@ -51,7 +51,7 @@ enum phase { BEFORE, DURING, AFTER, N_PHASES };
 static const char *const phase_names[] = {"before", "during", "after"};
 
 struct sample {
-        uint32_t us;
+        uint32_t us, at_ms; /* begun, since the program's start */
         uint8_t phase;
         bool flush;
 };
@@ -66,8 +66,10 @@ struct guest {
 };
 
 static struct chain *chain;
+static uint64_t started;
 static struct guest guests[MAX_THREADS];
 static _Atomic int phase_now;
+static uint32_t phase_began_ms[N_PHASES];
 static _Atomic bool done;
 
 /* The last full window's distribution, and the one that fills. */
@@ -157,7 +159,8 @@ static void note(struct guest *guest, uint64_t begun, int phase, bool flush)
         uint64_t now = now_us(), us = now - begun;
 
         if (guest->n < MAX_SAMPLES) {
-                guest->samples[guest->n] = (struct sample){(uint32_t)us, (uint8_t)phase, flush};
+                guest->samples[guest->n] = (struct sample){
+                        (uint32_t)us, (uint32_t)((begun - started) / 1000), (uint8_t)phase, flush};
                 atomic_fetch_add(&guest->n, 1);
         }
         if (!flush)
@@ -208,7 +211,7 @@ static int compare(const void *a, const void *b)
 
 struct quantiles {
         uint64_t n;
-        uint32_t p50, p99, p999, max;
+        uint32_t p50, p99, p999, max, max_at_ms;
 };
 
 static struct quantiles quantiles_of(int phase, bool flush)
@@ -224,12 +227,19 @@ static struct quantiles quantiles_of(int phase, bool flush)
         for (unsigned t = 0; all && t < options.n_threads; t++)
                 for (size_t i = 0; i < counts[t]; i++)
                         if (guests[t].samples[i].phase == phase &&
-                                guests[t].samples[i].flush == flush)
+                                guests[t].samples[i].flush == flush) {
+                                if (guests[t].samples[i].us >= q.max) {
+                                        q.max = guests[t].samples[i].us;
+                                        q.max_at_ms = guests[t].samples[i].at_ms;
+                                }
                                 all[n++] = guests[t].samples[i].us;
+                        }
         if (n > 0) {
                 qsort(all, n, sizeof(*all), compare);
-                q = (struct quantiles){n, all[n / 2], all[MIN_OF(n - 1, n * 99 / 100)],
-                        all[MIN_OF(n - 1, n * 999 / 1000)], all[n - 1]};
+                q.n = n;
+                q.p50 = all[n / 2];
+                q.p99 = all[MIN_OF(n - 1, n * 99 / 100)];
+                q.p999 = all[MIN_OF(n - 1, n * 999 / 1000)];
         }
         free(all);
         return q;
@@ -241,9 +251,12 @@ static void print_phase(int phase, double seconds)
                 struct quantiles q = quantiles_of(phase, flush);
 
                 printf(" \"%s-%s\": {\"seconds\": %.3f, \"requests\": %" PRIu64
-                       ", \"p50-us\": %u, \"p99-us\": %u, \"p999-us\": %u, \"max-us\": %u},\n",
+                       ", \"p50-us\": %u, \"p99-us\": %u, \"p999-us\": %u, \"max-us\": %u, "
+                       "\"max-at-ms\": %u},\n",
                         phase_names[phase], flush ? "flushes" : "writes", seconds, q.n, q.p50,
-                        q.p99, q.p999, q.max);
+                        q.p99, q.p999, q.max,
+                        q.max_at_ms > phase_began_ms[phase] ? q.max_at_ms - phase_began_ms[phase]
+                                                            : 0);
         }
 }
 
@@ -352,6 +365,8 @@ static double run_phase(enum phase phase)
 {
         uint64_t begun = now_us();
 
+        phase_began_ms[phase] = (uint32_t)((begun - started) / 1000);
+
         atomic_store(&phase_now, phase);
         if (phase == DURING)
                 merge_leaf();
@@ -413,7 +428,8 @@ int main(int argc, char **argv)
         snprintf(base, sizeof(base), "%s/base.vhd", folder);
         snprintf(leaf, sizeof(leaf), "%s/leaf.avhd", folder);
         make_disk();
-        atomic_store(&window_ends, now_us() + WINDOW_US);
+        started = now_us();
+        atomic_store(&window_ends, started + WINDOW_US);
         for (unsigned t = 0; t < options.n_threads; t++) {
                 guests[t] = (struct guest){.index = t, .random = t + 1};
                 guests[t].samples = malloc(MAX_SAMPLES * sizeof(struct sample));
