@@ -50,6 +50,12 @@ struct compact {
         struct compact_report report;
 };
 
+/* A snapshot put another image on top: this one does not change any more. */
+static int check_leaf(const struct compact *c, const struct chain_block *block)
+{
+        return block->leaf == c->leaf ? 0 : -ESTALE;
+}
+
 static int fail_at(
         const struct compact *c, int r, const char *what, uint64_t offset, struct error *err)
 {
@@ -221,7 +227,8 @@ static int settle_block(struct compact *c, uint64_t offset)
 
         if (r < 0)
                 return r;
-        if (holds(c, offset)) {
+        r = check_leaf(c, &block);
+        if (r == 0 && holds(c, offset)) {
                 r = look_at_block(c, &block, &f);
                 if (r == 0 && MUTANT("release-unlike"))
                         f.redundant |= f.zeros > 0;
@@ -375,7 +382,9 @@ static int move_one(struct compact *c, uint64_t offset)
 
         if (r < 0)
                 return r;
-        r = chain_block_move(&block, 0, &written);
+        r = check_leaf(c, &block);
+        if (r == 0)
+                r = chain_block_move(&block, 0, &written);
         chain_block_open(&block);
         if (r > 0) {
                 c->report.n_moved++;
@@ -534,6 +543,14 @@ struct compact *compact_free(struct compact *c)
 
 int compact_step(struct compact *c, struct error *err)
 {
+        struct chain_block block;
+        int r = chain_block_look(c->chain, 0, &block);
+
+        if (r == 0)
+                r = check_leaf(c, &block);
+        if (r < 0)
+                return fail_os(err, -r, "'%s' is not what takes the disk's writes any more",
+                        c->leaf->file->path);
         switch (c->phase) {
         case LOOK: return look_step(c, false, err);
         case PREPARE: return prepare_moves(c, err);

@@ -11,7 +11,8 @@
  * Units      bytes.
  * Ownership  compact_new hands out, compact_free ends; the chain is the caller's and outlives it.
  * Errors     0 or -errno with a sentence that names the file. -ENOTSUP: the leaf has no blocks to free
- *            (fixed, raw). -ENOSPC: not even one block could be moved; what was done stays done.
+ *            (fixed, raw). -ESTALE: a snapshot was taken, and the image is no leaf any more. -ENOSPC:
+ *            not even one block could be moved; what was done stays done.
  * Threads    one compact of a chain at a time, from one thread; other requests from any.
  */
 #pragma once
@@ -37,7 +38,9 @@ int compact_new(struct chain *chain, uint64_t batch, struct compact **ret, struc
 struct compact *compact_free(struct compact *compact); /* NULL is fine; always returns NULL */
 DEFINE_CLEANUP(struct compact *, compact_free)
 
-/* A batch; what was moved is durable when it returns. 1: there is more to do. 0: done. After a failure it may be called again. */
+/* A batch; what was moved is durable when it returns. 1: there is more to do. 0: done. After a failure it
+ * may be called again. No snapshot is switched while it runs, and none is uncommitted (its flush would
+ * wait for that). */
 int compact_step(struct compact *compact, struct error *err);
 /* How far it is: bytes of work, of a total that does not change. */
 void compact_progress(const struct compact *compact, uint64_t *ret_done, uint64_t *ret_total);

@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/arith.h"
 #include "base/cleanup.h"
@@ -22,11 +21,10 @@
 #include "chain/drain.h"
 #include "chain/seal.h"
 #include "merge/heads.h"
+#include "merge/pace.h"
 
-#define BATCH_BYTES  (UINT64_C(16) << 20)
-#define BATCH_UNITS  256u
-#define SLICE_MS     50u /* at most so long until a stop is heard */
-#define MAX_PAUSE_US 200000u
+#define BATCH_BYTES (UINT64_C(16) << 20)
+#define BATCH_UNITS 256u
 
 struct batch {
         uint64_t units[BATCH_UNITS];
@@ -44,8 +42,7 @@ struct merge {
 
         /* the copier's */
         struct batch *filling;
-        uint64_t paced_ns, paced_bytes; /* since when, and how much since then, for a rate */
-        uint64_t pause_us;              /* of the back-off */
+        struct pace pace;
 
         pthread_mutex_t lock;
         pthread_cond_t changed;
@@ -325,77 +322,11 @@ static int finish_batches(struct merge *merge, struct error *err)
 
 /* --- pace */
 
-static uint64_t now_ns(void)
-{
-        struct timespec ts;
-
-        clock_gettime(CLOCK_MONOTONIC, &ts);
-        return (uint64_t)ts.tv_sec * UINT64_C(1000000000) + (uint64_t)ts.tv_nsec;
-}
-
-static bool may_go_on(const struct merge_controls *controls)
-{
-        return !controls || !controls->go_on || controls->go_on(controls->opaque);
-}
-
-/* -ECANCELED if one was told to stop meanwhile. */
-static int pause_for(const struct merge_controls *controls, uint64_t us)
-{
-        while (us > 0) {
-                uint64_t slice = MIN_OF(us, (uint64_t)SLICE_MS * 1000);
-                struct timespec ts = {.tv_sec = 0, .tv_nsec = (long)slice * 1000};
-
-                if (!may_go_on(controls))
-                        return -ECANCELED;
-                nanosleep(&ts, NULL);
-                us -= slice;
-        }
-        return may_go_on(controls) ? 0 : -ECANCELED;
-}
-
-/* How long until as much may have been done as was. */
-static uint64_t wait_for_rate(struct merge *merge, uint64_t rate)
-{
-        uint64_t now = now_ns(), due;
-
-        if (rate == 0) {
-                merge->paced_ns = 0;
-                return 0;
-        }
-        if (merge->paced_ns == 0 || now - merge->paced_ns > UINT64_C(10000000000)) {
-                merge->paced_ns = now;
-                merge->paced_bytes = 0;
-                return 0;
-        }
-        due = merge->paced_ns + (uint64_t)((double)merge->paced_bytes * 1e9 / (double)rate);
-        return due > now ? (due - now) / 1000 : 0;
-}
-
-/* The guest's requests take much longer than without us: fewer of ours. Quickly slower, slowly faster. */
-static uint64_t back_off(struct merge *merge, const struct merge_controls *controls)
-{
-        uint64_t with = 0, alone = 0;
-
-        if (!controls->latency || !controls->latency(controls->opaque, &with, &alone) || alone == 0)
-                merge->pause_us = 0;
-        else if (with > 2 * alone)
-                merge->pause_us = MIN_OF(2 * merge->pause_us + 1000, (uint64_t)MAX_PAUSE_US);
-        else
-                merge->pause_us -= merge->pause_us / 4 + (merge->pause_us > 0);
-        return merge->pause_us;
-}
-
 static int keep_pace(struct merge *merge, const struct merge_controls *controls)
 {
-        uint64_t us = 0;
-
         if (controls && controls->progress)
                 controls->progress(controls->opaque, &merge->progress);
-        if (controls && controls->rate)
-                us = wait_for_rate(merge, controls->rate(controls->opaque));
-        if (controls)
-                us = MAX_OF(us, back_off(merge, controls));
-        return pause_for(controls, us);
+        return pace_keep(&merge->pace, controls);
 }
 
 /* --- copying */
@@ -414,7 +345,7 @@ static int move_unit(struct merge *merge, uint64_t unit, struct error *err)
         int r = chain_drain_copy(merge->drain, unit, &bytes, err);
 
         merge->progress.bytes_done += bytes;
-        merge->paced_bytes += bytes;
+        pace_add(&merge->pace, bytes);
         batch->bytes += bytes;
         if (r == 0)
                 batch->units[batch->n++] = unit;
@@ -491,7 +422,7 @@ int merge_run(struct merge *merge, const struct merge_controls *controls, struct
 
         merge->filling->n = 0;
         merge->filling->bytes = 0;
-        merge->paced_ns = 0;
+        pace_anew(&merge->pace);
         merge->result = 0;
         merge->stop = merge->stop_giving = false;
         if (merge->single_threaded)

@@ -137,6 +137,11 @@ try:
     client.shutdown()
 except ImportError:
     print("api-schema: without an NBD client: python3-libnbd is not installed")
+ask("disk.compact", vm="web", disk="a", dry_run=True)
+compacted = ask("disk.compact", vm="web", disk="a")
+assert compacted["kind"] == "compact" and compacted["id"] > 0, compacted
+ask("disk.compact", "ENOENT", vm="web", disk="x")
+ask("job.show", id=compacted["id"])
 ask("disk.uri", vm="web", disk="a")
 for kind in "libvirt", "qemu", "virt-v2v":
     ask("snippet", kind=kind, vm="web", disk="a")

@@ -115,6 +115,12 @@ expect 3 "$vhdctl" disk attach web data.vhd --control "$tmp/absent.sock"
 expect 0 "$vhdctl" disk detach web data --timeout 2m --force
 sent disk.detach '{"disk":"data","force":true,"timeout":120,"vm":"web"}'
 expect 2 "$vhdctl" disk detach web data --timeout soon
+expect 0 "$vhdctl" disk compact web data
+sent disk.compact '{"disk":"data","vm":"web"}'
+printed 'web/data'
+expect 0 "$vhdctl" disk compact web data --dry-run --wait
+sent disk.compact '{"disk":"data","dry-run":true,"vm":"web"}'
+expect 2 "$vhdctl" disk compact web
 expect 0 "$vhdctl" disk list
 sent disk.list '{}'
 printed '64 GiB'

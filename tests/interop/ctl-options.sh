@@ -30,7 +30,7 @@ done
 expect 0 "$vhdctl" help snapshot take
 printed 'vhdctl snapshot take '
 # What does not exist yet is not shown.
-for verb in mount umount memory 'switch list' 'vm console' 'disk compact'; do
+for verb in mount umount memory 'switch list' 'vm console'; do
         ! grep -qx "$verb" <<<"$verbs" || fail "--help names $verb"
 done
 

@@ -12,6 +12,7 @@
 
 #include "base/arith.h"
 #include "chain/blocks.h"
+#include "chain/push.h"
 #include "formats/vhd/create.h"
 #include "merge/compact.h"
 
@@ -98,13 +99,17 @@ static void expect_value(struct world *w, uint32_t block, int value)
         cr_assert_arr_eq(bytes, want, BLOCK, "block %u", block);
 }
 
-static uint64_t file_size(const struct world *w)
+static uint64_t file_size_of(const struct chain *chain, unsigned layer)
 {
-        const struct image *leaf = chain_layer(w->chain, chain_depth(w->chain) - 1);
         uint64_t size;
 
-        cr_assert_eq(file_size_get(leaf->file, &size), 0);
+        cr_assert_eq(file_size_get(chain_layer(chain, layer)->file, &size), 0);
         return size;
+}
+
+static uint64_t file_size(const struct world *w)
+{
+        return file_size_of(w->chain, chain_depth(w->chain) - 1);
 }
 
 static void compact_all(struct world *w, struct compact_report *report)
@@ -280,6 +285,50 @@ Test(compact, tells_how_far_it_is_and_stops_when_asked)
         for (uint32_t b = 0; b < BLOCKS; b++)
                 expect_value(&w, b, b % 4 ? 0 : 8);
         close_world(&w);
+        end(&w);
+}
+
+/* The daemon takes a snapshot in the middle: neither what is frozen nor the new leaf is touched. */
+Test(compact, ends_when_another_image_becomes_the_leaf)
+{
+        struct compact *compact;
+        struct error err = ERROR_INIT;
+        struct image *child;
+        struct world w;
+        char path[96];
+        uint64_t size;
+        int r;
+
+        begin(&w, false);
+        snprintf(path, sizeof(path), "%.40s/child.vhd", w.directory);
+        for (unsigned steps = 0; steps < 2u * BLOCKS; steps++) {
+                open_world(&w, true);
+                for (uint32_t b = 0; b < BLOCKS; b++)
+                        put(&w, b, b % 4 ? 0 : 8);
+                OK(compact_new(w.chain, BLOCK, &compact, &err));
+                r = 1;
+                for (unsigned i = 0; i < steps && r > 0; i++)
+                        r = compact_step(compact, &err);
+                cr_assert_geq(r, 0, "%s", err.message);
+                OK(chain_child_create(w.chain, path, (const uint8_t[16]){2}, &err));
+                OK(chain_child_open(w.chain, path, &child, &err));
+                size = file_size(&w);
+                chain_hold(w.chain);
+                chain_push(w.chain, child);
+                chain_release(w.chain);
+                put(&w, 0, 8); /* as below: a compaction would free it */
+                put(&w, 1, 3);
+                cr_assert_eq(compact_step(compact, &err), -ESTALE);
+                compact_free(compact);
+                error_clear(&err);
+                for (uint32_t b = 0; b < BLOCKS; b++)
+                        expect_value(&w, b, b == 1 ? 3 : b % 4 ? 0 : 8);
+                cr_assert_neq(chain_layer(w.chain, 1)->format->place(chain_layer(w.chain, 1), 0),
+                        UINT64_MAX);
+                cr_assert_eq(file_size_of(w.chain, 0), size);
+                close_world(&w);
+                cr_assert_eq(unlink(path), 0);
+        }
         end(&w);
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "vhdd/ctl/daemon.h"
+#include "vhdd/ctl/jobs.h"
 #include "vhdd/ctl/output.h"
 #include "vhdd/ctl/show.h"
 
@@ -158,6 +159,36 @@ static int show_detached(const struct ctl *ctl, const json_t *params, const json
         return CTL_DONE;
 }
 
+static bool waits; /* --wait, which is not the daemon's */
+
+static int take_wait(const struct ctl *ctl, json_t *params, struct error *err)
+{
+        waits = json_is_true(json_object_get(params, "wait")) && !ctl->dry_run;
+        json_object_del(params, "wait");
+        return 0;
+}
+
+static int wait_for_job(struct ctl *ctl, const json_t *result, struct error *err)
+{
+        _cleanup_json_ json_t *ids = json_pack("[O]", json_object_get(result, "id"));
+
+        return waits ? jobs_follow(ctl, ids, err) : 0;
+}
+
+static int show_compact(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        _cleanup_free_ char *vm = text_safe(show_text(params, "vm"));
+        _cleanup_free_ char *name = text_safe(show_text(params, "disk"));
+        _cleanup_free_ char *file = text_safe(show_text(result, "file"));
+
+        if (ctl->dry_run)
+                printf("%s/%s would be compacted: %s\n", vm, name, file);
+        else
+                printf("job %" PRId64 " compacts %s/%s: %s\n", show_number(result, "id"), vm, name,
+                        file);
+        return CTL_DONE;
+}
+
 static int show_uri(const struct ctl *ctl, const json_t *params, const json_t *result)
 {
         _cleanup_free_ char *uri = text_safe(show_text(result, "uri"));
@@ -273,6 +304,31 @@ const struct command command_disk_detach = {
                 .takes_force = true,
                 .changes = true,
                 .show = show_detached},
+};
+
+const struct command command_disk_compact = {
+        .name = "disk compact",
+        .operands = "VM DISK",
+        .summary = "make a disk's image as small as what it holds, beside its clients",
+        .doc = "Free the blocks of the image that takes a disk's writes without which the disk reads the same, "
+               "and close the gaps, as a job, while the disk is in use. A guest frees what its file systems do "
+               "not use by itself, with fstrim."
+               "\v"
+               "Examples:\n"
+               "  vhdctl disk compact web data\n"
+               "  vhdctl disk compact web data --wait",
+        .n_operands_min = 2,
+        .n_operands_max = 2,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "disk.compact",
+                .operands = disk_operands,
+                .options = (const struct param[]){{"wait", PARAM_FLAG, NULL,
+                                                          "Return when the job is over", NULL},
+                        {0}},
+                .changes = true,
+                .prepare = take_wait,
+                .show = show_compact,
+                .after = wait_for_job},
 };
 
 const struct command command_disk_list = {

@@ -50,6 +50,7 @@
         X(vm_export)          \
         X(disk_attach)        \
         X(disk_detach)        \
+        X(disk_compact)       \
         X(disk_list)          \
         X(disk_show)          \
         X(disk_uri)           \

@@ -343,7 +343,7 @@ static void examine_job(struct examination *x, const struct merge_job *job)
 static int examine_jobs(struct examination *x, struct error *err)
 {
         _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
-        int r = merge_jobs_load(x->doctor->catalog, NULL, &jobs, err);
+        int r = merge_jobs_load_all(x->doctor->catalog, NULL, &jobs, err);
 
         for (size_t i = 0; i < jobs.n; i++)
                 examine_job(x, &jobs.items[i]);

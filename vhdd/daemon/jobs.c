@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* jobs.c - job.*: long work as people see it. All of it is merges (merges.h). */
+/* jobs.c - job.*: long work as people see it. All of it is merges
+ * (merges.h) and compactions (compacts.h). */
 #include <string.h>
 
 #include "vhdd/daemon/merges.h"
@@ -90,7 +91,7 @@ static int begin_change(
         if (r == 0)
                 r = vm_get(broker, row.vm, &changing->vm, NULL, err);
         if (r == 0)
-                r = merge_jobs_load(broker->catalog, row.vm, &changing->jobs, err);
+                r = merge_jobs_load_all(broker->catalog, row.vm, &changing->jobs, err);
         return r == 0 ? find_leader(changing, row.id, err) : r;
 }
 

@@ -231,6 +231,7 @@ static int start_control(struct daemon *daemon, struct error *err)
                 daemon_methods,
                 vm_methods,
                 disk_methods,
+                compact_methods,
                 snapshot_methods,
                 agent_methods,
                 doctor_methods,

@@ -68,8 +68,8 @@ static int read_row(struct job_row *row, struct merge_job *ret, struct error *er
                 (long long)ret->row.id);
 }
 
-int merge_jobs_load(
-        struct catalog *catalog, const char *vm, struct merge_jobs *ret, struct error *err)
+static int load(struct catalog *catalog, const char *vm, bool all, struct merge_jobs *ret,
+        struct error *err)
 {
         _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
         struct job_row *rows = NULL;
@@ -82,7 +82,8 @@ int merge_jobs_load(
         if (!jobs.items)
                 r = fail(err, ENOMEM, "no memory for a list of jobs");
         for (size_t i = 0; r == 0 && i < n; i++)
-                if (strcmp(rows[i].kind, JOB_MERGE) == 0)
+                if (strcmp(rows[i].kind, JOB_MERGE) == 0 ||
+                        (all && strcmp(rows[i].kind, JOB_COMPACT) == 0))
                         r = read_row(&rows[i], &jobs.items[jobs.n++], err);
         job_rows_free(rows, n);
         if (r < 0)
@@ -90,6 +91,18 @@ int merge_jobs_load(
         *ret = jobs;
         jobs = (struct merge_jobs){0};
         return 0;
+}
+
+int merge_jobs_load(
+        struct catalog *catalog, const char *vm, struct merge_jobs *ret, struct error *err)
+{
+        return load(catalog, vm, false, ret, err);
+}
+
+int merge_jobs_load_all(
+        struct catalog *catalog, const char *vm, struct merge_jobs *ret, struct error *err)
+{
+        return load(catalog, vm, true, ret, err);
 }
 
 struct merge_job *merge_jobs_find(const struct merge_jobs *jobs, int64_t id)
@@ -112,6 +125,11 @@ int merge_job_save(struct catalog *catalog, struct merge_job *job, struct error 
 }
 
 /* ---- what it says ---- */
+
+bool merge_job_is_compact(const struct merge_job *job)
+{
+        return strcmp(job->row.kind, JOB_COMPACT) == 0;
+}
 
 bool merge_job_is(const struct merge_job *job, const char *state)
 {

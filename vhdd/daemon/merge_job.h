@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* merge_job.h - what the catalog knows of a merge: a job's row, its JSON read.
+/* merge_job.h - what the catalog knows of a merge or a compaction: a job's row, its JSON read. Of a merge
+ * (of the other, compacts.h):
  *
  *      {"image": PATH             the hidden image that is to go (E12: no point in time any more)
  *       "merge": "live" | "deferred", "push": bool, "force": bool, "rate": bytes a second
@@ -33,6 +34,7 @@
 #include "vhdd/daemon/catalog.h"
 
 #define JOB_MERGE     "merge"
+#define JOB_COMPACT   "compact"
 #define JOB_WAITING   "waiting"
 #define JOB_RUNNING   "running"
 #define JOB_FINISHING "finishing" /* the worker may have done it: who comes next finds out */
@@ -54,12 +56,16 @@ struct merge_jobs {
 /* The merges of one vm, or of all (@vm NULL); oldest first. */
 int merge_jobs_load(
         struct catalog *catalog, const char *vm, struct merge_jobs *ret, struct error *err);
+/* The same with compactions. */
+int merge_jobs_load_all(
+        struct catalog *catalog, const char *vm, struct merge_jobs *ret, struct error *err);
 void merge_jobs_done(struct merge_jobs *jobs);
 /* By its number, or NULL. */
 struct merge_job *merge_jobs_find(const struct merge_jobs *jobs, int64_t id);
 /* Writes state and payload down. */
 int merge_job_save(struct catalog *catalog, struct merge_job *job, struct error *err);
 
+bool merge_job_is_compact(const struct merge_job *job);
 bool merge_job_is(const struct merge_job *job, const char *state);
 void merge_job_set(struct merge_job *job, const char *state);
 /* NULL: none. */

@@ -99,19 +99,22 @@ static int release_rows(
 }
 
 /* Hidden images on which nothing stands any more go. */
-static int clean(struct vm *vm, struct merge_jobs *jobs, struct error *err)
+static int clean(struct vm *vm, struct error *err)
 {
+        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
         _cleanup_(operation_freep) struct operation *operation = NULL;
         _cleanup_(release_done) struct release release = {0};
         struct catalog *catalog = vm->broker->catalog;
         json_t *item;
         size_t i;
-        int r = stop_needless(vm, jobs, err);
+        int r = merge_jobs_load(catalog, vm->id, &jobs, err);
 
+        if (r == 0)
+                r = stop_needless(vm, &jobs, err);
         if (r == 0)
                 r = release_init(&release, err);
         if (r == 0)
-                r = add_candidates(jobs, &release, err);
+                r = add_candidates(&jobs, &release, err);
         if (r < 0 || !is_any_free(vm, &release))
                 return r;
         r = operation_begin(catalog, host_fs(), "sweep", vm->id, NULL, 0, NULL, &operation, err);
@@ -191,16 +194,16 @@ static int round_of(struct vm *vm, struct error *err)
         if (r == 0)
                 r = note_forgotten(vm, err);
         if (r == 0)
-                r = merge_jobs_load(vm->broker->catalog, vm->id, &jobs, err);
+                r = merge_jobs_load_all(vm->broker->catalog, vm->id, &jobs, err);
         if (r < 0)
                 return r;
         merges_find_paths(vm, &jobs);
         if (!vm->has_merges)
                 return 0;
-        r = clean(vm, &jobs, err);
+        r = clean(vm, err);
         merge_jobs_done(&jobs);
         if (r == 0)
-                r = merge_jobs_load(vm->broker->catalog, vm->id, &jobs, err);
+                r = merge_jobs_load_all(vm->broker->catalog, vm->id, &jobs, err);
         if (r == 0)
                 r = vm_is_on(vm, &row, &on, err);
         for (size_t i = 0; r == 0 && i < jobs.n; i++) {
@@ -281,7 +284,7 @@ void merges_sweep(struct broker *broker)
         _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
         json_auto_t *seen = json_array();
 
-        if (merge_jobs_load(broker->catalog, NULL, &jobs, NULL) < 0)
+        if (merge_jobs_load_all(broker->catalog, NULL, &jobs, NULL) < 0)
                 return;
         for (size_t i = 0; i < jobs.n; i++) {
                 const struct merge_job *job = &jobs.items[i];
@@ -324,7 +327,7 @@ static void remember_all(struct vm *vm, const json_t *hello, const struct merge_
 static int settle_again(struct vm *vm, int64_t id, struct error *err)
 {
         _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
-        int r = merge_jobs_load(vm->broker->catalog, vm->id, &jobs, err);
+        int r = merge_jobs_load_all(vm->broker->catalog, vm->id, &jobs, err);
         struct merge_job *job = r == 0 ? merge_jobs_find(&jobs, id) : NULL;
         struct error why = ERROR_INIT;
         bool finished;
@@ -337,7 +340,7 @@ static int settle_again(struct vm *vm, int64_t id, struct error *err)
 int merges_adopt(struct vm *vm, const json_t *hello, struct error *err)
 {
         _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
-        int r = merge_jobs_load(vm->broker->catalog, vm->id, &jobs, err);
+        int r = merge_jobs_load_all(vm->broker->catalog, vm->id, &jobs, err);
 
         if (r < 0)
                 return r;

@@ -234,7 +234,7 @@ static int delete_images(const struct committing *c, struct operation *operation
 
 /* ---- jobs ---- */
 
-static void end_job(struct merge_job *job)
+void merge_job_end(struct merge_job *job)
 {
         merge_job_set(job, JOB_DONE);
         merge_job_set_text(job, "reason", NULL);
@@ -242,6 +242,11 @@ static void end_job(struct merge_job *job)
         json_object_del(job->payload, "leader");
         json_object_del(job->payload, "space");
         json_object_set_new(job->payload, "ended", json_integer(now_us()));
+}
+
+static void end_job(struct merge_job *job)
+{
+        merge_job_end(job);
         json_object_set_new(job->payload, "ending", json_true());
 }
 
@@ -259,15 +264,15 @@ int merges_ended(struct vm *vm, struct error *err)
         return r;
 }
 
-/* Of the oldest that are over there is no need to tell. */
-static int forget_old(struct catalog *catalog, const struct merge_jobs *jobs, struct error *err)
+int merges_forget_old(struct catalog *catalog, const char *vm, struct error *err)
 {
+        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
+        int r = merge_jobs_load_all(catalog, vm, &jobs, err);
         size_t n = 0;
-        int r = 0;
 
-        for (size_t i = jobs->n; r == 0 && i-- > 0;)
-                if (merge_job_is(&jobs->items[i], JOB_DONE) && ++n > OVER_MOST)
-                        r = catalog_job_delete(catalog, jobs->items[i].row.id, err);
+        for (size_t i = jobs.n; r == 0 && i-- > 0;)
+                if (merge_job_is(&jobs.items[i], JOB_DONE) && ++n > OVER_MOST)
+                        r = catalog_job_delete(catalog, jobs.items[i].row.id, err);
         return r;
 }
 
@@ -292,7 +297,7 @@ static int settle_jobs(const struct committing *c, struct error *err)
                         continue;
                 r = merge_job_save(c->catalog, job, err);
         }
-        return r == 0 ? forget_old(c->catalog, &jobs, err) : r;
+        return r == 0 ? merges_forget_old(c->catalog, c->vm->id, err) : r;
 }
 
 /* A copy was pushed into one of several children: the image waits for what comes next. */

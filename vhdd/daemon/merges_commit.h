@@ -16,5 +16,9 @@ int merges_commit(struct vm *vm, struct merge_job *job, const json_t *layers,
         void (*forget)(struct vm *vm, const char *path), struct error *err);
 /* The files of what ended are gone: its jobs are done for everybody. */
 int merges_ended(struct vm *vm, struct error *err);
+/* The job is done. To be saved. */
+void merge_job_end(struct merge_job *job);
+/* Of the oldest that are done there is no need to tell. */
+int merges_forget_old(struct catalog *catalog, const char *vm, struct error *err);
 /* The rows' ids as @layers says; inside a transaction. */
 int merges_put_ids(struct catalog *catalog, const json_t *layers, struct error *err);

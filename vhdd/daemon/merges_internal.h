@@ -46,6 +46,12 @@ void merge_job_clear_failure(struct merge_job *job);
 
 /* --- merges_run.c */
 
+/* @job has a run: into the catalog with it (M1), and the worker begins it on the chain, if that has no other
+ * job. @top: the chain is the job's own, to be opened for writing over it; NULL: it is open. A no is
+ * noted. */
+int merges_begin_on(struct vm *vm, struct merge_job *job, const char *chain, const char *top,
+        struct error *err);
+
 /* One step, if there is one. What is wrong with the job is noted there. 1: it was finished, and what the
  * catalog says of the others is not what @jobs say any more. */
 int merges_advance(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *job, bool off,

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One merge, from its plan to its end. */
+/* One merge, from its plan to its end; of a compaction, what is the same (the rest: compacts.h). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "vhdd/daemon/compacts.h"
 #include "vhdd/daemon/hidden.h"
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/merges_commit.h"
@@ -154,10 +155,15 @@ static int grant_run(struct vm *vm, const struct merge_job *job, struct error *e
 static json_t *begin_params(const struct merge_job *job, const char *chain)
 {
         const json_t *run = merge_job_run(job);
-        json_t *params = json_pack("{s:I, s:s, s:O, s:O, s:O, s:b, s:I}", "job",
-                (json_int_t)job->row.id, "chain", chain, "images", json_object_get(run, "images"),
-                "direction", json_object_get(run, "direction"), "shared",
-                json_object_get(run, "shared"), "force", merge_job_flag(job, "force"), "rate",
+        json_t *params;
+
+        if (merge_job_is_compact(job))
+                return json_pack("{s:I, s:s, s:I}", "job", (json_int_t)job->row.id, "chain", chain,
+                        "rate", (json_int_t)merge_job_number(job, "rate"));
+        params = json_pack("{s:I, s:s, s:O, s:O, s:O, s:b, s:I}", "job", (json_int_t)job->row.id,
+                "chain", chain, "images", json_object_get(run, "images"), "direction",
+                json_object_get(run, "direction"), "shared", json_object_get(run, "shared"),
+                "force", merge_job_flag(job, "force"), "rate",
                 (json_int_t)merge_job_number(job, "rate"));
 
         if (params && json_is_string(json_object_get(run, "new-id")))
@@ -269,22 +275,29 @@ static int begin_refused(
         return merges_note_failure(vm, job, why->code, why->message, err);
 }
 
-/* @job has a run. */
-static int begin(struct vm *vm, struct merge_job *job, struct error *err)
+/* The worker has said no. */
+static int not_begun(
+        struct vm *vm, struct merge_job *job, const struct error *why, struct error *err)
 {
-        const json_t *run = merge_job_run(job);
-        const char *top = json_string_value(json_object_get(run, "top"));
-        const json_t *hidden = json_object_get(run, "hidden");
-        const struct vm_chain *live;
-        struct error why = ERROR_INIT;
+        char own[80];
+
+        own_chain(job, own);
+        merging_forget(vm, job->row.id, NULL);
+        if (vm->up && worker_chain_find(vm, own))
+                worker_chain_close(vm, own, NULL);
+        return begin_refused(vm, job, why, err);
+}
+
+int merges_begin_on(
+        struct vm *vm, struct merge_job *job, const char *chain, const char *top, struct error *err)
+{
+        const char *verb = merge_job_is_compact(job) ? "compact.begin" : "merge.begin";
         json_auto_t *answer = NULL, *said = NULL;
-        char own[80], chain[80], reason[HIDDEN_REASON_MAX];
+        struct error why = ERROR_INIT;
+        char reason[HIDDEN_REASON_MAX];
         int64_t other;
         int r;
 
-        own_chain(job, own);
-        live = merges_live_chain(vm, hidden, top);
-        snprintf(chain, sizeof(chain), "%s", live ? live->name : own);
         if (merging_on_chain(vm, chain, &other)) {
                 snprintf(reason, sizeof(reason), "it comes after job %lld", (long long)other);
                 return merges_wait_for(vm, job, false, reason, err);
@@ -296,7 +309,7 @@ static int begin(struct vm *vm, struct merge_job *job, struct error *err)
         if (r < 0)
                 return r;
         /* Opened for writing, an image is not what it was sealed as any more: so not before. */
-        if (!live && open_own(vm, own, top, &why) < 0)
+        if (top && open_own(vm, chain, top, &why) < 0)
                 return begin_refused(vm, job, &why, err);
         r = grant_run(vm, job, err);
         if (r < 0)
@@ -306,17 +319,28 @@ static int begin(struct vm *vm, struct merge_job *job, struct error *err)
         r = merging_remember(vm, job->row.id, chain, said, err);
         if (r < 0)
                 return r;
-        r = worker_call(vm, "merge.begin", begin_params(job, chain), BEGIN_MS, &answer, &why);
-        if (r < 0) {
-                merging_forget(vm, job->row.id, NULL);
-                if (vm->up && worker_chain_find(vm, own))
-                        worker_chain_close(vm, own, NULL);
-                return begin_refused(vm, job, &why, err);
-        }
+        r = worker_call(vm, verb, begin_params(job, chain), BEGIN_MS, &answer, &why);
+        if (r < 0)
+                return not_begun(vm, job, &why, err);
         merging_set_total(vm, job->row.id, (uint64_t)param_int(answer, "bytes-total", 0));
         r = put_ids(vm, json_object_get(answer, "layers"), err);
         merges_publish(vm, &job->row);
         return r;
+}
+
+/* @job has a run. */
+static int begin(struct vm *vm, struct merge_job *job, struct error *err)
+{
+        const json_t *run = merge_job_run(job);
+        const char *top = json_string_value(json_object_get(run, "top"));
+        const json_t *hidden = json_object_get(run, "hidden");
+        const struct vm_chain *live = merges_live_chain(vm, hidden, top);
+        char chain[80];
+
+        own_chain(job, chain);
+        if (live)
+                snprintf(chain, sizeof(chain), "%s", live->name);
+        return merges_begin_on(vm, job, chain, live ? NULL : top, err);
 }
 
 /* Everything that a run speaks of is there, and its own. */
@@ -784,30 +808,47 @@ static int run_in_worker(struct vm *vm, const struct merge_job *job, const struc
                                NULL, err);
 }
 
-static int follow(struct vm *vm, struct merge_job *job, struct error *err)
+/* The worker does not have it, or shall not have it any more as it is. */
+static int begin_anew(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *job, bool off,
+        struct error *err)
+{
+        struct merging merging;
+        int r = 0;
+
+        if (merges_look(vm, job->row.id, &merging))
+                r = merges_end_in_worker(vm, job->row.id, err);
+        if (r < 0)
+                return r;
+        return merge_job_is_compact(job) ? compact_begin(vm, jobs, job, off, err)
+                                         : begin_again(vm, job, err);
+}
+
+/* A broker before us had died under it; or a snapshot has given a disk that is compacted another leaf. */
+static bool failed_for_now(const struct merge_job *job, const struct merging *merging)
+{
+        return merging->code == EHOSTDOWN || (merging->code == ESTALE && merge_job_is_compact(job));
+}
+
+static int follow(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *job, bool off,
+        struct error *err)
 {
         _cleanup_free_ char *why = NULL;
+        bool compact = merge_job_is_compact(job);
         struct merging merging;
 
         if (!merges_look(vm, job->row.id, &merging))
-                return begin_again(vm, job, err);
+                return begin_anew(vm, jobs, job, off, err);
         merges_keep_progress(job, &merging);
         if (strcmp(merging.state, "failed") == 0) {
+                if (failed_for_now(job, &merging))
+                        return begin_anew(vm, jobs, job, off, err);
                 why = merging_error(vm, job->row.id);
-                if (merging.code == EHOSTDOWN) { /* a broker before us had died: once more */
-                        int r = merges_end_in_worker(vm, job->row.id, err);
-
-                        return r < 0 ? r : begin_again(vm, job, err);
-                }
                 return merges_note_failure(vm, job, merging.code, why ? why : "it failed", err);
         }
-        if (is_on_wrong_chain(vm, job, merging.chain)) {
-                int r = merges_end_in_worker(vm, job->row.id, err);
-
-                return r < 0 ? r : begin_again(vm, job, err);
-        }
+        if (!compact && is_on_wrong_chain(vm, job, merging.chain))
+                return begin_anew(vm, jobs, job, off, err);
         if (strcmp(merging.state, "done") == 0)
-                return finish(vm, job, merging.chain, err);
+                return compact ? compact_finish(vm, job, err) : finish(vm, job, merging.chain, err);
         if (strcmp(merging.state, "paused") == 0)
                 return run_in_worker(vm, job, &merging, err);
         return 0;
@@ -834,7 +875,9 @@ int merges_advance(struct vm *vm, const struct merge_jobs *jobs, struct merge_jo
         struct error *err)
 {
         if (merge_job_is(job, JOB_RUNNING) || merge_job_is(job, JOB_FINISHING))
-                return follow(vm, job, err);
+                return follow(vm, jobs, job, off, err);
+        if (merge_job_is(job, JOB_WAITING) && merge_job_is_compact(job))
+                return compact_begin(vm, jobs, job, off, err);
         if (merge_job_is(job, JOB_WAITING))
                 return try_begin(vm, jobs, job, off, err);
         if (merge_job_is(job, JOB_PAUSED) && merges_have_space(job))

@@ -200,7 +200,7 @@ void merges_find_paths(struct vm *vm, const struct merge_jobs *jobs)
 int merges_refresh_paths(struct vm *vm, struct error *err)
 {
         _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
-        int r = merge_jobs_load(vm->broker->catalog, vm->id, &jobs, err);
+        int r = merge_jobs_load_all(vm->broker->catalog, vm->id, &jobs, err);
 
         if (r == 0)
                 merges_find_paths(vm, &jobs);
@@ -273,18 +273,25 @@ const char *merge_job_destination(const struct merge_job *job)
         return json_string_value(json_object_get(merge_job_run(job), "destination"));
 }
 
+/* Whose file system it needs space on. */
+static const char *grows(const struct merge_job *job)
+{
+        return merge_job_is_compact(job) ? merge_job_text(job, "image")
+                                         : merge_job_destination(job);
+}
+
 static int set_full(struct vm *vm, struct merge_job *job, const char *why, struct error *err)
 {
         merge_job_set(job, JOB_PAUSED);
         merge_job_set_text(job, "error", why);
         json_object_set_new(job->payload, "code", json_integer(ENOSPC));
-        json_object_set_new(job->payload, "space",
-                json_integer((json_int_t)free_bytes(merge_job_destination(job))));
+        json_object_set_new(
+                job->payload, "space", json_integer((json_int_t)free_bytes(grows(job))));
         broker_log(vm->broker, BROKER_LOG_WARNING, vm->id, "job %lld is paused: %s",
                 (long long)job->row.id, why);
         vm_publish(vm, "disk-full",
-                json_pack("{s:I, s:s?, s:s}", "job", (json_int_t)job->row.id, "file",
-                        merge_job_destination(job), "message", why));
+                json_pack("{s:I, s:s?, s:s}", "job", (json_int_t)job->row.id, "file", grows(job),
+                        "message", why));
         return merges_save(vm, job, err);
 }
 
@@ -293,8 +300,7 @@ bool merges_have_space(const struct merge_job *job)
         const json_t *space = json_object_get(job->payload, "space");
 
         return json_is_integer(space) &&
-                free_bytes(merge_job_destination(job)) >=
-                (uint64_t)json_integer_value(space) + SPACE_MORE;
+                free_bytes(grows(job)) >= (uint64_t)json_integer_value(space) + SPACE_MORE;
 }
 
 void merge_job_clear_failure(struct merge_job *job)
@@ -324,7 +330,10 @@ static void describe(const struct merge_job *job, char *ret, size_t size)
         const char *destination = merge_job_destination(job);
         int64_t leader = merge_job_number(job, "leader");
 
-        if (run && json_is_true(json_object_get(run, "shared")))
+        if (merge_job_is_compact(job))
+                snprintf(ret, size, "compact '%s'%s%s", image, reason ? "; it waits: " : "",
+                        reason ? reason : "");
+        else if (run && json_is_true(json_object_get(run, "shared")))
                 snprintf(ret, size, "copy '%s' into '%s', which stands on it", image, destination);
         else if (run)
                 snprintf(ret, size, "merge %zu image%s into '%s'",
@@ -386,6 +395,8 @@ json_t *merge_job_to_json(struct broker *broker, const struct job_row *row)
         add_numbers(broker, &job, vm, object);
         json_object_set_new(object, "stuck",
                 json_boolean(merge_job_is(&job, JOB_WAITING) && merge_job_flag(&job, "stuck")));
+        if (merge_job_is_compact(&job))
+                return object;
         json_object_set_new(object, "merge",
                 json_string(
                         merge_job_text(&job, "merge") ? merge_job_text(&job, "merge") : "live"));

@@ -9,6 +9,7 @@
 
 extern const struct method vm_methods[];
 extern const struct method disk_methods[];
+extern const struct method compact_methods[]; /* disk.compact */
 extern const struct method snapshot_methods[];
 extern const struct method agent_methods[];
 extern const struct method job_methods[];

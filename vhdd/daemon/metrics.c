@@ -280,7 +280,8 @@ static void put_jobs(FILE *out, struct broker *broker)
 
                 for (size_t k = 0; state && k < N_STATES; k++)
                         counts[k] += strcmp(states[k], state) == 0;
-                backlog += left > 0 ? left : 0;
+                if (strcmp(rows[i].kind, JOB_MERGE) == 0)
+                        backlog += left > 0 ? left : 0;
         }
         job_rows_free(rows, n);
         put_head(out, "vhdd_jobs", NULL, "Long work, by its state.", GAUGE);

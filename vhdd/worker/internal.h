@@ -54,7 +54,7 @@ struct worker {
         struct proxy_fs *fs;
         struct nbd_server *server;
         struct chain_family *family; /* every chain is of it: a merge is right in all of them */
-        unsigned parent_uid; /* who may be our broker, beside root */
+        unsigned parent_uid;         /* who may be our broker, beside root */
 
         /* owner: the thread that runs the verbs */
         struct worker_chain *chains;
@@ -99,6 +99,8 @@ int verb_snapshot_switched(
 
 int verb_merge_plan(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 int verb_merge_begin(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+int verb_compact_begin(
+        struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 int verb_merge_pause(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 int verb_merge_resume(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 int verb_merge_limit(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
@@ -142,6 +144,10 @@ void on_client_event(void *opaque, enum nbd_event event, const struct nbd_client
 json_t *merges_to_json(const struct worker *worker);
 /* Those of the chain, or all of them (NULL), stop and are gone: before it is closed. */
 void merges_stop(struct worker *worker, const struct worker_chain *chain);
+/* The chain's compaction, if it has one, stands still from here: a snapshot is switched. Until it is let
+ * go on, or its chain is closed. */
+void merges_hold(struct worker *worker, const struct worker_chain *chain);
+void merges_let(struct worker *worker, const struct worker_chain *chain);
 
 /* --- params --- */
 

@@ -143,6 +143,7 @@ static const struct {
         {"snapshot.switched", verb_snapshot_switched},
         {"merge.plan", verb_merge_plan},
         {"merge.begin", verb_merge_begin},
+        {"compact.begin", verb_compact_begin},
         {"merge.pause", verb_merge_pause},
         {"merge.resume", verb_merge_resume},
         {"merge.limit", verb_merge_limit},

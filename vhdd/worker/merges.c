@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The merges of a worker's chains. The thread that runs the verbs begins and ends one; in between it moves
- * blocks on a thread of its own, beside snapshots and clients.
+/* The merges of a worker's chains, and the compactions of their leaves: jobs that move blocks. The thread
+ * that runs the verbs begins and ends one; in between it moves blocks on a thread of its own, beside
+ * snapshots and clients.
  *
  *      merge.begin --> running --> done --merge.finish--> finished --merge.free--> gone
  *                       |   ^
  *                  pause|   |merge.resume
  *                error  v   |
  *              paused, failed              merge.free from anywhere: it stops, and is gone
+ *
+ * A compaction (compact.begin) has nothing to finish. It changes the leaf alone, and so stands still from
+ * a snapshot's switch to its commit; the leaf is another one then, and it fails with ESTALE.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,8 +18,11 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#include "base/arith.h"
 #include "base/uuid.h"
+#include "merge/compact.h"
 #include "merge/merge.h"
+#include "merge/pace.h"
 #include "vhdd/worker/internal.h"
 #include "vhdd/worker/latency.h"
 #include "vhdd/worker/layers.h"
@@ -25,6 +32,7 @@
 #define STAND_EACH_MS 1000u /* and not more often */
 #define KNOWN_MS      3000u /* so long a latency that was seen is taken for the present one */
 #define NICE          10
+#define COMPACT_STEP  (UINT64_C(4) << 20) /* bytes: a snapshot waits for one at most */
 
 enum merging_state { MERGING, MERGING_PAUSED, MERGING_FAILED, MERGING_DONE, MERGING_FINISHED };
 
@@ -52,7 +60,9 @@ struct worker_merge {
         pthread_t thread;
 
         /* owner: the merge's thread while there is one */
-        struct merge *merge;
+        struct merge *merge; /* one of them */
+        struct compact *compact;
+        struct pace pace; /* of the compaction; a merge has its own */
         struct latency latency;
         uint64_t latency_us, latency_ms; /* the last one that was seen, and when */
         uint64_t stood_ms, told_ms;
@@ -63,7 +73,8 @@ struct worker_merge {
         /* guarded by lock */
         enum merging_state state;
         bool stop, pause;
-        uint64_t rate; /* that is allowed, or 0 */
+        bool held, stepping; /* a compaction: between a snapshot's switch and commit; in a step */
+        uint64_t rate;       /* that is allowed, or 0 */
         uint64_t speed;
         struct merge_progress progress;
         struct error why; /* of MERGING_FAILED */
@@ -244,6 +255,46 @@ static bool settle(struct worker_merge *merging, int r, const struct error *why)
         return again;
 }
 
+/* Waits until no snapshot is on its way. false: it was told to stop. */
+static bool step_begin(struct worker_merge *merging)
+{
+        MUTEX_GUARD(&merging->lock);
+        while (merging->held && !merging->stop)
+                pthread_cond_wait(&merging->changed, &merging->lock);
+        merging->stepping = !merging->stop;
+        return merging->stepping;
+}
+
+static void step_end(struct worker_merge *merging)
+{
+        MUTEX_GUARD(&merging->lock);
+        merging->stepping = false;
+        pthread_cond_broadcast(&merging->changed);
+}
+
+static int run_compact(
+        struct worker_merge *merging, const struct merge_controls *controls, struct error *err)
+{
+        struct merge_progress progress = {0};
+        uint64_t before = 0;
+        int r, pace;
+
+        pace_anew(&merging->pace);
+        compact_progress(merging->compact, &before, &progress.bytes_total);
+        do {
+                if (!step_begin(merging))
+                        return -ECANCELED;
+                r = compact_step(merging->compact, err);
+                step_end(merging);
+                compact_progress(merging->compact, &progress.bytes_done, &progress.bytes_total);
+                controls->progress(controls->opaque, &progress);
+                pace_add(&merging->pace, progress.bytes_done - MIN_OF(before, progress.bytes_done));
+                before = progress.bytes_done;
+                pace = r > 0 ? pace_keep(&merging->pace, controls) : 0;
+        } while (r > 0 && pace == 0);
+        return r < 0 ? r : pace;
+}
+
 static void *merge_main(void *opaque)
 {
         struct worker_merge *merging = opaque;
@@ -261,7 +312,12 @@ static void *merge_main(void *opaque)
         merging->told_ms = merging->stood_ms = now_ms();
         do {
                 error_clear(&why);
-                r = may_go_on(merging) ? merge_run(merging->merge, &controls, &why) : -ECANCELED;
+                if (!may_go_on(merging))
+                        r = -ECANCELED;
+                else if (merging->compact)
+                        r = run_compact(merging, &controls, &why);
+                else
+                        r = merge_run(merging->merge, &controls, &why);
         } while (settle(merging, r, &why));
         return NULL;
 }
@@ -272,7 +328,7 @@ static void stop_thread(struct worker_merge *merging)
                 return;
         pthread_mutex_lock(&merging->lock);
         merging->stop = true;
-        pthread_cond_signal(&merging->changed);
+        pthread_cond_broadcast(&merging->changed);
         pthread_mutex_unlock(&merging->lock);
         pthread_join(merging->thread, NULL);
         merging->has_thread = false;
@@ -285,6 +341,7 @@ static void let_go(struct worker_merge *merging)
 
         stop_thread(merging);
         merging->merge = merge_free(merging->merge);
+        merging->compact = compact_free(merging->compact);
         if (!merging->chain)
                 return;
         /* What came since then the merge was in the way of: it is not counted as alone. */
@@ -324,6 +381,30 @@ static struct worker_merge *merge_of(const struct worker *worker, const struct w
                 if (at->chain == chain)
                         return at;
         return NULL;
+}
+
+/* The thread that runs the verbs may wait here: for a step. */
+void merges_hold(struct worker *worker, const struct worker_chain *chain)
+{
+        struct worker_merge *merging = merge_of(worker, chain);
+
+        if (!merging || !merging->compact)
+                return;
+        MUTEX_GUARD(&merging->lock);
+        merging->held = true;
+        while (merging->stepping)
+                pthread_cond_wait(&merging->changed, &merging->lock);
+}
+
+void merges_let(struct worker *worker, const struct worker_chain *chain)
+{
+        struct worker_merge *merging = merge_of(worker, chain);
+
+        if (!merging)
+                return;
+        MUTEX_GUARD(&merging->lock);
+        merging->held = false;
+        pthread_cond_broadcast(&merging->changed);
 }
 
 /* --- which layers --- */
@@ -471,8 +552,23 @@ static int make_plan(const struct worker_chain *chain, const json_t *params, str
         return r;
 }
 
+/* The chain, if no job has it and no job has that number. */
+static int free_chain(
+        struct worker *worker, const json_t *params, struct worker_chain **ret, struct error *err)
+{
+        uint64_t job = param_number(params, "job", 0);
+        int r = find_chain(worker, param_text_or(params, "chain", NULL), ret, err);
+
+        if (r == 0 && find_merge(worker, (int64_t)job))
+                r = fail(err, EEXIST, "job %llu is there already", (unsigned long long)job);
+        if (r == 0 && merge_of(worker, *ret))
+                r = fail(err, EBUSY, "another job has the chain '%s'", (*ret)->name);
+        return r;
+}
+
+/* A job, which has no engine and no thread yet. */
 static int new_merge(struct worker *worker, struct worker_chain *chain, const json_t *params,
-        const struct merge_plan *plan, struct worker_merge **ret, struct error *err)
+        struct worker_merge **ret, struct error *err)
 {
         struct worker_merge *merging = calloc(1, sizeof(*merging));
         struct nbd_export_stats stats;
@@ -481,17 +577,13 @@ static int new_merge(struct worker *worker, struct worker_chain *chain, const js
                 merging->chain_name = strdup(chain->name);
         if (!merging || !merging->chain_name) {
                 free(merging);
-                return fail(err, ENOMEM, "no memory for a merge");
+                return fail(err, ENOMEM, "no memory for a job");
         }
         merging->worker = worker;
         merging->chain = chain;
         merging->job = (int64_t)param_number(params, "job", 0);
-        merging->first = plan->first;
-        merging->last = plan->last;
-        merging->shared = param_bool(params, "shared");
         merging->rate = param_number(params, "rate", 0);
         merging->pause = param_bool(params, "paused");
-        merging->progress.bytes_total = plan->bytes;
         merging->latency = chain->latency;
         nbd_server_chain_stats_get(worker->server, chain->chain, &stats);
         latency_alone(&merging->latency, &stats);
@@ -508,7 +600,7 @@ static int start_thread(struct worker_merge *merging, struct error *err)
         int r = pthread_create(&merging->thread, NULL, merge_main, merging);
 
         if (r != 0)
-                return fail_os(err, r, "cannot start a thread for a merge");
+                return fail_os(err, r, "cannot start a thread for a job");
         merging->has_thread = true;
         return 0;
 }
@@ -517,26 +609,25 @@ int verb_merge_begin(struct worker *worker, const json_t *params, json_t **ret, 
 {
         const char *new_id = param_text_or(params, "new-id", NULL);
         struct merge_params how = {.force = param_bool(params, "force")};
-        uint64_t job = param_number(params, "job", 0);
         struct worker_merge *merging;
         struct worker_chain *chain;
         struct merge_plan plan;
         char text[UUID_TEXT_SIZE];
         uint8_t id[16];
-        int r = find_chain(worker, param_text_or(params, "chain", NULL), &chain, err);
+        int r = free_chain(worker, params, &chain, err);
 
-        if (r == 0 && find_merge(worker, (int64_t)job))
-                r = fail(err, EEXIST, "merge %llu is there already", (unsigned long long)job);
-        if (r == 0 && merge_of(worker, chain))
-                r = fail(err, EBUSY, "the chain '%s' is being merged already", chain->name);
         if (r == 0 && new_id && !uuid_parse(new_id, how.new_id))
                 r = fail(err, EINVAL, "'%.64s' is no id", new_id);
         if (r == 0)
                 r = make_plan(chain, params, &plan, err);
         if (r == 0)
-                r = new_merge(worker, chain, params, &plan, &merging, err);
+                r = new_merge(worker, chain, params, &merging, err);
         if (r < 0)
                 return r;
+        merging->first = plan.first;
+        merging->last = plan.last;
+        merging->shared = param_bool(params, "shared");
+        merging->progress.bytes_total = plan.bytes;
         r = merge_begin(chain->chain, &plan, &how, &merging->merge, err);
         if (r == 0) {
                 merge_new_id(merging->merge, id);
@@ -553,6 +644,36 @@ int verb_merge_begin(struct worker *worker, const json_t *params, json_t **ret, 
         return r;
 }
 
+int verb_compact_begin(struct worker *worker, const json_t *params, json_t **ret, struct error *err)
+{
+        struct worker_merge *merging;
+        struct worker_chain *chain;
+        struct compact_report report;
+        uint64_t total = 0;
+        int r = free_chain(worker, params, &chain, err);
+
+        if (r == 0 && chain->uncommitted)
+                r = fail(err, EBUSY, "a snapshot of it is not committed yet");
+        if (r == 0)
+                r = new_merge(worker, chain, params, &merging, err);
+        if (r < 0)
+                return r;
+        r = compact_new(chain->chain, COMPACT_STEP, &merging->compact, err);
+        if (r == 0) {
+                compact_report_get(merging->compact, &report);
+                compact_progress(merging->compact, &merging->progress.bytes_done, &total);
+                merging->progress.bytes_total = total;
+                r = start_thread(merging, err);
+        }
+        if (r < 0) {
+                drop_merge(worker, merging);
+                return r;
+        }
+        *ret = json_pack("{s:I, s:I}", "bytes-total", (json_int_t)total, "file-size",
+                (json_int_t)report.file_size);
+        return 0;
+}
+
 /* --- while it runs --- */
 
 static int set_pause(struct worker *worker, const json_t *params, bool pause, struct error *err)
@@ -564,7 +685,7 @@ static int set_pause(struct worker *worker, const json_t *params, bool pause, st
                 return r;
         MUTEX_GUARD(&merging->lock);
         merging->pause = pause;
-        pthread_cond_signal(&merging->changed);
+        pthread_cond_broadcast(&merging->changed);
         return 0;
 }
 

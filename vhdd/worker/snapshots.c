@@ -106,8 +106,13 @@ int verb_snapshot_switch(
         r = collect(worker, json_object_get(params, "chains"), &taking, err);
         if (r == 0)
                 r = have_region(worker, leaf_path(taking.disks[0].chain), true, err);
-        if (r == 0)
-                r = chain_switch(taking.disks, taking.n, worker->switch_region, id, &stall_ns, err);
+        if (r < 0)
+                return r;
+        for (unsigned i = 0; i < taking.n; i++)
+                merges_hold(worker, taking.ones[i].chain);
+        r = chain_switch(taking.disks, taking.n, worker->switch_region, id, &stall_ns, err);
+        for (unsigned i = 0; r < 0 && i < taking.n; i++)
+                merges_let(worker, taking.ones[i].chain);
         if (r < 0)
                 return r;
         snprintf(worker->switched, sizeof(worker->switched), "%s", snapshot);
@@ -158,9 +163,11 @@ int verb_snapshot_commit(
                 return fail(err, ESTALE, "snapshot %s is switched, and not %.64s", worker->switched,
                         snapshot);
         for (struct worker_chain *chain = worker->chains; chain; chain = chain->next) {
-                if (chain->uncommitted)
-                        chain_committed(chain->chain);
+                if (!chain->uncommitted)
+                        continue;
+                chain_committed(chain->chain);
                 chain->uncommitted = false;
+                merges_let(worker, chain);
         }
         if (worker->switch_region)
                 switch_clear(worker->switch_region);

@@ -39,6 +39,9 @@
  *  merge.begin {job, chain, images,           {new-id|null, bytes-total, layers}    as merge.plan said; from here
  *      direction, shared?, new-id?, force?,   on a thread of its own. -EEXIST: it has that job already
  *      rate?, paused?}
+ *  compact.begin {job, chain, rate?, paused?} {bytes-total, file-size}    of the chain's leaf; from here on
+ *                                             as a merge, but when it is done there is nothing to finish:
+ *                                             merge.free. ESTALE: a snapshot made another image the leaf
  *  merge.pause, merge.resume {job}            {}     resume also tries again after a failure
  *  merge.limit {job, rate}                    {}     bytes a second, 0: none
  *  merge.status {}                            {merges: [{job, chain, state: running|paused|failed|done|
@@ -65,7 +68,7 @@
  * Events: {"event": "client", "what": "connected"|"served"|"gone", ...}, "log" {level, message},
  * "merge" {what: progress|running|paused|failed|done, and what merge.status says of it}.
  *
- * A chain's merge stops when the chain is closed, and is gone; begin goes on where it was.
+ * A chain's merge or compaction stops when the chain is closed, and is gone; begin goes on where it was.
  *
  * Threads    main takes brokers; a reader hands on what they ask and answers `client` and `clients`
  *            itself; one thread does the rest, in order; each merge
