@@ -256,7 +256,10 @@ static int make_served(struct vm *vm, const struct target *target, struct error 
 
         if (r < 0 || target->live || target->now)
                 return r;
-        r = catalog_vm_find(vm->broker->catalog, vm->id, &row, err);
+        /* A vm without disks has no worker, and may have snapshots. */
+        r = worker_start(vm, err);
+        if (r == 0)
+                r = catalog_vm_find(vm->broker->catalog, vm->id, &row, err);
         if (r == 0)
                 r = worker_snapshot_serve(vm, &row, &target->snapshot, target->snapshot_disk, err);
         vm_row_done(&row);

@@ -146,8 +146,7 @@ static int grant_run(struct vm *vm, const struct merge_job *job, struct error *e
                         r = catalog_image_find(
                                 vm->broker->catalog, json_string_value(item), &row, err);
                 if (r == 0)
-                        r = link_grant(vm->link, row.path, LINK_READ | LINK_WRITE, row.device,
-                                row.inode, err);
+                        r = worker_grant_image(vm, &row, LINK_READ | LINK_WRITE, err);
         }
         return r;
 }
@@ -661,8 +660,7 @@ static int find_children(struct vm *vm, const struct merge_job *job, const char 
         for (size_t i = 0; r == 0 && i < n; i++) {
                 if (!is_layer(worker_chain_find(vm, chain), rows[i].path))
                         json_array_append_new(list, json_string(rows[i].path));
-                r = link_grant(vm->link, rows[i].path, LINK_READ | LINK_WRITE, rows[i].device,
-                        rows[i].inode, err);
+                r = worker_grant_image(vm, &rows[i], LINK_READ | LINK_WRITE, err);
         }
         image_rows_free(rows, n);
         if (r < 0) {

@@ -180,9 +180,11 @@ size_t clients_count(const json_t *clients, const char *export_name)
 
 /* ---- grants ---- */
 
-static int grant_image(
+int worker_grant_image(
         struct vm *vm, const struct image_row *row, unsigned access, struct error *err)
 {
+        if (!vm->link)
+                return fail(err, EHOSTDOWN, "the vm's worker does not run");
         return link_grant(vm->link, row->path, access, row->device, row->inode, err);
 }
 
@@ -228,7 +230,7 @@ static int grant_chain(
                 bool write = (i == 0 && writable) || is_unsettled(vm, row->path) ||
                         is_live_leaf(vm, row->path) || merges_write(vm, row->path);
 
-                r = grant_image(vm, row, write ? LINK_READ | LINK_WRITE : LINK_READ, err);
+                r = worker_grant_image(vm, row, write ? LINK_READ | LINK_WRITE : LINK_READ, err);
         }
         return r;
 }
@@ -240,7 +242,7 @@ int worker_grant_parent(struct vm *vm, const struct image_row *row, struct error
 
         if (!vm->link)
                 return fail(err, EHOSTDOWN, "the vm's worker does not run");
-        return grant_image(vm, row, write ? LINK_READ | LINK_WRITE : LINK_READ, err);
+        return worker_grant_image(vm, row, write ? LINK_READ | LINK_WRITE : LINK_READ, err);
 }
 
 static bool is_used(const struct vm *vm, const char *path)

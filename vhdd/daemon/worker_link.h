@@ -81,6 +81,9 @@ char *export_name(const char *vm, const char *disk, const char *snapshot);
 /* Grants that the chains now open call for, and no others. */
 int worker_grants_renew(struct vm *vm, struct error *err);
 int worker_grant(struct vm *vm, const char *path, unsigned access, struct error *err);
+/* The same, as long as it is the file that the row means. */
+int worker_grant_image(
+        struct vm *vm, const struct image_row *row, unsigned access, struct error *err);
 /* An image that will stand under a new one: what its chain allows already, else to be read. */
 int worker_grant_parent(struct vm *vm, const struct image_row *row, struct error *err);
 /* What is served may not be what the catalog says: the next worker_up() compares. */
