@@ -450,7 +450,7 @@ for ((tries = 0; kills < 20 && tries < 400; tries++)); do
                 reads "$sum" cut/base.vhd
         fi
         [ $((kills % 4)) -ne 0 ] || reads "$tip" cut/tip.avhd
-        [ $code -eq 0 ] || continue
+        [ ! -e cut/child.avhd ] || continue # else it is done, perhaps killed behind the last step
         rounds=$((rounds + 1))
         agreed "$sum" cut/base.vhd
         agreed "$tip" cut/tip.avhd

@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/arith.h"
@@ -111,7 +113,8 @@ static void begin(struct world *w, enum root root)
                 snprintf(w->paths[i], sizeof(w->paths[i]), "%.40s/%u.vhd", w->directory, i);
         if (root == ROOT_RAW)
                 snprintf(w->paths[0], sizeof(w->paths[0]), "%.40s/0.raw", w->directory);
-        w->model = calloc(1, SIZE);
+        w->model = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        cr_assert(w->model != MAP_FAILED);
         w->buffer = calloc(1, SIZE);
         make_root(w);
         open_tip(w);
@@ -124,7 +127,7 @@ static void end(struct world *w)
         for (unsigned i = 0; i < MAX_FILES; i++)
                 unlink(w->paths[i]);
         cr_assert(rmdir(w->directory) == 0, "something was left in %s", w->directory);
-        free(w->model);
+        munmap(w->model, SIZE);
         free(w->buffer);
 }
 
@@ -589,31 +592,50 @@ Test(merge, one_that_is_told_to_stop_goes_on_later)
         end(&w);
 }
 
+/* A process that merges for a while, and dies as by kill -9: what it wrote is in the model, which both
+ * of us see. */
+static void merge_and_die(
+        struct world *w, unsigned steps, unsigned first, unsigned last, enum merge_direction wanted)
+{
+        struct error err = ERROR_INIT;
+        struct merge_plan plan;
+        struct merge *merge;
+        int status;
+        pid_t pid = fork();
+
+        cr_assert(pid >= 0);
+        if (pid > 0) {
+                cr_assert(waitpid(pid, &status, 0) == pid);
+                cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 7, "it did not come so far");
+                return;
+        }
+        open_tip(w);
+        check_reads(w, w->chain);
+        plan = plan_of(w, first, last, wanted);
+        merge = begin_merge(w, &plan);
+        if (steps > 0) {
+                w->stop_after = steps;
+                run(w, merge, &err);
+        }
+        change_some(w, 5);
+        check_reads(w, w->chain);
+        _exit(7);
+}
+
 /* The process dies at each place where one can ask; who comes next goes on. */
 static void run_deaths(enum root root, unsigned first, unsigned last, enum merge_direction wanted)
 {
-        struct error err = ERROR_INIT;
         struct world w = {0};
-        struct merge *merge;
-        struct merge_plan plan;
 
         begin_chain(&w, root, 4);
+        close_tip(&w);
         for (unsigned n = 0; n < 12; n++) {
-                plan = plan_of(&w, first, last, wanted);
-                merge = begin_merge(&w, &plan);
-                if (n % 3 > 0) {
-                        w.stop_after = n % 3;
-                        run(&w, merge, &err);
-                }
-                change_some(&w, 5);
-                check_reads(&w, w.chain);
-                /* Its memory is lost on purpose: a dying process frees nothing. */
-                w.chain = chain_abandon(w.chain);
-                open_tip(&w);
-                check_reads(&w, w.chain);
-                change_some(&w, 5);
+                merge_and_die(&w, n % 3, first, last, wanted);
+                w.random += n; /* its own went with it */
         }
-        w.stop_after = 0;
+        open_tip(&w);
+        check_reads(&w, w.chain);
+        change_some(&w, 5);
         merge_all(&w, first, last, wanted);
         close_tip(&w);
         forget_layers(&w, first, last);
