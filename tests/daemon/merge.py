@@ -371,7 +371,9 @@ def people(case):
     guest.fill(400)
     guest.take("s")
     guest.fill(400)
+    before = guest.writes
     guest.start()
+    case.wait("the guest is there", lambda: guest.writes > before)
     job = str(case.delete("s", "--merge", "deferred")["jobs"][0])
     case.slow(job, "500K")
     guest.end()

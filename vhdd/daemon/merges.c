@@ -322,6 +322,28 @@ static void remember_all(struct vm *vm, const json_t *hello, const struct merge_
         }
 }
 
+/* What came to its end between the worker's hello and now was told when nobody knew of it yet. */
+static int ask_again(struct vm *vm, const struct merge_jobs *jobs, struct error *err)
+{
+        json_auto_t *answer = NULL;
+        json_t *said;
+        size_t i;
+        int r = worker_call(vm, "merge.status", json_object(), WORKER_CALL_MS, &answer, err);
+
+        json_array_foreach(json_object_get(answer, "merges"), i, said)
+        {
+                const char *chain = param_text(said, "chain"), *state = param_text(said, "state");
+                int64_t id = param_int(said, "job", 0);
+                struct merging known;
+
+                /* One that runs still may have told of its end since: that is newer. */
+                if (r == 0 && chain && state && strcmp(state, "running") != 0 &&
+                        merge_jobs_find(jobs, id) && merges_look(vm, id, &known))
+                        r = merging_remember(vm, id, chain, said, err);
+        }
+        return r;
+}
+
 /* As it is in the catalog now: another one's end may have changed it. One that cannot be settled keeps its
  * disk from being served, and only that. */
 static int settle_again(struct vm *vm, int64_t id, struct error *err)
@@ -345,6 +367,8 @@ int merges_adopt(struct vm *vm, const json_t *hello, struct error *err)
         if (r < 0)
                 return r;
         remember_all(vm, hello, &jobs);
+        if (json_array_size(json_object_get(hello, "merges")) > 0)
+                r = ask_again(vm, &jobs, err);
         for (size_t i = 0; r == 0 && i < jobs.n; i++)
                 if (merge_job_is(&jobs.items[i], JOB_FINISHING))
                         r = settle_again(vm, jobs.items[i].row.id, err);
