@@ -95,6 +95,7 @@ static int gather(const struct vhd_rehead *rehead, const struct vhd_new_head *he
         int image = intent_add_image(
                 intent, overlay.file, before->footer.unique_id, after->footer.unique_id, err);
         int r = image < 0 ? image : 0;
+        bool footers;
 
         for (size_t i = 0; r == 0 && i < head->n_texts; i++)
                 r = overlay_put(&overlay, head->texts[i].bytes, head->texts[i].length,
@@ -102,9 +103,12 @@ static int gather(const struct vhd_rehead *rehead, const struct vhd_new_head *he
         if (r == 0 && !is_fixed(rehead->image))
                 r = overlay_put(&overlay, &after->header.raw, sizeof(after->header.raw),
                         before->footer.data_offset, err);
-        if (r == 0 && !is_fixed(rehead->image))
+        /* Footers that stay as they are stay out of it: the one at the end moves on when an intent was
+         * left behind by somebody who could not take it away. */
+        footers = memcmp(&before->footer.raw, &after->footer.raw, VHD_FOOTER_SIZE) != 0;
+        if (r == 0 && footers && !is_fixed(rehead->image))
                 r = overlay_put(&overlay, &after->footer.raw, VHD_FOOTER_SIZE, 0, err);
-        if (r == 0)
+        if (r == 0 && (footers || is_fixed(rehead->image)))
                 r = overlay_put(
                         &overlay, &after->footer.raw, VHD_FOOTER_SIZE, before->tail_offset, err);
         return r == 0 ? overlay_add(&overlay, intent, (unsigned)image, err) : r;
@@ -209,12 +213,24 @@ static void poison_all(struct vhd_rehead *const *reheads, size_t n, int code)
                 reheads[i]->image->format->poison(reheads[i]->image, code);
 }
 
+/* Whoever cannot write an intent may not be able to take it away again either (a worker whose broker
+ * died): then the next opener completes it, or not. */
+static enum vhd_rehead_outcome after_failed_write(struct vhd_rehead *const *reheads, size_t n)
+{
+        for (size_t i = 0; i < n; i++)
+                if (intent_look(reheads[i]->image->file, NULL) != 0)
+                        return REHEAD_UNKNOWN;
+        return REHEAD_DROPPED;
+}
+
 int vhd_rehead_run(
         struct vhd_rehead *const *reheads, size_t n, struct intent *intent, struct error *err)
 {
-        enum vhd_rehead_outcome outcome = REHEAD_DROPPED;
+        enum vhd_rehead_outcome outcome = REHEAD_UNKNOWN;
         int r = intent_write(intent, err);
 
+        if (r < 0)
+                outcome = after_failed_write(reheads, n);
         if (r == 0) {
                 r = intent_apply(intent, err);
                 outcome = r == 0 ? REHEAD_APPLIED : REHEAD_UNKNOWN;
