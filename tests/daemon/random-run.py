@@ -622,10 +622,9 @@ class Run:
             file, content, options = self.new_image()
         disk = model.Disk(name, at, content, file)
         if file in self.detached:
-            # A merge of the vm that it comes from has its images in hand; that would be refused.
+            # A merge may have an image in hand that it stands on; that would be refused.
             for other in self.vms:
-                if other != vm:
-                    self.stop_merges(other)
+                self.stop_merges(other)
         done = self.control(vm, state.attach(disk), "disk.attach", file=file, name=name, **options)
         if done:
             self.detached.pop(file, None)

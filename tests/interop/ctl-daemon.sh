@@ -178,7 +178,7 @@ json .hint '"vhdctl snapshot take web NAME"'
 expect 0 "$vhdctl" snapshot undo web
 expect 0 "$vhdctl" snapshot delete web monday --subtree --merge deferred
 sent snapshot.delete '{"merge":"deferred","name":"monday","subtree":true,"vm":"web"}'
-printed '1 image: others stand on it, so it waits for a merge'
+printed '1 image: others stand on it, so it is merged'
 expect 2 "$vhdctl" snapshot delete web monday --merge tomorrow
 expect 2 "$vhdctl" snapshot prune web
 said '--keep-last'
@@ -243,7 +243,7 @@ offers()
         [ "$have" = "$2" ] || fail "behind '$1' the shell offers '$have' instead of '$2'"
 }
 offers 'vhdctl sn' 'snippet snapshot'
-offers 'vhdctl disk ' 'attach detach list show uri'
+offers 'vhdctl disk ' 'attach detach compact list show uri'
 offers 'vhdctl vm show ' 'web the\ mail\ vm'
 offers 'vhdctl vm show the' 'the\ mail\ vm'
 offers 'vhdctl vm show --json w' 'web'

@@ -12,6 +12,7 @@
 #include "vhdd/daemon/agents.h"
 #include "vhdd/daemon/exports.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/merge_job.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
@@ -409,6 +410,24 @@ static int check_create(struct attach *attach, struct error *err)
         return 0;
 }
 
+/* Whoever has an image of the chain open for writing may be ourselves. */
+static int say_if_merging(struct catalog *catalog, struct error *err)
+{
+        char path[sizeof(err->file)];
+        bool held = false;
+
+        if (!err || !err->file[0])
+                return -EBUSY;
+        memcpy(path, err->file, sizeof(path));
+        if (merge_jobs_hold(catalog, NULL, path, &held, NULL) < 0 || !held)
+                return -EBUSY;
+        error_clear(err);
+        fail(err, EBUSY, "'%s' is being merged; attach the disk when that is over", path);
+        error_set_file(err, path);
+        error_set_hint(err, "vhdctl job list tells how far it is, and vhdctl job wait waits for it");
+        return -EBUSY;
+}
+
 static int look_at_file(struct attach *attach, struct error *err)
 {
         struct broker *broker = attach->broker;
@@ -416,6 +435,8 @@ static int look_at_file(struct attach *attach, struct error *err)
                 broker->options.image_roots, broker->options.n_image_roots, &attach->layers,
                 &attach->n_layers, err);
 
+        if (r == -EBUSY)
+                return say_if_merging(broker->catalog, err);
         if (r < 0)
                 return r;
         attach->disk.size = attach->layers[0].size;

@@ -349,6 +349,7 @@ static int check_top(struct finding *finding, const struct merge_job *job, struc
 static int choose_pushed(struct finding *finding, const struct merge_job *job,
         const struct image_row *children, size_t n, struct error *err)
 {
+        bool busy = false;
         size_t chosen = n;
 
         for (size_t i = 0; i < n; i++) {
@@ -360,8 +361,11 @@ static int choose_pushed(struct finding *finding, const struct merge_job *job,
 
                 disk_row_done(&disk);
                 live = r == 0;
-                if (strcmp(children[i].state, IMAGE_DETACHED) == 0 ||
-                        begun_elsewhere(finding, job, children[i].path))
+                if (begun_elsewhere(finding, job, children[i].path)) {
+                        busy = true;
+                        continue;
+                }
+                if (strcmp(children[i].state, IMAGE_DETACHED) == 0)
                         continue;
                 if (find_children(finding->catalog, children[i].path, &above, &n_above, err) < 0)
                         return -EIO;
@@ -372,7 +376,8 @@ static int choose_pushed(struct finding *finding, const struct merge_job *job,
                         break;
         }
         if (chosen == n)
-                return wait_for(finding, false, "what stands on it cannot be written to now");
+                return busy ? wait_for(finding, false, "what stands on it is being merged")
+                            : wait_for(finding, true, "the disks that stand on it were detached");
         finding->run->shared = true;
         finding->run->direction = "up";
         finding->run->top = strdup(children[chosen].path);
