@@ -468,8 +468,9 @@ static int lend_direct(struct files_answer *ret, int fd, bool write, struct erro
         return lend(ret, direct, err);
 }
 
-/* Memory that a dead writer left for this file. Only a writer's grant makes such a thing. */
-static bool has_redo(const struct grant *grant)
+/* Memory that a dead writer left for this file: a redo file, or a flat image's mark. Only a writer's
+ * grant makes such a thing. */
+static bool has_region(const struct grant *grant, const char *kind)
 {
         _cleanup_free_ char *path = NULL;
         _cleanup_fd_ int fd = -1;
@@ -480,7 +481,7 @@ static bool has_redo(const struct grant *grant)
         if (look_at(grant, &st, NULL) < 0)
                 return false;
         identity_of(&st, &device, &inode);
-        snprintf(name, sizeof(name), "vhdd-redo-%llx-%llx", (unsigned long long)device,
+        snprintf(name, sizeof(name), "vhdd-%s-%llx-%llx", kind, (unsigned long long)device,
                 (unsigned long long)inode);
         return host_region_open_fd(name, grant->path, 0, false, &fd, &path, NULL) == 0;
 }
@@ -502,7 +503,8 @@ static bool may_write(struct grant *grant)
         if (grant->access & LINK_WRITE)
                 return true;
         if (!grant->settling)
-                grant->settling = has_redo(grant) || has_intent(grant);
+                grant->settling = has_region(grant, "redo") || has_region(grant, "mark") ||
+                        has_intent(grant);
         return grant->settling;
 }
 
