@@ -226,14 +226,14 @@ Test(files, regions_are_those_of_the_image_and_of_the_vm)
 }
 
 /* The writer died, and the image is only a parent by now: it is settled, and then read. */
-Test(files, a_parent_with_a_redo_file_may_be_settled)
+static void settle_one_with(const char *kind)
 {
         char mine[96];
         struct stat st;
         int fd;
 
         cr_assert(eq(int, stat(image, &st), 0));
-        snprintf(mine, sizeof(mine), "vhdd-redo-%llx-%llx", (unsigned long long)st.st_dev,
+        snprintf(mine, sizeof(mine), "vhdd-%s-%llx-%llx", kind, (unsigned long long)st.st_dev,
                 (unsigned long long)st.st_ino);
         grant(image, LINK_WRITE);
         fd = ask_open(image, FILE_WRITE);
@@ -253,6 +253,16 @@ Test(files, a_parent_with_a_redo_file_may_be_settled)
         close(fd);
         cr_expect(eq(int, lock_from_outside(FILE_LOCK_READ), 0), "others may read it, too");
         cr_expect(eq(int, ask_open(image, FILE_WRITE), -EPERM));
+}
+
+Test(files, a_parent_with_a_redo_file_may_be_settled)
+{
+        settle_one_with("redo");
+}
+
+Test(files, a_flat_parent_with_a_mark_may_be_settled)
+{
+        settle_one_with("mark");
 }
 
 /* QEMU's locks: held from the first opening to the end of the grant, whoever of the worker and its
