@@ -18,7 +18,7 @@ end doctor names every file that belongs to nobody, and all of it survives a sto
 
   --seed   of the (first) run; printed for each
   --steps  in a run (default 250, with --long 3000)
-  --runs   how many (default 3, with --long 200); one that fails does not keep the others from running
+  --runs   how many (default 2, with --long 200); one that fails does not keep the others from running
   --jobs   how many of them at a time (default 2)
 
 Exit status: 0 as it must be, 1 not, 2 usage, 77 skipped."""
@@ -843,7 +843,7 @@ def parse():
     args.long = args.long or bool(os.environ.get("VHDD_LONG"))
     args.steps = args.steps or (3000 if args.long else 250)
     args.jobs = args.jobs or 2
-    args.runs = args.runs or (1 if args.seed is not None else 200 if args.long else 3)
+    args.runs = args.runs or (1 if args.seed is not None else 200 if args.long else 2)
     if args.seed is None:
         args.seed = random.SystemRandom().randrange(1 << 31)
     return args

@@ -567,42 +567,55 @@ void merges_drop_in_worker(struct vm *vm, int64_t job)
                 broker_log_error(vm->broker, vm->id, &err);
 }
 
+/* Does @witness stand on none of the images that go? Its layers are added to @layers. */
+static int ask_witness(struct vm *vm, const char *witness, const json_t *images, json_t *to,
+        bool *ret_without, struct error *err)
+{
+        struct resolved_layer *layers = NULL;
+        size_t n = 0;
+        int r = resolve_chain(vm->broker, witness, "vhd", vm->broker->options.image_roots,
+                vm->broker->options.n_image_roots, &layers, &n, err);
+
+        *ret_without = r == 0;
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                char text[UUID_TEXT_SIZE];
+
+                if (json_has_text(images, layers[i].path))
+                        *ret_without = false;
+                json_array_append_new(to,
+                        json_pack("{s:s, s:s}", "path", layers[i].path, "uuid",
+                                uuid_format(layers[i].uuid, text)));
+        }
+        resolved_layers_free(layers, n);
+        return r;
+}
+
 /* What the files say of a merge that the worker was told to finish, and nobody knows whether it did: who
- * stands on what goes, stands on what stays afterwards. */
+ * stands on what goes, stands on what stays afterwards. Each of them: they change one after the other. */
 static int ask_files(struct vm *vm, const struct merge_job *job, bool *ret_finished,
         json_t **ret_layers, struct error *err)
 {
         const json_t *run = merge_job_run(job), *images = json_object_get(run, "images");
         const char *direction = json_string_value(json_object_get(run, "direction"));
         const char *top = json_string_value(json_object_get(run, "top"));
+        bool down = direction && strcmp(direction, "down") == 0;
         struct image_row *children = NULL;
-        struct resolved_layer *layers = NULL;
-        const char *witness = top;
-        size_t n = 0, n_layers = 0;
-        int r = 0;
+        json_auto_t *layers = json_array();
+        bool finished = true;
+        size_t n = 0;
+        int r = layers ? 0 : fail(err, ENOMEM, "no memory for a list of layers");
 
         *ret_finished = false;
-        if (direction && strcmp(direction, "down") == 0) {
+        if (r == 0 && down)
                 r = catalog_image_children(vm->broker->catalog, top, &children, &n, err);
-                witness = r == 0 && n > 0 ? children[0].path : NULL;
+        if (r == 0 && !down)
+                r = ask_witness(vm, top, images, layers, &finished, err);
+        for (size_t i = 0; r == 0 && finished && i < n; i++)
+                r = ask_witness(vm, children[i].path, images, layers, &finished, err);
+        if (r == 0 && (!down || n > 0)) {
+                *ret_finished = finished;
+                *ret_layers = json_incref(layers);
         }
-        if (r == 0 && witness)
-                r = resolve_chain(vm->broker, witness, "vhd", vm->broker->options.image_roots,
-                        vm->broker->options.n_image_roots, &layers, &n_layers, err);
-        if (r == 0 && witness) {
-                *ret_finished = true;
-                *ret_layers = json_array();
-                for (size_t i = 0; i < n_layers; i++) {
-                        char text[UUID_TEXT_SIZE];
-
-                        if (json_has_text(images, layers[i].path))
-                                *ret_finished = false;
-                        json_array_append_new(*ret_layers,
-                                json_pack("{s:s, s:s}", "path", layers[i].path, "uuid",
-                                        uuid_format(layers[i].uuid, text)));
-                }
-        }
-        resolved_layers_free(layers, n_layers);
         image_rows_free(children, n);
         return r;
 }
