@@ -146,11 +146,12 @@ static int fill_locators(struct file *file, const struct vhd_metadata *m,
 {
         for (unsigned i = 0; i < VHD_N_LOCATORS; i++) {
                 const struct vhd_locator *locator = &m->header.locators[i];
-                uint8_t *to = area->bytes + (plan->locators[i] - area->offset);
+                uint8_t *to;
                 int r;
 
                 if (!plan->locators[i])
                         continue;
+                to = area->bytes + (plan->locators[i] - area->offset);
                 memset(to, 0, slot_size(locator));
                 r = file_read_exact(file, to, locator->data_length, locator->data_offset);
                 if (r < 0)

@@ -550,7 +550,7 @@ static void run(size_t n, unsigned samples)
         disk = sim_fs_free(disk);
 }
 
-TestSuite(catalog_cut, .timeout = 280);
+TestSuite(catalog_cut, .timeout = 900);
 
 Test(catalog_cut, leaves_the_state_before_or_the_state_after_and_no_file_unnamed)
 {
