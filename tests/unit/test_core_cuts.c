@@ -861,7 +861,7 @@ static void every_cut(const struct scenario *scenario)
 {
         unsigned cut = 1;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(__clang__)
         /* A child of a process that had threads does not get on under these; the daemon itself runs
          * under them in tests/daemon. */
         cr_skip_test("not under a sanitizer");
