@@ -27,6 +27,11 @@
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/vms.h"
 
+/* clang tells of its sanitizers in another way than gcc. */
+#ifndef __has_feature
+#define __has_feature(x) 0
+#endif
+
 #define CUT_STATUS 77
 #define MARK       "\x01guest wrote " /* before each letter of its; no id has it by chance */
 
@@ -861,7 +866,8 @@ static void every_cut(const struct scenario *scenario)
 {
         unsigned cut = 1;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(__clang__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) ||                               \
+        __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
         /* A child of a process that had threads does not get on under these; the daemon itself runs
          * under them in tests/daemon. */
         cr_skip_test("not under a sanitizer");
