@@ -31,7 +31,7 @@ struct chain_drain {
         bool clones; /* the file system shares blocks between files, as far as we know */
         uint8_t *buffer;
         uint64_t written_from, written_to; /* the unit that is copied, in the destination's file */
-        uint8_t found[64 << 10]; /* by the destination, where it has something */
+        uint8_t found[64 << 10];           /* by the destination, where it has something */
 };
 
 static bool is_up(const struct chain_drain *drain)
@@ -293,11 +293,8 @@ static int change_view(struct chain_drain *drain, bool begin, struct error *err)
                 view->drain = drain->view.unit ? &drain->view : NULL;
         }
         r = chain_view_complete(chain, view, err);
-        if (r == 0) {
-                chain_hold(chain);
-                atomic_store(&chain->view, view);
-                chain_release(chain);
-        }
+        if (r == 0)
+                chain_view_put(chain, view);
         pthread_mutex_unlock(&chain->family->lock);
         if (r == 0)
                 grace_wait(chain->places);
@@ -722,34 +719,29 @@ static int copy_range(struct chain_drain *drain, uint64_t offset, uint64_t end, 
         return 0;
 }
 
-/* Where nobody has anything a block of a root must hold zeros: not everybody looks at bitmaps there. */
-static int fill_up(struct chain_drain *drain, uint64_t offset, uint64_t length, struct error *err)
+/* What the destination itself has at @offset, within one block of it. */
+static int look_at_destination(struct chain_drain *drain, uint64_t offset, uint64_t end,
+        struct extent *ret, struct error *err)
 {
-        int r;
+        struct image *to = drain->destination;
+        uint64_t n = inside_block(drain, offset, end - offset);
+        int r = 0;
 
-        if (!(drain->flags & DRAIN_ROOT) ||
-                !drain->destination->format->holds(drain->destination, offset))
-                return 0;
-        r = store_zeros(drain, offset, length);
-        return r < 0 ? failed_piece(drain->destination, offset, r, "write", err) : 0;
+        *ret = (struct extent){.kind = EXTENT_ABSENT, .length = n};
+        if (to->format->holds(to, offset))
+                r = to->format->map(to, offset, n, 0, ret);
+        return r < 0 ? failed_piece(to, offset, r, "look at", err) : 0;
 }
 
 /* What the destination has stays; what it lacks and a source has comes into it. */
 static int pull_range(struct chain_drain *drain, uint64_t offset, uint64_t end, uint64_t *ret_bytes,
         struct error *err)
 {
-        struct image *to = drain->destination;
-
         while (offset < end) {
-                uint64_t n = inside_block(drain, offset, end - offset);
-                struct extent extent = {.kind = EXTENT_ABSENT, .length = n};
-                int r = 0;
+                struct extent extent;
+                int r = look_at_destination(drain, offset, end, &extent, err);
 
-                if (to->format->holds(to, offset))
-                        r = to->format->map(to, offset, n, 0, &extent);
-                if (r < 0)
-                        return failed_piece(to, offset, r, "look at", err);
-                if (extent.kind == EXTENT_ABSENT)
+                if (r == 0 && extent.kind == EXTENT_ABSENT)
                         r = copy_range(drain, offset, offset + extent.length, ret_bytes, err);
                 if (r < 0)
                         return r;
@@ -758,24 +750,22 @@ static int pull_range(struct chain_drain *drain, uint64_t offset, uint64_t end, 
         return 0;
 }
 
-/* After pull_range: block by block of the destination. */
+/* After pull_range: where nobody has anything a block of a root must hold zeros, because not everybody
+ * looks at bitmaps there. */
 static int fill_range(struct chain_drain *drain, uint64_t offset, uint64_t end, struct error *err)
 {
         struct image *to = drain->destination;
 
         while (drain->flags & DRAIN_ROOT && offset < end) {
-                uint64_t n = inside_block(drain, offset, end - offset);
-                struct extent extent = {.kind = EXTENT_DATA, .length = n};
-                int r = 0;
+                struct extent extent;
+                int r = look_at_destination(drain, offset, end, &extent, err);
 
-                if (to->format->holds(to, offset))
-                        r = to->format->map(to, offset, n, 0, &extent);
-                if (r < 0)
-                        return failed_piece(to, offset, r, "look at", err);
-                if (extent.kind == EXTENT_ABSENT)
-                        r = fill_up(drain, offset, extent.length, err);
                 if (r < 0)
                         return r;
+                if (extent.kind == EXTENT_ABSENT && to->format->holds(to, offset))
+                        r = store_zeros(drain, offset, extent.length);
+                if (r < 0)
+                        return failed_piece(to, offset, r, "write", err);
                 offset += extent.length;
         }
         return 0;

@@ -29,15 +29,11 @@ int chain_view_complete(struct chain *chain, struct chain_view *view, struct err
                 view->layers, &view->n_layers, chain->writable, chain->size, &view->resolver, err);
 }
 
-void chain_view_switch(struct chain *chain, struct chain_view *view)
+void chain_view_put(struct chain *chain, struct chain_view *view)
 {
-        struct chain_view *old = chain_view(chain);
-
         chain_hold(chain);
         atomic_store(&chain->view, view);
         chain_release(chain);
-        grace_wait(chain->places);
-        chain_view_free(old);
 }
 
 /* --- families */
@@ -217,9 +213,7 @@ static void exchange_run(struct exchange *exchange, const struct change_of_layer
                 if (change->new)
                         change->new->n_holders++;
         }
-        chain_hold(chain);
-        atomic_store(&chain->view, exchange->view);
-        chain_release(chain);
+        chain_view_put(chain, exchange->view);
         exchange->view = old; /* what exchanges_free() ends, when nobody has it */
 }
 

@@ -137,8 +137,9 @@ int chain_family_replace(
         struct chain_family *family, struct image *old, struct image *new, struct error *err);
 int chain_family_remove(struct chain_family *family, const struct chain *only,
         struct image *const *old, unsigned n, struct error *err);
-/* The chain's view becomes @view while changes are held; the old one is freed when nobody has it. */
-void chain_view_switch(struct chain *chain, struct chain_view *view);
+/* With the family's lock held: @view is the chain's from here on, and changes are held meanwhile. The one
+ * before may be freed after a grace. */
+void chain_view_put(struct chain *chain, struct chain_view *view);
 /* No chain of the family may go by what it remembers of the range: layers' places there changed. */
 void chain_family_forget(struct chain_family *family, uint64_t offset, uint64_t length);
 

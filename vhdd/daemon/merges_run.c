@@ -128,16 +128,24 @@ int merges_end_in_worker(struct vm *vm, int64_t job, struct error *err)
 
 /* ---- beginning ---- */
 
-static int grant_run(struct vm *vm, const struct merge_job *job, struct error *err)
+/* Every image that is written to: who goes, and who stays. */
+static json_t *run_paths(const struct merge_job *job)
 {
         const json_t *run = merge_job_run(job);
-        json_auto_t *paths = json_array();
+        json_t *paths = json_array();
+
+        merges_add_paths(paths, json_object_get(run, "images"));
+        json_array_append(paths, json_object_get(run, "destination"));
+        return paths;
+}
+
+static int grant_run(struct vm *vm, const struct merge_job *job, struct error *err)
+{
+        json_auto_t *paths = run_paths(job);
         json_t *item;
         size_t i;
         int r = merges_refresh_paths(vm, err);
 
-        merges_add_paths(paths, json_object_get(run, "images"));
-        json_array_append(paths, json_object_get(run, "destination"));
         json_array_foreach(paths, i, item)
         {
                 _cleanup_(image_row_done) struct image_row row = {0};
@@ -173,14 +181,11 @@ static json_t *begin_params(const struct merge_job *job, const char *chain)
 /* No seal holds any more: what a snapshot noted of an image when it froze it. */
 static int unseal(struct vm *vm, const struct merge_job *job, struct error *err)
 {
-        const json_t *run = merge_job_run(job);
-        json_auto_t *paths = json_array();
+        json_auto_t *paths = run_paths(job);
         json_t *item;
         size_t i;
         int r = 0;
 
-        merges_add_paths(paths, json_object_get(run, "images"));
-        json_array_append(paths, json_object_get(run, "destination"));
         json_array_foreach(paths, i, item)
         {
                 _cleanup_(image_row_done) struct image_row row = {0};
@@ -200,14 +205,11 @@ static int unseal(struct vm *vm, const struct merge_job *job, struct error *err)
 /* Somebody changed one of them behind the daemon's back: it is not merged, unless somebody insists. */
 static int check_seals(struct vm *vm, const struct merge_job *job, struct error *err)
 {
-        const json_t *run = merge_job_run(job);
-        json_auto_t *paths = json_array();
+        json_auto_t *paths = run_paths(job);
         char sentence[ERROR_MESSAGE_MAX];
         json_t *item;
         size_t i;
 
-        merges_add_paths(paths, json_object_get(run, "images"));
-        json_array_append(paths, json_object_get(run, "destination"));
         json_array_foreach(paths, i, item)
         {
                 _cleanup_(image_row_done) struct image_row row = {0};
