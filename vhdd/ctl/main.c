@@ -296,8 +296,8 @@ static void check_operands(struct argp_state *state, const struct ctl *ctl)
         size_t n = ctl->n_operands;
 
         if (n < command->n_operands_min)
-                reject(state, ctl, n == 0 ? "which %s?" : "one more operand is needed: %s",
-                        command->operands);
+                reject(state, ctl, n == 0 ? "which %.*s?" : "one more operand is needed: %.*s",
+                        (int)strcspn(command->operands, "\n"), command->operands);
         if (n > command->n_operands_max)
                 reject(state, ctl, "'%s' is one operand too many", ctl->operands[n - 1]);
 }
