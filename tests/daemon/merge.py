@@ -218,6 +218,14 @@ class Case:
         demand(hashlib.sha256(got.stdout).digest() == hashlib.sha256(guest.content).digest(),
                f"7zz reads something else out of '{self.file(guest.disk)}'")
 
+    def demand_no_locks(self, names):
+        """On images of other branches, which nobody has open."""
+        with open("/proc/locks", encoding="ascii") as lines:
+            held = {int(word.split(":")[2]) for line in lines for word in line.split() if word.count(":") == 2}
+        for name in names:
+            inode = os.stat(os.path.join(self.folder, name)).st_ino
+            demand(inode not in held, f"'{name}' is locked, and nobody reads it: {self.jobs()}")
+
     def over(self):
         self.daemon.stop()
 
@@ -327,6 +335,30 @@ def branches(case):
     guest.end()
     case.wait()
     case.check(one_file_each=True)
+
+
+def let_go(case):
+    """A merge on a branch that nobody runs on writes to images that are in no chain, and lets go of them:
+    their disk can be detached, and the files used elsewhere. So it is when the worker dies before its end."""
+    guest = case.guest()
+    guest.fill(20)
+    for name in ["one", "two", "three", "four", "five"]:
+        guest.take(name)
+        guest.fill(40)
+    files = {s["name"]: os.path.basename(d["file"]) for s in case.daemon.query("snapshot", "list", "v")
+             for d in case.daemon.show("snapshot", "v", s["name"])["disks"]}
+    case.daemon.ctl("snapshot", "apply", "v", "one")
+    guest.content = bytearray(guest.snapshots["one"])
+    case.delete("two", "--wait")  # the image of "four" is relinked
+    case.wait()
+    case.demand_no_locks(set(case.images()) & {files[n] for n in ["three", "four", "five"]})
+    answer = case.delete("three")
+    case.slow(answer["jobs"][0])
+    os.kill(case.daemon.worker("v"), signal.SIGKILL)
+    case.daemon.try_ctl("job", "cancel", str(answer["jobs"][0]))
+    case.wait(until=lambda: all(job["state"] in ("done", "cancelled") for job in case.jobs()))
+    case.demand_no_locks(set(case.images()) & {files[n] for n in ["four", "five"]})
+    case.check()
 
 
 def push(case):
@@ -591,7 +623,7 @@ def changed(case):
     case.check(one_file_each=True)
 
 
-CASES = [newest_live, many_layers, deferred, branches, push, prune, people, deaths,
+CASES = [newest_live, many_layers, deferred, branches, let_go, push, prune, people, deaths,
          deaths_at_the_end, readers, beside, full, changed]
 
 

@@ -400,6 +400,11 @@ void link_revoke(struct link *link, const char *path)
 {
 }
 
+void link_revoke_others(
+        struct link *link, bool (*keep)(void *opaque, const char *path), void *opaque)
+{
+}
+
 void link_forgive(struct link *link)
 {
 }

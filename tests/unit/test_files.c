@@ -346,6 +346,45 @@ Test(files, what_came_back_and_is_not_used_is_let_go)
         cr_expect(eq(int, lock_from_outside(FILE_LOCK_WRITE), 0));
 }
 
+/* The broker died between the end of a merge and taking the writer's grant of its destination back. */
+Test(files, a_lock_that_comes_back_is_no_more_than_the_grant)
+{
+        int fd;
+
+        grant(image, LINK_WRITE);
+        fd = ask_open(image, FILE_WRITE);
+        cr_assert(ge(int, fd, 3));
+        files_free(files);
+        cr_assert(eq(int, files_new(VM, &files, &err), 0));
+        files_give_back(files, image, fd);
+        grant(image, LINK_READ);
+        cr_expect(eq(int, lock_from_outside(FILE_LOCK_READ), -EAGAIN)); /* a grant may follow */
+        files_drop_returned(files);
+        cr_expect(eq(int, lock_from_outside(FILE_LOCK_READ), 0));
+        cr_expect(eq(int, lock_from_outside(FILE_LOCK_WRITE), -EAGAIN));
+}
+
+static bool is_the_image(void *opaque, const char *path)
+{
+        return strcmp(path, opaque) == 0;
+}
+
+/* A child that was relinked and is in no chain that is open would stay locked. */
+Test(files, the_locks_of_what_nobody_uses_go)
+{
+        int fd;
+
+        grant(image, LINK_WRITE);
+        fd = ask_open(image, FILE_WRITE);
+        cr_assert(ge(int, fd, 3));
+        close(fd);
+        files_revoke_others(files, is_the_image, image);
+        cr_expect(eq(int, lock_from_outside(FILE_LOCK_WRITE), -EAGAIN));
+        files_revoke_others(files, is_the_image, (char *)(uintptr_t)beside("b.vhd"));
+        cr_expect(eq(int, lock_from_outside(FILE_LOCK_WRITE), 0));
+        cr_expect(eq(int, ask_open(image, FILE_READ), -EPERM));
+}
+
 Test(files, a_new_image_is_made_once)
 {
         const char *child = beside("child.avhd");

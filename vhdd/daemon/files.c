@@ -174,6 +174,48 @@ static int refuse(const char *path, const char *what, struct error *err)
         return -EPERM;
 }
 
+/* --- what a dead writer left --- */
+
+/* Memory that a dead writer left for this file: a redo file, or a flat image's mark. Only a writer's
+ * grant makes such a thing. */
+static bool has_region(const struct grant *grant, const char *kind)
+{
+        _cleanup_free_ char *path = NULL;
+        _cleanup_fd_ int fd = -1;
+        char name[96];
+        struct stat st;
+        uint64_t device, inode;
+
+        if (look_at(grant, &st, NULL) < 0)
+                return false;
+        identity_of(&st, &device, &inode);
+        snprintf(name, sizeof(name), "vhdd-%s-%llx-%llx", kind, (unsigned long long)device,
+                (unsigned long long)inode);
+        return host_region_open_fd(name, grant->path, 0, false, &fd, &path, NULL) == 0;
+}
+
+/* A change of heads that was cut off: only a writer's grant makes such a thing. */
+static bool has_intent(const struct grant *grant)
+{
+        _cleanup_free_ char *path = NULL;
+        struct stat st;
+
+        return asprintf(&path, "%s" INTENT_ENDING, grant->path) >= 0 && lstat(path, &st) == 0;
+}
+
+/* A parent that a dead process left unsettled is settled before anybody stands on it (E4, E10), and one
+ * that it left an intent is completed (E13), so it is written to once more, although it is only read from
+ * then on. */
+static bool may_write(struct grant *grant)
+{
+        if (grant->access & LINK_WRITE)
+                return true;
+        if (!grant->settling)
+                grant->settling =
+                        has_region(grant, "redo") || has_region(grant, "mark") || has_intent(grant);
+        return grant->settling;
+}
+
 /* --- granting --- */
 
 static void take_returned(struct files *files, struct grant *grant)
@@ -259,6 +301,22 @@ void files_revoke(struct files *files, const char *path)
         }
 }
 
+void files_revoke_others(
+        struct files *files, bool (*keep)(void *opaque, const char *path), void *opaque)
+{
+        MUTEX_GUARD(&files->lock);
+        for (struct grant **at = &files->grants; *at;) {
+                struct grant *grant = *at;
+
+                if (keep(opaque, grant->path)) {
+                        at = &grant->next;
+                        continue;
+                }
+                *at = grant->next;
+                grant_free(grant);
+        }
+}
+
 void files_give_back(struct files *files, const char *path, int fd)
 {
         struct returned *returned = calloc(1, sizeof(*returned));
@@ -288,6 +346,10 @@ void files_drop_returned(struct files *files)
                 files->returned = returned->next;
                 returned_free(returned);
         }
+        /* The broker that had granted more died before it took that back. */
+        for (struct grant *grant = files->grants; grant; grant = grant->next)
+                if (grant->fd >= 0 && !may_write(grant))
+                        host_lock_reduce(grant->fd, FILE_LOCK_READ);
 }
 
 /* --- opening --- */
@@ -466,46 +528,6 @@ static int lend_direct(struct files_answer *ret, int fd, bool write, struct erro
         if (direct < 0)
                 return fail_os(err, errno, "cannot open the image for direct I/O");
         return lend(ret, direct, err);
-}
-
-/* Memory that a dead writer left for this file: a redo file, or a flat image's mark. Only a writer's
- * grant makes such a thing. */
-static bool has_region(const struct grant *grant, const char *kind)
-{
-        _cleanup_free_ char *path = NULL;
-        _cleanup_fd_ int fd = -1;
-        char name[96];
-        struct stat st;
-        uint64_t device, inode;
-
-        if (look_at(grant, &st, NULL) < 0)
-                return false;
-        identity_of(&st, &device, &inode);
-        snprintf(name, sizeof(name), "vhdd-%s-%llx-%llx", kind, (unsigned long long)device,
-                (unsigned long long)inode);
-        return host_region_open_fd(name, grant->path, 0, false, &fd, &path, NULL) == 0;
-}
-
-/* A change of heads that was cut off: only a writer's grant makes such a thing. */
-static bool has_intent(const struct grant *grant)
-{
-        _cleanup_free_ char *path = NULL;
-        struct stat st;
-
-        return asprintf(&path, "%s" INTENT_ENDING, grant->path) >= 0 && lstat(path, &st) == 0;
-}
-
-/* A parent that a dead process left unsettled is settled before anybody stands on it (E4, E10), and one
- * that it left an intent is completed (E13), so it is written to once more, although it is only read from
- * then on. */
-static bool may_write(struct grant *grant)
-{
-        if (grant->access & LINK_WRITE)
-                return true;
-        if (!grant->settling)
-                grant->settling = has_region(grant, "redo") || has_region(grant, "mark") ||
-                        has_intent(grant);
-        return grant->settling;
 }
 
 static int open_image(const struct files *files, struct grant *grant, unsigned flags,

@@ -45,12 +45,16 @@ DEFINE_CLEANUP(struct files *, files_free)
 int files_grant(struct files *files, const char *path, unsigned access, uint64_t device,
         uint64_t inode, struct error *err);
 void files_revoke(struct files *files, const char *path);
+/* Ends every grant that @keep says no to. @keep is asked under the lock: it asks nothing back. */
+void files_revoke_others(
+        struct files *files, bool (*keep)(void *opaque, const char *path), void *opaque);
 
 /* A descriptor that an adopted worker has open under @path (taken over in any case). It is used, with
  * the lock that rides on it, once the path is granted, if it is the file that the grant means. */
 void files_give_back(struct files *files, const char *path, int fd);
 
-/* What came back and nobody granted is let go. */
+/* All that is used has been granted: what came back and was not is let go, and of the locks that came back
+ * what goes beyond the grant. */
 void files_drop_returned(struct files *files);
 
 /* A worker's question, "fs.open" and so on. */

@@ -650,6 +650,12 @@ void link_revoke(struct link *link, const char *path)
         files_revoke(link->files, path);
 }
 
+void link_revoke_others(
+        struct link *link, bool (*keep)(void *opaque, const char *path), void *opaque)
+{
+        files_revoke_others(link->files, keep, opaque);
+}
+
 void link_adopted(struct link *link)
 {
         files_drop_returned(link->files);

@@ -74,6 +74,9 @@ int link_grant(struct link *link, const char *path, unsigned access, uint64_t de
         uint64_t inode, struct error *err);
 /* The grant ends and, with it, the lock, once the worker has closed the file. */
 void link_revoke(struct link *link, const char *path);
+/* The same, for all that @keep says no to (asked under a lock: it asks nothing back). */
+void link_revoke_others(
+        struct link *link, bool (*keep)(void *opaque, const char *path), void *opaque);
 
 /* After adopting: everything that is used was granted. What else the worker gave back, and had closed
  * by now, is let go with its locks. */

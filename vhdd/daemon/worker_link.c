@@ -275,6 +275,19 @@ void worker_image_forget(struct vm *vm, const char *path)
                 link_revoke(vm->link, path);
 }
 
+static bool keep_used(void *opaque, const char *path)
+{
+        return is_used(opaque, path);
+}
+
+/* A file that nothing has open any more, or that was written to once (a merge relinks the children of
+ * what goes, on whatever branch), would be locked for as long as the worker runs, and lives. */
+static void revoke_others(struct vm *vm)
+{
+        if (vm->link)
+                link_revoke_others(vm->link, keep_used, vm);
+}
+
 int worker_grants_renew(struct vm *vm, struct error *err)
 {
         for (size_t i = 0; vm->link && i < vm->n_chains; i++) {
@@ -289,6 +302,7 @@ int worker_grants_renew(struct vm *vm, struct error *err)
                 if (r < 0)
                         return r;
         }
+        revoke_others(vm);
         return 0;
 }
 
@@ -976,8 +990,10 @@ static int bring_up(struct vm *vm, const struct vm_row *row, struct error *err)
                 r = recover_drop_record(vm, err);
         if (r == 0 && hello)
                 r = worker_renew_exports(vm, err);
-        if (r == 0 && hello)
+        if (r == 0 && hello) {
                 link_adopted(vm->link);
+                revoke_others(vm);
+        }
         disk_rows_free(disks, n);
         return r;
 }
