@@ -361,6 +361,37 @@ def let_go(case):
     case.check()
 
 
+def taken_away(case):
+    """A disk goes with an apply that saves the state before, in the middle of a merge of its leaf: its
+    content is kept in the file that it is merged into, also when the saved snapshot is deleted."""
+    case.guest("a")
+    case.take("before")
+    guest = case.guest("d")
+    guest.fill(50)
+    case.take("s")
+    guest.fill(100)
+    handle = case.daemon.connect(guest.export())  # a deferred merge waits
+    jobs = case.delete("s", "--merge", "deferred")["jobs"]
+    for job in jobs:
+        case.slow(job, "100K")
+    daemonlib.leave(handle)
+    case.wait("it runs", lambda: any(job["state"] == "running" for job in case.jobs()))
+    case.daemon.ctl("snapshot", "apply", "v", "before", "--save-current", "saved")
+    for job in jobs:
+        case.slow(job, "0")
+    case.wait()
+    case.daemon.ctl("snapshot", "delete", "v", "saved", "--wait")
+    case.wait()
+    case.daemon.ctl("disk", "attach", "v", case.file("d"), "--name", "d")
+    for one in case.guests:
+        one.snapshots = {}
+    guest.verify()
+    case.guests[0].snapshots = {"before": bytes(case.guests[0].content)}
+    case.delete("before", "--wait")
+    case.wait()
+    case.check(one_file_each=True)
+
+
 def push(case):
     guest = case.guest()
     guest.fill(60)
@@ -623,7 +654,7 @@ def changed(case):
     case.check(one_file_each=True)
 
 
-CASES = [newest_live, many_layers, deferred, branches, let_go, push, prune, people, deaths,
+CASES = [newest_live, many_layers, deferred, branches, let_go, taken_away, push, prune, people, deaths,
          deaths_at_the_end, readers, beside, full, changed]
 
 

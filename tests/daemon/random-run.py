@@ -495,11 +495,11 @@ class Run:
             for disk in set(state.disks) - set(after.disks):
                 file = self.leaf_now(dropped[disk])
                 if save:
-                    self.kept[file] = disk
+                    self.kept[file] = (disk, dropped[disk])
                 else:
                     self.detached[file] = state.disks[disk].content
         # One that came back with its snapshot is the vm's again, and may be merged with what it stands on.
-        self.kept = {file: disk for file, disk in self.kept.items() if disk not in self.vms[vm].disks}
+        self.kept = {file: kept for file, kept in self.kept.items() if kept[0] not in self.vms[vm].disks}
         self.verify_disks(vm)
 
     def step_revert(self, vm):
@@ -763,8 +763,12 @@ class Run:
     def check_orphans(self, named):
         images = [f for f in os.listdir(self.folder) if f.endswith((".vhd", ".avhd"))]
         # A disk that was detached is its owner's again, with all that it stands on.
-        for file in list(self.detached) + sorted(self.kept):
+        for file in self.detached:
             demand(os.path.exists(file), f"'{file}', which was to be kept, is gone")
+        # A merge that had begun ends: then its content is in the next one.
+        for disk, files in self.kept.values():
+            demand(any(os.path.exists(file) for file in files),
+                   f"of '{disk}', which was to be kept, no file is left: {files}")
             named += self.daemon.ctl("info", "--chain", "--json", "--image-root", self.folder, file).out
         lost = [f for f in images if f not in named]
         demand(not lost, f"files that nobody names, doctor neither: {lost}")

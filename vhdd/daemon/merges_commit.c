@@ -183,6 +183,8 @@ static int take_place(const struct committing *c, struct error *err)
                 return r;
         memcpy(row.state, top.state, sizeof(row.state));
         row.delete_after_us = top.delete_after_us;
+        /* What was said to be kept when its disk was taken away is kept, under the name it has now. */
+        row.made_by_us = row.made_by_us && top.made_by_us;
         row.sealed_size = 0;
         row.sealed_mtime_ns = 0;
         r = catalog_image_update(c->catalog, &row, err);
