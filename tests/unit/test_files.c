@@ -225,6 +225,22 @@ Test(files, regions_are_those_of_the_image_and_of_the_vm)
         cr_expect(eq(int, ask("fs.region-open", REGION(mine, 0)), -ENOENT));
 }
 
+/* The image beside which it was made may be gone when the worker ends. */
+Test(files, the_switch_record_goes_though_its_image_went)
+{
+        int fd;
+
+        grant(image, LINK_WRITE);
+        fd = ask("fs.region-open", REGION("vhdd-switch-" VM, 1));
+        cr_assert(ge(int, fd, 3));
+        close(fd);
+        files_revoke(files, image);
+        cr_expect(eq(int, ask("fs.region-open", REGION("vhdd-switch-" VM, 0)), -EPERM));
+        cr_expect(eq(int, ask("fs.region-remove", REGION("vhdd-switch-" VM, 0)), 0));
+        grant(image, LINK_READ);
+        cr_expect(eq(int, ask("fs.region-open", REGION("vhdd-switch-" VM, 0)), -ENOENT));
+}
+
 /* The writer died, and the image is only a parent by now: it is settled, and then read. */
 static void settle_one_with(const char *kind)
 {

@@ -44,6 +44,7 @@ struct files {
         /* guarded by lock */
         struct grant *grants;
         struct returned *returned;
+        char *switch_beside; /* where the vm's switch record was opened or made; NULL: not by us */
 };
 
 int files_new(const char *vm_id, struct files **ret, struct error *err)
@@ -99,6 +100,7 @@ struct files *files_free(struct files *files)
         }
         files_drop_returned(files);
         pthread_mutex_destroy(&files->lock);
+        free(files->switch_beside);
         free(files);
         return NULL;
 }
@@ -727,6 +729,36 @@ static int region_of(const struct files *files, const json_t *params, const char
         return 0;
 }
 
+/* The switch record lasts as long as the worker; the image beside which it was made may be gone by then,
+ * or not used any more. Then it is looked for where we opened it, else beside any other: the place counts
+ * only where there is no tmpfs. */
+static const char *switch_place(const struct files *files, const json_t *params)
+{
+        const char *name = json_string_value(json_object_get(params, "name"));
+        const char *beside = json_string_value(json_object_get(params, "beside"));
+
+        if (!name || !beside || find_grant(files, beside) || !is_switch_region(files, name))
+                return NULL;
+        if (files->switch_beside)
+                return files->switch_beside;
+        return files->grants ? files->grants->path : NULL;
+}
+
+static int remove_region(const char *name, const char *beside, struct error *err)
+{
+        _cleanup_free_ char *path = NULL;
+        _cleanup_fd_ int fd = -1;
+        int r = host_region_open_fd(name, beside, 0, false, &fd, &path, err);
+
+        if (r == -ENOENT) {
+                error_clear(err);
+                return 0;
+        }
+        if (r < 0)
+                return r;
+        return unlink(path) < 0 ? fail_os(err, errno, "cannot remove '%s'", path) : 0;
+}
+
 static int answer_region_open(
         struct files *files, const json_t *params, struct files_answer *ret, struct error *err)
 {
@@ -760,6 +792,10 @@ static int answer_region_open(
                 close(fd);
                 fd = reader;
         }
+        if (is_switch_region(files, name)) {
+                free(files->switch_beside);
+                files->switch_beside = strdup(grant->path); /* NULL: as if we did not know */
+        }
         r = lend(ret, fd, err);
         if (r < 0)
                 return r;
@@ -770,24 +806,20 @@ static int answer_region_open(
 static int answer_region_remove(
         struct files *files, const json_t *params, struct files_answer *ret, struct error *err)
 {
-        _cleanup_free_ char *path = NULL;
-        _cleanup_fd_ int fd = -1;
+        const char *place = switch_place(files, params);
         struct grant *grant;
         const char *name;
-        int r = region_of(files, params, &name, &grant, err);
+        int r;
 
+        if (place)
+                return remove_region(
+                        json_string_value(json_object_get(params, "name")), place, err);
+        r = region_of(files, params, &name, &grant, err);
         if (r < 0)
                 return r;
         if (!(grant->access & LINK_WRITE) && !grant->settling && !is_switch_region(files, name))
                 return refuse(name, "remove the region", err);
-        r = host_region_open_fd(name, grant->path, 0, false, &fd, &path, err);
-        if (r == -ENOENT) {
-                error_clear(err);
-                return 0;
-        }
-        if (r < 0)
-                return r;
-        return unlink(path) < 0 ? fail_os(err, errno, "cannot remove '%s'", path) : 0;
+        return remove_region(name, grant->path, err);
 }
 
 int files_answer(struct files *files, const char *method, const json_t *params,
