@@ -340,7 +340,7 @@ static int settle_parent(struct opening *o, struct image **image, unsigned more_
                 return fail(o->err, ENOMEM, "no memory to open a parent");
         if (r < 0)
                 return fail_os(o->err, -r, "cannot look at '%s'", path);
-        r = chain_settle_image_with(o->fs, path, format, more_flags, o->err);
+        r = chain_settle_next(o->fs, path, format, more_flags, o->err);
         if (r == -EROFS) {
                 error_clear(o->err);
                 o->read_only = true;

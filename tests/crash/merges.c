@@ -16,7 +16,8 @@
  *   - the disk reads as after all that was answered (a death) or flushed (a cut), as enumerate asks;
  *   - the known child reads as it always did; the unknown one too, or it does not open;
  *   - it opens for writing, the merge, begun again, ends, and the disk reads the same; the chain has
- *     so many images less, which are sound, with nothing left over; and a cut changes nothing more.
+ *     so many images less, which are sound, with nothing left over; and a cut changes nothing more;
+ *   - a tool that is used on one image of it, before the chain is opened, takes nothing away.
  * In some seeds a sync of an image fails once (E5): then the answered ones may be lost, and the disk may
  * be for reading only.
  *
@@ -40,10 +41,12 @@
 #include "base/arith.h"
 #include "base/mutant.h"
 #include "chain/push.h"
+#include "chain/relink.h"
 #include "formats/vhd/check.h"
 #include "formats/vhd/create.h"
 #include "formats/vhd/raw.h"
 #include "merge/merge.h"
+#include "merge/resize.h"
 #include "tests/crash/model.h"
 #include "tests/crash/schedule.h"
 #include "tests/crash/simdisk.h"
@@ -1153,6 +1156,55 @@ static int judge_inside(
         return 0;
 }
 
+static void use_tool(struct run *run, struct sim_fs *fs, bool merged)
+{
+        const struct scene *scene = &run->scene;
+        unsigned i = (unsigned)random_between(&run->random, 1, scene->n_layers - 1);
+        struct chain_options chain_options = {.fs = &fs->fs};
+        struct relink_params relinking = {.fs = &fs->fs};
+        struct resize_params resizing = {.size = scene->size, .shrink = true};
+        struct resize_report report;
+
+        if (merged && is_gone(scene, i))
+                return;
+        switch (random_below(&run->random, 3)) {
+        case 0: relink(scene->paths[i], scene->paths[i - 1], &relinking, NULL, NULL); break;
+        case 1: resize(scene->paths[i], &chain_options, &resizing, &report, NULL); break;
+        default: chain_settle_image(&fs->fs, scene->paths[i], NULL, NULL); break;
+        }
+}
+
+/* Before the chain is opened a tool is used on one image of it, and does what it is asked or refuses. Then
+ * the process dies, or the power goes. */
+static int judge_tool(struct run *run, const struct sim_world *world, const struct instant *instant,
+        struct outcome *want)
+{
+        _cleanup_(sim_fs_freep) struct sim_fs *fs = sim_fs_new(sim_world_clone(world));
+        _cleanup_(sim_world_freep) struct sim_world *used = NULL, *state = NULL;
+        _cleanup_(sim_cut_freep) struct sim_cut *cut = NULL;
+        uint8_t got[MODEL_MAX_CELLS];
+        char text[32];
+        int64_t cell;
+
+        fs->fs.single_threaded = true;
+        fs->region_limit = REGION_BYTES;
+        use_tool(run, fs, want->merged);
+        used = sim_fs_snapshot(fs);
+        cut = sim_cut_new(used);
+        state = sim_cut_sample(cut, &run->random);
+        if (read_world(&run->scene, used, want->merged, got, want->sentence) < 0 ||
+                compare(&run->scene, want->values, got, "after a tool's use of one image",
+                        want->sentence) < 0 ||
+                read_world(&run->scene, state, want->merged, got, want->sentence) < 0)
+                return -1;
+        cell = find_wrong(run, got, instant->moment.begun, instant->moment.covered);
+        if (cell < 0)
+                return 0;
+        return wrong(want->sentence,
+                "after a tool's use of one image, and a cut, cell %" PRIi64 " is %s", cell,
+                model_value_name(got[cell], text));
+}
+
 static int judge_world(struct run *run, const struct sim_world *world,
         const struct instant *instant, struct outcome *ret)
 {
@@ -1161,6 +1213,8 @@ static int judge_world(struct run *run, const struct sim_world *world,
                 .merged = ret->merged, .every = (unsigned)random_between(&run->random, 1, 4)};
         int r = read_world(&run->scene, world, ret->merged, ret->values, ret->sentence);
 
+        if (r == 0 && random_chance(&run->random, 15))
+                r = judge_tool(run, world, instant, ret);
         if (r < 0)
                 return r;
         fs = sim_fs_new(sim_world_clone(world));
