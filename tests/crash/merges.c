@@ -1205,6 +1205,61 @@ static int judge_tool(struct run *run, const struct sim_world *world, const stru
                 model_value_name(got[cell], text));
 }
 
+/* What a world holds, as it is and when all that was not synced is lost. */
+static int judge_twice(struct run *run, const struct sim_world *world,
+        const struct instant *instant, bool merged, const char *what, char sentence[512])
+{
+        for (unsigned i = 0; i < 2; i++) {
+                _cleanup_(sim_world_freep) struct sim_world *state =
+                        i == 0 ? sim_world_clone(world) : sim_world_cut(world, false);
+                uint8_t got[MODEL_MAX_CELLS];
+                char text[32];
+                int64_t cell;
+
+                if (read_world(&run->scene, state, merged, got, sentence) < 0)
+                        return -1;
+                cell = find_wrong(run, got, instant->moment.begun, instant->moment.covered);
+                if (cell >= 0)
+                        return wrong(sentence, "%s%s cell %" PRIi64 " is %s", what,
+                                i == 0 ? "" : ", and a cut,", cell,
+                                model_value_name(got[cell], text));
+        }
+        return 0;
+}
+
+/* A sync fails while the chain is opened, once: whoever opens it next must know (E5). */
+static int judge_failing_sync(struct run *run, const struct sim_world *world,
+        const struct instant *instant, struct outcome *want)
+{
+        const struct scene *scene = &run->scene;
+        const char *path = want->merged ? new_leaf(scene) : old_leaf(scene);
+        struct sim_fault fault = {
+                .call = SIM_SYNC,
+                .failure = SIM_LOSE,
+                .error = EIO,
+                .at = (unsigned)random_below(&run->random, 2),
+                .path = scene->paths[random_below(&run->random, scene->n_layers)],
+        };
+        _cleanup_(sim_world_freep) struct sim_world *left = sim_world_clone(world);
+
+        for (unsigned i = 0; i < 2; i++) {
+                _cleanup_(sim_fs_freep) struct sim_fs *fs = sim_fs_new(TAKE_PTR(left));
+                _cleanup_(chain_abandonp) struct chain *chain = NULL;
+
+                fs->fs.single_threaded = true;
+                fs->region_limit = REGION_BYTES;
+                if (i == 0)
+                        sim_fs_arm(fs, &fault);
+                if (open_chain(fs, path, true, &chain, want->sentence) == 0 &&
+                        chain_is_writable(chain))
+                        (void)chain_flush(chain);
+                left = sim_fs_snapshot(fs);
+                if (i == 0 && !fs->fault_hit)
+                        return 0;
+        }
+        return judge_twice(run, left, instant, want->merged, "after a failed sync", want->sentence);
+}
+
 static int judge_world(struct run *run, const struct sim_world *world,
         const struct instant *instant, struct outcome *ret)
 {
@@ -1215,6 +1270,8 @@ static int judge_world(struct run *run, const struct sim_world *world,
 
         if (r == 0 && random_chance(&run->random, 15))
                 r = judge_tool(run, world, instant, ret);
+        if (r == 0 && random_chance(&run->random, 15))
+                r = judge_failing_sync(run, world, instant, ret);
         if (r < 0)
                 return r;
         fs = sim_fs_new(sim_world_clone(world));
