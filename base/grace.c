@@ -10,9 +10,9 @@
 
 #include "base/cleanup.h"
 
-#define N_STRIPES 32u
+#define N_STRIPES    32u
 #define WAIT_STEP_NS 1000000L
-#define N_EPOCHS  3u /* counters are reused every third epoch: by then they are back to zero */
+#define N_EPOCHS     3u /* counters are reused every third epoch: by then they are back to zero */
 
 struct stripe {
         _Atomic uint32_t inside[N_EPOCHS];
@@ -180,47 +180,100 @@ void grace_drain(struct grace *grace)
         }
 }
 
-/* One that waits, on its own stack. */
+/* One that waits. It may go before its call is run, so the last of the two frees it. */
 struct grace_waiter {
         struct grace_call call;
         pthread_mutex_t lock;
         pthread_cond_t over;
-        bool is_over;
+        bool is_over, is_alone;
 };
+
+static void waiter_free(struct grace_waiter *waiter)
+{
+        pthread_mutex_destroy(&waiter->lock);
+        pthread_cond_destroy(&waiter->over);
+}
 
 static void waiter_run(struct grace_call *call)
 {
         struct grace_waiter *waiter =
                 (struct grace_waiter *)((char *)call - offsetof(struct grace_waiter, call));
+        bool is_alone;
 
-        MUTEX_GUARD(&waiter->lock);
+        pthread_mutex_lock(&waiter->lock);
         waiter->is_over = true;
+        is_alone = waiter->is_alone;
         pthread_cond_signal(&waiter->over);
+        pthread_mutex_unlock(&waiter->lock);
+        if (!is_alone)
+                return;
+        waiter_free(waiter);
+        free(waiter);
+}
+
+static void waiter_init(struct grace_waiter *waiter)
+{
+        *waiter = (struct grace_waiter){.call.run = waiter_run};
+        pthread_mutex_init(&waiter->lock, NULL);
+        pthread_cond_init(&waiter->over, NULL);
 }
 
 /* Whoever leaves last runs the call; but it looks only if it saw that somebody waits, so we look, too,
- * every now and then. */
+ * every now and then. With its lock held. */
+static void wait_a_step(struct grace *grace, struct grace_waiter *waiter)
+{
+        struct timespec until;
+
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += WAIT_STEP_NS;
+        until.tv_sec += until.tv_nsec / 1000000000L;
+        until.tv_nsec %= 1000000000L;
+        pthread_cond_timedwait(&waiter->over, &waiter->lock, &until);
+        pthread_mutex_unlock(&waiter->lock);
+        grace_poll(grace);
+        pthread_mutex_lock(&waiter->lock);
+}
+
 void grace_wait(struct grace *grace)
 {
-        struct grace_waiter waiter = {.call.run = waiter_run};
+        struct grace_waiter waiter;
 
-        pthread_mutex_init(&waiter.lock, NULL);
-        pthread_cond_init(&waiter.over, NULL);
+        waiter_init(&waiter);
         grace_defer(grace, &waiter.call);
         pthread_mutex_lock(&waiter.lock);
-        while (!waiter.is_over) {
-                struct timespec until;
-
-                clock_gettime(CLOCK_REALTIME, &until);
-                until.tv_nsec += WAIT_STEP_NS;
-                until.tv_sec += until.tv_nsec / 1000000000L;
-                until.tv_nsec %= 1000000000L;
-                pthread_cond_timedwait(&waiter.over, &waiter.lock, &until);
-                pthread_mutex_unlock(&waiter.lock);
-                grace_poll(grace);
-                pthread_mutex_lock(&waiter.lock);
-        }
+        while (!waiter.is_over)
+                wait_a_step(grace, &waiter);
         pthread_mutex_unlock(&waiter.lock);
-        pthread_cond_destroy(&waiter.over);
-        pthread_mutex_destroy(&waiter.lock);
+        waiter_free(&waiter);
+}
+
+static uint64_t now_ms(void)
+{
+        struct timespec ts;
+
+        clock_gettime(CLOCK_MONOTONIC, &ts);
+        return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+bool grace_wait_for(struct grace *grace, unsigned timeout_ms)
+{
+        struct grace_waiter *waiter = malloc(sizeof(*waiter));
+        uint64_t until = now_ms() + timeout_ms;
+        bool is_over;
+
+        if (!waiter)
+                return false;
+        waiter_init(waiter);
+        grace_defer(grace, &waiter->call);
+        pthread_mutex_lock(&waiter->lock);
+        while (!waiter->is_over && now_ms() < until)
+                wait_a_step(grace, waiter);
+        is_over = waiter->is_over;
+        waiter->is_alone = !is_over;
+        pthread_mutex_unlock(&waiter->lock);
+        if (is_over) {
+                waiter_free(waiter);
+                free(waiter);
+        }
+        return is_over;
 }

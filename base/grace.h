@@ -16,6 +16,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct grace;
@@ -42,5 +43,7 @@ void grace_defer(struct grace *grace, struct grace_call *call);
 void grace_poll(struct grace *grace);
 /* Returns when all who were inside when it was called have left. The caller is not inside. */
 void grace_wait(struct grace *grace);
+/* The same, but gives up after so many milliseconds: false. */
+bool grace_wait_for(struct grace *grace, unsigned timeout_ms);
 /* Runs all that is put off; nobody is inside. Before memory goes that calls speak of. */
 void grace_drain(struct grace *grace);

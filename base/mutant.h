@@ -62,8 +62,10 @@
         X("drain-no-round-up", "E11: a pulled block is cleared below before its copy is durable")  \
         X("drain-up-frees", "E9, E11: a pulled block of zeros loses its place over a source's")    \
         X("settle-from-top", "E4, E11: parents are settled from the leaf down")                    \
+        X("settled-alone", "E4, E11: an image is settled alone whose blocks are below by now")     \
         X("intent-half-shown", "E13: an intent counts that lies beside one of its images alone")   \
         X("intent-comes-back", "E13: an intent that a dead process removed is taken to be gone")   \
+        X("intent-sync-unnoted", "E5, E13: a sync that fails while a change is completed is forgotten") \
         X("drain-fua-dsync", "E11: FUA takes the short way while a clear is not durable")          \
         X("replay-over-poison", "E5, E11: blocks are freed whose copies below were lost")           \
         X("drain-begin-no-intent", "E12: a merge begins without new ids")

@@ -257,10 +257,9 @@ static int open_parent(struct opening *o, struct image *child)
         int r;
 
         if (!metadata)
-                return fail(o->err, ENOMEM, "no memory to open the parent of '%s'",
-                        child->file->path);
-        r = vhd_metadata_read(
-                child->file, options->force ? VHD_READ_FORCE : 0, metadata, o->err);
+                return fail(
+                        o->err, ENOMEM, "no memory to open the parent of '%s'", child->file->path);
+        r = vhd_metadata_read(child->file, options->force ? VHD_READ_FORCE : 0, metadata, o->err);
         if (r == 0)
                 r = locate_parent(child->file, metadata, &roots, named, &file, o->err);
         if (r < 0)
@@ -326,38 +325,34 @@ static int open_parents(struct opening *o)
 /* P5: a parent whose last writer died was the leaf when a snapshot was switched, or a disk of its own.
  * What was answered for it comes into its file first: a flush of this chain promises that, too. Where
  * nobody may write it any more (E5) the chain is for reading. */
-static int settle_parent(struct opening *o, struct image **image, unsigned more_flags)
+static int settle_parent(
+        struct opening *o, const char *path, const char *format, unsigned more_flags)
 {
-        _cleanup_free_ char *path = strdup((*image)->file->path);
-        const char *format = (*image)->format->name;
-        unsigned flags = image_flags_of(o, false) | more_flags;
-        struct file *file = NULL;
-        struct file_stat st;
-        int r = file_stat_get((*image)->file, &st);
+        int r = chain_settle_next(o->fs, path, format, more_flags, o->err);
 
-        *image = image_abandon(*image);
-        if (!path)
-                return fail(o->err, ENOMEM, "no memory to open a parent");
-        if (r < 0)
-                return fail_os(o->err, -r, "cannot look at '%s'", path);
-        r = chain_settle_image_with(o->fs, path, format, more_flags, o->err);
-        if (r == -EROFS) {
-                error_clear(o->err);
-                o->read_only = true;
-        } else if (r < 0) {
-                return fail_prefix(o->err, r, "its last server died, and what it left in '%s' cannot "
-                        "be completed", path);
-        }
-        r = open_again(o, path, &st, FILE_READ, &file);
-        return r < 0 ? r : open_image(o, file, format, flags, image);
+        if (r == 0)
+                return 0;
+        if (r != -EROFS)
+                return fail_prefix(o->err, r,
+                        "its last server died, and what it left in '%s' cannot be completed", path);
+        error_clear(o->err);
+        o->read_only = true;
+        return 0;
 }
 
-/* Once more, without what its last server left (IMAGE_DISTRUST). */
-static int open_distrusted(struct opening *o, struct image **image, bool is_leaf)
+/* How an image that is open has to be opened once more. */
+struct once_more {
+        bool is_leaf;
+        bool settles;   /* settle_parent() in between */
+        bool distrusts; /* without what its last server left (IMAGE_DISTRUST) */
+};
+
+static int open_once_more(struct opening *o, struct image **image, struct once_more how)
 {
         _cleanup_free_ char *path = strdup((*image)->file->path);
         const char *format = (*image)->format->name;
-        unsigned flags = image_flags_of(o, is_leaf), file_flags = (*image)->file->flags;
+        unsigned file_flags = (*image)->file->flags,
+                 more_flags = how.distrusts ? IMAGE_DISTRUST : 0;
         struct file *file = NULL;
         struct file_stat st;
         int r = file_stat_get((*image)->file, &st);
@@ -367,8 +362,13 @@ static int open_distrusted(struct opening *o, struct image **image, bool is_leaf
                 return fail(o->err, ENOMEM, "no memory to open an image again");
         if (r < 0)
                 return fail_os(o->err, -r, "cannot look at '%s'", path);
-        r = open_again(o, path, &st, file_flags, &file);
-        return r < 0 ? r : open_image(o, file, format, flags | IMAGE_DISTRUST, image);
+        if (how.settles)
+                r = settle_parent(o, path, format, more_flags);
+        if (r == 0)
+                r = open_again(o, path, &st, file_flags, &file);
+        return r < 0
+                ? r
+                : open_image(o, file, format, image_flags_of(o, how.is_leaf) | more_flags, image);
 }
 
 /* From the root up: what was cleared in a layer by a merge is durably gone only after what took its
@@ -381,15 +381,18 @@ static int settle_parents(struct opening *o)
         for (unsigned k = o->view->n_layers; r == 0 && k-- > 0;) {
                 unsigned i = MUTANT("settle-from-top") ? o->view->n_layers - 1 - k : k;
                 struct image **image = &o->view->layers[i];
-                bool distrusts = lost && (*image)->replayed_frees && !MUTANT("replay-over-poison");
+                struct once_more how = {
+                        .is_leaf = i == 0,
+                        .settles = i > 0 && settles && (*image)->unclean,
+                        .distrusts =
+                                lost && (*image)->replayed_frees && !MUTANT("replay-over-poison"),
+                };
 
                 if ((*image)->n_holders > 0)
                         continue;
-                if (i > 0 && settles && (*image)->unclean)
-                        r = settle_parent(o, image, distrusts ? IMAGE_DISTRUST : 0);
-                else if (distrusts)
-                        r = open_distrusted(o, image, i == 0);
-                if (r == 0 && distrusts)
+                if (how.settles || how.distrusts)
+                        r = open_once_more(o, image, how);
+                if (r == 0 && how.distrusts)
                         warn(o, (*image)->warning);
                 if (r == 0)
                         lost |= (*image)->lost_records;
@@ -422,8 +425,8 @@ static int sync_all(struct opening *o)
                         /* E5: whoever opens next must hear of it, and the kernel has told us. */
                         o->view->layers[0]->format->poison(o->view->layers[0], -r);
                         error_set_file(o->err, file->path);
-                        return fail_os(o->err, -r, "cannot sync '%s' before it is written to",
-                                file->path);
+                        return fail_os(
+                                o->err, -r, "cannot sync '%s' before it is written to", file->path);
                 }
         }
         return 0;
@@ -470,12 +473,13 @@ static int open_all(struct opening *o, const char *path)
 {
         struct file *file;
         unsigned flags = (is_for_writing(o) ? FILE_WRITE : FILE_READ) |
-                         (o->options->direct ? FILE_DIRECT : 0);
+                (o->options->direct ? FILE_DIRECT : 0);
         int r = device_open(o->fs, path, flags, &file, o->err);
 
         if (r == -EINVAL && o->options->direct)
-                error_set_hint(o->err, "its file system may have no direct I/O: leave out "
-                                       "--cache direct");
+                error_set_hint(o->err,
+                        "its file system may have no direct I/O: leave out "
+                        "--cache direct");
         if (r == 0)
                 r = open_layer(o, file, o->options->format, true);
         if (r == 0)
@@ -530,7 +534,8 @@ static void chain_free(struct chain *chain)
 static void abandon_opened(struct chain_view *view)
 {
         for (unsigned i = 0; i < view->n_layers; i++)
-                if (view->layers[i] && view->layers[i]->n_holders == 0) /* NULL: it failed to settle */
+                if (view->layers[i] &&
+                        view->layers[i]->n_holders == 0) /* NULL: it failed to settle */
                         image_abandon(view->layers[i]);
         view->n_layers = 0;
 }

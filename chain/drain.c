@@ -190,6 +190,20 @@ static void mark(struct chain_drain *drain, bool in_merge)
                 atomic_store(&drain->sources[i]->in_merge, in_merge);
 }
 
+int chain_drain_expect(struct chain *chain, unsigned patience_ms, struct error *err)
+{
+        atomic_fetch_add(&chain->family->n_drains, 1);
+        if (grace_wait_for(chain->places, patience_ms))
+                return 0;
+        chain_drain_unexpect(chain);
+        return fail(err, EBUSY, "a client has not taken yet what it asked for");
+}
+
+void chain_drain_unexpect(struct chain *chain)
+{
+        atomic_fetch_sub(&chain->family->n_drains, 1);
+}
+
 int chain_drain_open(struct chain *chain, unsigned first, unsigned last, unsigned flags,
         struct chain_drain **ret, struct error *err)
 {

@@ -61,6 +61,13 @@ int chain_drain_settle(struct chain *chain, struct image *image, struct error *e
 /* The image at @path, if some chain of the family has it open to be read, else NULL. */
 struct image *chain_drain_find(struct chain *chain, const char *path);
 
+/* A drain waits for everybody who read before it, and a client that takes no replies may be among them. So,
+ * before one is opened: from here to chain_drain_unexpect() chain_is_moving() says yes, and nobody new will
+ * be waited for as long. Returns when all have left who read before.
+ *   -EBUSY  somebody has not after @patience_ms; nothing is expected */
+int chain_drain_expect(struct chain *chain, unsigned patience_ms, struct error *err);
+void chain_drain_unexpect(struct chain *chain);
+
 /* From here on blocks may move. */
 int chain_drain_start(struct chain_drain *drain, struct error *err);
 

@@ -156,9 +156,9 @@ static inline bool view_is_flushed_first(const struct chain_view *view, const st
 
 /* What was answered before the call is durable when it returns; it says nothing of snapshots. */
 int chain_flush_layers(struct chain *chain);
-/* chain_settle_image(), the image opened with more flags. */
-int chain_settle_image_with(struct fs *fs, const char *path, const char *format,
-        unsigned image_flags, struct error *err);
+/* chain_settle_image() of an image below which all are settled; it is opened with more flags. */
+int chain_settle_next(struct fs *fs, const char *path, const char *format, unsigned image_flags,
+        struct error *err);
 /* Returns when no snapshot that was switched before the call waits for its commit.
  *   -ESHUTDOWN  it never will be committed by this process */
 int chain_wait_committed_slowly(struct chain *chain);

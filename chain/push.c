@@ -10,6 +10,7 @@
 #include "base/arith.h"
 #include "base/mutant.h"
 #include "base/uuid.h"
+#include "chain/alone.h"
 #include "chain/internal.h"
 #include "chain/paths.h"
 #include "formats/poison.h"
@@ -312,7 +313,8 @@ static int check_leaves(const struct chain_switch *disks, unsigned n_disks, stru
                 const struct image *leaf = chain_leaf(disks[i].chain);
 
                 if (!uuid_equal(disks[i].child->parent_id, leaf->id))
-                        return fail(err, ESTALE, "'%s' does not stand on '%s', which is the leaf by now",
+                        return fail(err, ESTALE,
+                                "'%s' does not stand on '%s', which is the leaf by now",
                                 disks[i].child->file->path, leaf->file->path);
         }
         return 0;
@@ -550,15 +552,33 @@ int chain_wait_committed_slowly(struct chain *chain)
 
 /* --- images alone */
 
-int chain_settle_image(struct fs *fs, const char *path, const char *format, struct error *err)
+static int settle_opened(struct image *image, const char *path, struct error *err)
 {
-        return chain_settle_image_with(fs, path, format, 0, err);
+        int r;
+
+        if (image->writable)
+                return image_close(image, err);
+        r = fail(err, EROFS, "%s", image->warning);
+        error_set_file(err, path);
+        image_abandon(image);
+        return r;
 }
 
-int chain_settle_image_with(struct fs *fs, const char *path, const char *format,
-        unsigned image_flags, struct error *err)
+int chain_settle_image(struct fs *fs, const char *path, const char *format, struct error *err)
 {
-        struct image *image = NULL;
+        struct image *image;
+        struct file *file;
+        int r = file_open(fs, path, FILE_WRITE | FILE_NOFOLLOW, &file, err);
+
+        if (r == 0)
+                r = alone_open(file, format, 0, &image, err);
+        return r < 0 ? r : settle_opened(image, path, err);
+}
+
+int chain_settle_next(struct fs *fs, const char *path, const char *format, unsigned image_flags,
+        struct error *err)
+{
+        struct image *image;
         struct file *file;
         int r = file_open(fs, path, FILE_WRITE | FILE_NOFOLLOW, &file, err);
 
@@ -569,12 +589,7 @@ int chain_settle_image_with(struct fs *fs, const char *path, const char *format,
                 file_close(file);
                 return r;
         }
-        if (image->writable)
-                return image_close(image, err);
-        r = fail(err, EROFS, "%s", image->warning);
-        error_set_file(err, path);
-        image_abandon(image);
-        return r;
+        return settle_opened(image, path, err);
 }
 
 int chain_forget_image(struct fs *fs, const char *path, struct error *err)

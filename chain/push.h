@@ -90,7 +90,8 @@ unsigned chain_n_frozen(const struct chain *chain);
 
 /* The image at @path alone: opened for writing, with what a dead process left replayed into it, made
  * durable and closed cleanly. @format: as in struct chain_options.
- *   -EROFS  it can only be read, because of a failed sync (E5) or of what another program wrote */
+ *   -EROFS  it can only be read, because of a failed sync (E5) or of what another program wrote
+ *   -EBUSY  only together with its chain (alone.h) */
 int chain_settle_image(struct fs *fs, const char *path, const char *format, struct error *err);
 
 /* Before a file that no chain stands on any more is unlinked: what memory outlives a process for it

@@ -2,7 +2,8 @@
 /* The order, and what a crash in each place leaves:
  *
  *   R1  the child is opened as for writing, and closed: what a dead process left in its redo file is
- *       in the image (it is bound to the header's bytes, which are about to change)
+ *       in the image (it is bound to the header's bytes, which are about to change); together with its
+ *       chain if what is there relies on that (alone.h)
  *   R2  where the file must grow, the end footer is written at its new place and synced: the old one
  *       is slack from then on. Crash: the same image with some slack.
  *   R3  texts and header in one intent. Crash: the old image, or one that the next opener completes. */
@@ -18,6 +19,7 @@
 #include "base/quote.h"
 #include "base/utf16.h"
 #include "base/uuid.h"
+#include "chain/alone.h"
 #include "chain/chain.h"
 #include "chain/parent_texts.h"
 #include "chain/paths.h"
@@ -59,18 +61,50 @@ static void warn(const struct relinking *relinking, const char *sentence)
 
 /* --- opening --- */
 
+/* Takes @file over in any case. */
+static int open_over_durable(struct file *file, struct image **ret, struct error *err)
+{
+        int r = image_open(file, "vhd", IMAGE_WRITABLE | IMAGE_NO_LOCK, ret, err);
+
+        if (r < 0)
+                file_close(file);
+        return r;
+}
+
+/* R1, for an image whose records rely on others: by its own locators, or, if these lead nowhere, over the
+ * parent that it is to have. */
+static int settle_chain(const struct relinking *relinking, const char *parent, struct error *err)
+{
+        const struct locate_roots *roots = relinking->params->roots;
+        struct chain_options options = {
+                .fs = relinking->fs,
+                .format = "vhd",
+                .image_roots = roots ? roots->roots : NULL,
+                .n_image_roots = roots ? roots->n_roots : 0,
+        };
+        int r = alone_settle(relinking->child_path, &options, err);
+
+        if (r == 0 || r == -EROFS || r == -EIO)
+                return r;
+        error_clear(err);
+        options.parents = &parent;
+        options.n_parents = 1;
+        return alone_settle(relinking->child_path, &options, err);
+}
+
 /* R1. Through a second descriptor, so that ours keeps the lock meanwhile. */
 static int settle(const struct relinking *relinking, struct error *err)
 {
-        _cleanup_(file_closep) struct file *file = NULL;
         _cleanup_(image_abandonp) struct image *image = NULL;
+        struct file *file;
         int r = file_open(relinking->fs, relinking->child_path, FILE_WRITE, &file, err);
 
-        if (r == 0)
-                r = image_open(file, "vhd", IMAGE_WRITABLE | IMAGE_NO_LOCK, &image, err);
+        if (r == 0 && relinking->params->below_is_durable)
+                r = open_over_durable(file, &image, err);
+        else if (r == 0)
+                r = alone_open(file, "vhd", IMAGE_NO_LOCK, &image, err);
         if (r < 0)
                 return r;
-        file = NULL; /* the image has it */
         if (!image->writable) {
                 fail(err, EROFS, "'%s' may not be changed: %s", relinking->child_path,
                         image->warning[0] ? image->warning : "it opens read-only");
@@ -80,13 +114,17 @@ static int settle(const struct relinking *relinking, struct error *err)
         return image_close(TAKE_PTR(image), err);
 }
 
-static int open_child(struct relinking *relinking, struct error *err)
+static int open_child(struct relinking *relinking, const char *parent, struct error *err)
 {
         bool dry_run = relinking->params->dry_run;
         struct vhd_metadata *metadata = &relinking->child_metadata;
         uint32_t problems = 0;
-        int r;
+        int r = 0;
 
+        if (!dry_run && !relinking->params->below_is_durable)
+                r = settle_chain(relinking, parent, err);
+        if (r < 0)
+                return r;
         r = file_open(relinking->fs, relinking->child_path, dry_run ? FILE_READ : FILE_WRITE,
                 &relinking->child, err);
         if (r == 0)
@@ -410,7 +448,7 @@ int relink(const char *child, const char *parent, const struct relink_params *pa
         relinking->params = params;
         relinking->fs = params->fs ? params->fs : host_fs();
         relinking->child_path = child;
-        r = open_child(relinking, err);
+        r = open_child(relinking, parent, err);
         if (r == 0)
                 r = open_parent(relinking, parent, err);
         if (r == 0)

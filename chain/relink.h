@@ -26,6 +26,8 @@ struct relink_params {
         struct fs *fs; /* NULL: the host's */
         bool force;    /* take a parent with another id: its id is written into the child */
         bool dry_run;  /* check everything, change nothing */
+        /* The caller has the images below the child open, and flushed them all (merge/). */
+        bool below_is_durable;
         const struct locate_roots *roots; /* for following the parent's own parents; may be NULL */
         void (*warn)(void *opaque, const char *sentence); /* may be NULL */
         void *opaque;

@@ -19,6 +19,7 @@
 #include "base/mutant.h"
 #include "base/uuid.h"
 #include "formats/intent_internal.h"
+#include "formats/sync_note.h"
 #include "formats/vhd/metadata.h"
 
 struct intent *intent_new(void)
@@ -231,15 +232,29 @@ static int copy_look(const struct intent *intent, uint32_t index, struct error *
                 image->path, image->path);
 }
 
-/* One that a dead process wrote looks durable, and may not be: neither it nor its name. */
+/* One that a dead process wrote looks durable, and may not be: neither it nor its name. Its sync may have
+ * failed, which is told once (E5), so the same bytes are written anew: in place, where a cut changes
+ * nothing. */
 static int copy_sync(struct fs *fs, const char *name, struct error *err)
 {
         _cleanup_(file_closep) struct file *file = NULL;
+        _cleanup_free_ uint8_t *bytes = NULL;
+        uint64_t size = 0;
         int r = file_open(fs, name, FILE_WRITE | FILE_NOFOLLOW, &file, err);
 
         if (r < 0)
                 return r;
-        r = file_sync(file);
+        r = file_size_get(file, &size);
+        if (r == 0 && size <= INTENT_MAX_SIZE)
+                bytes = malloc(size + 1);
+        if (r == 0 && !bytes)
+                r = -ENOMEM;
+        if (r == 0)
+                r = file_read_exact(file, bytes, size, 0);
+        if (r == 0)
+                r = file_write(file, bytes, size, 0, 0);
+        if (r == 0)
+                r = file_sync(file);
         if (r == 0)
                 r = fs_sync_directory(fs, name);
         return r < 0 ? fail_os(err, -r, "cannot sync '%s'", name) : 0;
@@ -276,8 +291,10 @@ static int copy_write(const struct intent *intent, uint32_t index, struct error 
                 r = file_sync(file);
         if (r == 0)
                 r = fs_sync_directory(fs, name);
-        if (r < 0)
+        if (r < 0) {
+                copy_remove(intent, index, NULL); /* whole in the cache, and who knows where else */
                 return fail_os(err, -r, "cannot write '%s'", name);
+        }
         return 0;
 }
 
@@ -419,7 +436,20 @@ static int compare_all(const struct intent *intent, struct error *err)
         return 0;
 }
 
-int intent_apply(struct intent *intent, struct error *err)
+static int sync_image(struct file *file, const struct sync_note *note, struct error *err)
+{
+        int r = file_sync(file);
+
+        if (r == 0)
+                return 0;
+        if (note)
+                sync_note_set(note, -r);
+        return fail_os(err, -r, "cannot sync '%s'", file->path);
+}
+
+/* @notes: of the images by number, or NULL: their syncs can tell of nothing but this change, or somebody
+ * else notes them. */
+static int apply(const struct intent *intent, const struct sync_note *notes, struct error *err)
 {
         int r = compare_all(intent, err);
 
@@ -432,12 +462,14 @@ int intent_apply(struct intent *intent, struct error *err)
                         fail_os(err, -r, "cannot write '%s' at offset %" PRIu64, file->path,
                                 change->offset);
         }
-        for (uint32_t i = 0; i < intent->n_images && r == 0; i++) {
-                r = file_sync(intent->images[i].file);
-                if (r < 0)
-                        fail_os(err, -r, "cannot sync '%s'", intent->images[i].file->path);
-        }
+        for (uint32_t i = 0; i < intent->n_images && r == 0; i++)
+                r = sync_image(intent->images[i].file, notes ? &notes[i] : NULL, err);
         return r;
+}
+
+int intent_apply(struct intent *intent, struct error *err)
+{
+        return apply(intent, NULL, err);
 }
 
 int intent_run(struct intent *intent, struct error *err)
@@ -543,6 +575,22 @@ static int open_others(struct intent *intent, int self, struct file *file, const
         return 0;
 }
 
+static int apply_noted(const struct intent *intent, struct error *err)
+{
+        _cleanup_free_ struct sync_note *notes = calloc(intent->n_images, sizeof(*notes));
+        int r = 0;
+
+        if (!notes)
+                return fail(err, ENOMEM, "no memory to complete a change");
+        for (uint32_t i = 0; r == 0 && i < intent->n_images; i++)
+                r = sync_note_open(intent->images[i].file, &notes[i], err);
+        if (r == 0)
+                r = apply(intent, MUTANT("intent-sync-unnoted") ? NULL : notes, err);
+        for (uint32_t i = 0; i < intent->n_images; i++)
+                sync_note_done(&notes[i]);
+        return r;
+}
+
 static int complete(struct intent *intent, int self, struct file *file, const char *path,
         const struct intent_opener *others, struct error *err)
 {
@@ -564,7 +612,7 @@ static int complete(struct intent *intent, int self, struct file *file, const ch
         if (r == 0)
                 r = copies_write(intent, &n, err);
         if (r == 0)
-                r = intent_apply(intent, err);
+                r = apply_noted(intent, err);
         if (r == 0)
                 r = intent_remove(intent, err);
         return r;
@@ -595,11 +643,15 @@ static int says_nothing(const struct intent *intent, int self, struct file *file
 
 static int forget_copy(struct intent *intent, int self, struct file *file, struct error *err)
 {
-        int r = file_sync(
-                file); /* a dead process's page cache: what looks applied is durable now */
+        struct sync_note note;
+        int r = sync_note_open(file, &note, err);
 
+        /* A dead process's page cache: what looks applied is durable now. */
+        if (r == 0)
+                r = sync_image(file, MUTANT("intent-sync-unnoted") ? NULL : &note, err);
+        sync_note_done(&note);
         if (r < 0)
-                return fail_os(err, -r, "cannot sync '%s'", file->path);
+                return r;
         intent->images[self].file = file;
         return copy_remove(intent, (uint32_t)self, err);
 }

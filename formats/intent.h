@@ -90,6 +90,7 @@ struct intent_opener {
  * and leaves @file open. Sectors that hold neither the old bytes nor the new were changed since: then
  * there is no view of them, and the image is shown as it is.
  *   -EUCLEAN  some sector holds neither the old nor the new bytes: nothing was written
+ * A sync of an image that fails here is noted for it (E5, sync_note.h).
  *   -EPERM    the intent belongs to somebody who may not decide about the image (only root, its
  *             owner and we may), or names a file that we may not follow */
 int intent_recover(struct file *file, bool writable, const struct intent_opener *others,

@@ -16,7 +16,6 @@
 #define POISON_NAME_MAX    64u
 #define POISON_CODE_MAX    4095u
 
-
 /* What the mark is bound to. Never leaves the machine, so it is in the machine's byte order. */
 struct poison_bond {
         uint64_t device, inode;
@@ -69,6 +68,32 @@ int poison_hold(struct file *file, struct poison **ret, bool *ret_unclean, struc
 
         *ret_unclean = unclean;
         *ret = TAKE_PTR(poison);
+        return 0;
+}
+
+int poison_find(struct file *file, struct poison **ret, struct error *err)
+{
+        _cleanup_free_ struct poison *poison = calloc(1, sizeof(*poison));
+        struct poison_bond bond;
+        int r;
+
+        *ret = NULL;
+        if (!poison)
+                return fail(err, ENOMEM, "no memory to open '%s'", file->path);
+        r = bond_of(file, &bond, err);
+        if (r == 0)
+                r = find_page(file, &bond, false, &poison->region, err);
+        if (r == -ENOENT) {
+                error_clear(err);
+                return 0;
+        }
+        if (r < 0)
+                return r;
+        poison->page = poison->region->data;
+        if (page_is_bound(poison->page, &bond))
+                *ret = TAKE_PTR(poison);
+        else
+                region_close(poison->region, false);
         return 0;
 }
 

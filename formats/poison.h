@@ -30,6 +30,9 @@ struct poison;
  * *ret_unclean: the writer before died. */
 int poison_hold(struct file *file, struct poison **ret, bool *ret_unclean, struct error *err);
 
+/* The mark of a writer who died, or NULL: none is made. */
+int poison_find(struct file *file, struct poison **ret, struct error *err);
+
 /* A sync failed with this errno (positive). The first one stays. */
 void poison_set(struct poison *poison, int code);
 

@@ -95,8 +95,9 @@ static void ident_set(struct redo_head_ident *to, const struct redo_ident *ident
 static bool ident_fits(const struct redo_head_ident *have, const struct redo_ident *ident)
 {
         return have->sum == ident_sum(have) &&
-               !memcmp(have->image_id, ident->image_id, sizeof(have->image_id)) &&
-               have->metadata_hash == ident->metadata_hash && have->block_size == ident->block_size;
+                !memcmp(have->image_id, ident->image_id, sizeof(have->image_id)) &&
+                have->metadata_hash == ident->metadata_hash &&
+                have->block_size == ident->block_size;
 }
 
 static uint64_t slot_sum(const struct slot *slot)
@@ -253,10 +254,37 @@ int redo_open(struct file *file, const struct redo_ident *ident, bool writable, 
         return 0;
 }
 
+int redo_find(struct file *file, struct redo **ret, struct error *err)
+{
+        struct region *region = NULL;
+        struct file_stat st;
+        char name[64];
+        int r = file_stat_get(file, &st);
+
+        *ret = NULL;
+        if (r < 0)
+                return fail_os(err, -r, "cannot look at '%s'", file->path);
+        region_name(&st, name, sizeof(name));
+        r = region_open(file->fs, name, file->path, 0, false, &region, err);
+        if (r == -ENOENT)
+                return 0;
+        if (r < 0)
+                return r;
+        if (is_current(region, file, &st)) {
+                *ret = wrap(region);
+                if (*ret)
+                        return 0;
+                r = fail(err, ENOMEM, "no memory for the redo file of '%s'", file->path);
+        }
+        region_close(region, false);
+        return r;
+}
+
 void redo_ident_also(struct redo *redo, const struct redo_ident *now, const struct redo_ident *soon)
 {
         if (redo && redo->region)
-                ident_set(&redo->head->idents[ident_fits(&redo->head->idents[0], now) ? 1 : 0], soon);
+                ident_set(
+                        &redo->head->idents[ident_fits(&redo->head->idents[0], now) ? 1 : 0], soon);
 }
 
 void redo_ident_only(struct redo *redo, const struct redo_ident *ident)

@@ -59,6 +59,8 @@ enum redo_found {
  * it; an existing one is taken over with its records. Read-only: *ret is NULL with REDO_NONE. */
 int redo_open(struct file *file, const struct redo_ident *ident, bool writable, struct redo **ret,
         enum redo_found *found, struct error *err);
+/* Whatever there is of this boot for @file, to be poisoned; *ret is NULL if there is nothing. */
+int redo_find(struct file *file, struct redo **ret, struct error *err);
 /* The image's head is about to become another (E13): until redo_ident_only() the file belongs to an
  * image with the head that it has @now and to one with that which it has @soon. */
 void redo_ident_also(

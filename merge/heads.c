@@ -162,7 +162,8 @@ static int relink_open(struct chain *chain, struct image *child, const struct im
 static int relink_closed(
         struct chain *chain, const char *path, const struct image *parent, struct error *err)
 {
-        struct relink_params params = {.fs = parent->file->fs, .force = true};
+        struct relink_params params = {
+                .fs = parent->file->fs, .force = true, .below_is_durable = true};
 
         return relink(path, parent->file->path, &params, NULL, err);
 }

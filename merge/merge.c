@@ -50,7 +50,7 @@ struct merge {
         struct batch *committing; /* handed over; its n becomes 0 when it is done */
         bool busy, stop;
         bool giving, stop_giving; /* the giver has work; is to end when it has none */
-        int result; /* of the committer, once it failed */
+        int result;               /* of the committer, once it failed */
         struct error why;
 };
 
@@ -156,7 +156,14 @@ int merge_begin(struct chain *chain, const struct merge_plan *plan,
         merge->committing = calloc(1, sizeof(*merge->committing));
         if (!merge->filling || !merge->committing)
                 return fail(err, ENOMEM, "no memory to merge");
+        if (params->patience_ms) {
+                r = chain_drain_expect(chain, params->patience_ms, err);
+                if (r < 0)
+                        return r;
+        }
         r = begin(merge, params, err);
+        if (params->patience_ms)
+                chain_drain_unexpect(chain);
         if (r < 0)
                 return r;
         merge->progress.bytes_total = plan->bytes;

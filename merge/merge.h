@@ -66,6 +66,9 @@ struct merge_params {
          * the id that it has. Up: sources get random ones. */
         uint8_t new_id[16];
         bool force; /* although a seal says that an image changed behind its children's back */
+        /* Milliseconds that the clients' replies have to leave their sockets; then -EBUSY. 0: as long as
+         * it takes. What merge_finish() waits for afterwards is short. */
+        unsigned patience_ms;
 };
 
 int merge_begin(struct chain *chain, const struct merge_plan *plan,

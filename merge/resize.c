@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Resizing: the chain is opened and looked at, then the file alone is changed under one lock.
+/* Resizing: the chain is opened and looked at, then the file alone is changed under one lock. What a dead
+ * server left comes into the images of the chain before (chain/alone.h).
  *
  *   Z1  What lies behind the old end of the disk (in its last block, or in a fixed disk's file) is
  *       zeros, durably, before any footer speaks of it.
@@ -20,6 +21,7 @@
 #include "base/arith.h"
 #include "base/bytes.h"
 #include "base/mutant.h"
+#include "chain/alone.h"
 #include "chain/blocks.h"
 #include "formats/vhd/bat.h"
 #include "formats/vhd/create.h"
@@ -218,11 +220,9 @@ static int open_again(const struct resizing *z, struct image **ret, struct error
         int r = file_open(z->fs, z->path, FILE_WRITE, &file, err);
 
         if (r == 0)
-                r = image_open(file, z->format, IMAGE_WRITABLE | IMAGE_NO_LOCK, ret, err);
-        if (r < 0) {
-                file_close(file);
+                r = alone_open(file, z->format, IMAGE_NO_LOCK, ret, err);
+        if (r < 0)
                 return r;
-        }
         if ((*ret)->writable)
                 return 0;
         fail(err, EROFS, "'%s' may not be changed: %s", z->path,
@@ -614,7 +614,9 @@ int resize(const char *path, const struct chain_options *options,
         z->fs = options->fs ? options->fs : host_fs();
         z->params = params;
         z->format = options->format;
-        r = look(z, options, err);
+        r = params->dry_run ? 0 : alone_settle(path, options, err);
+        if (r == 0)
+                r = look(z, options, err);
         if (r == 0)
                 r = change(z, err);
         if (r < 0) {

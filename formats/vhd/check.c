@@ -358,6 +358,13 @@ int check_what_is_left(struct file *file, const struct vhd_metadata *metadata, e
         return 0;
 }
 
+/* E5, E11: as long as it is poisoned nothing is replayed above it, where blocks are given up whose copies
+ * may be among what was lost. */
+bool check_may_lift(const struct vhd_metadata *metadata, unsigned flags)
+{
+        return !metadata->footer.merging || flags & VHD_CHECK_FORCE;
+}
+
 static void check_left(struct checker *checker, const struct vhd_metadata *metadata)
 {
         struct error why = ERROR_INIT;
@@ -376,6 +383,13 @@ static void check_left(struct checker *checker, const struct vhd_metadata *metad
                         "comes into the image when it is opened for writing");
                 break;
         case LEFT_POISON:
+                if (!check_may_lift(metadata, checker->flags)) {
+                        check_found(checker, VHD_DAMAGE, "sync-failed", ERROR_NO_OFFSET, 0, false,
+                                "a sync of the image failed in the middle of a merge into it: what an "
+                                "image above has given up may be lost here; mend those that stand on "
+                                "it first (check --repair), then this one with --repair --force");
+                        break;
+                }
                 check_found(checker, VHD_DAMAGE, "sync-failed", ERROR_NO_OFFSET, 0, true,
                         "a sync of the image failed, and it opens read-only since: what was just "
                         "read is what the disk holds, and --repair lets it be written again");

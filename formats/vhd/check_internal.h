@@ -60,6 +60,9 @@ enum check_left {
 int check_what_is_left(struct file *file, const struct vhd_metadata *metadata, enum check_left *ret,
         struct error *err);
 
+/* May the poison go from an image that was found whole? */
+bool check_may_lift(const struct vhd_metadata *metadata, unsigned flags);
+
 int check_header(struct checker *checker, const struct vhd_metadata *metadata, struct error *err);
 /* tapdisk's map: its checksum. 1 right, 0 wrong. */
 int check_batmap_sum(struct file *file, const struct vhd_metadata *metadata, struct error *err);

@@ -359,6 +359,8 @@ static int forget_the_dead(struct repair *repair, struct error *err)
                 return r;
         if (left != LEFT_POISON && !(repair->flags & VHD_CHECK_FORCE))
                 return 0;
+        if (!check_may_lift(&repair->metadata, repair->flags))
+                return 0;
         if (repair->metadata.footer.type == VHD_TYPE_FIXED)
                 return poison_lift(repair->file, err);
         return redo_forget(repair->file, err);

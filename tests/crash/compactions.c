@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +24,8 @@
 #include "formats/vhd/create.h"
 #include "merge/compact.h"
 #include "tests/crash/driver.h"
+#include "tests/crash/guest.h"
+#include "tests/crash/instants.h"
 #include "tests/crash/model.h"
 #include "tests/crash/schedule.h"
 #include "tests/crash/simdisk.h"
@@ -284,165 +285,18 @@ static struct sim_world *make_world(struct scene *scene, struct error *err)
 
 /* ---- a run ---- */
 
-struct instant {
-        struct sim_world *world;
-        struct moment moment;
-        bool poisoned, unnoted;
-};
-
 struct run {
         struct scene scene;
         struct sim_fs *fs;
         struct chain *chain;
-        struct instant instants[MAX_MOMENTS];
-        uint32_t n_instants;
+        struct instants instants;
         uint64_t parent_hash, n_opened;
-        bool violated, watching, poisoned, unnoted;
-        unsigned failed_thread;
         struct random random;
 };
 
-static struct run *running;
-
-__attribute__((format(printf, 2, 3))) static void violation(
-        struct run *run, const char *format, ...)
-{
-        va_list list;
-
-        if (run->violated)
-                return;
-        run->violated = true;
-        va_start(list, format);
-        vsnprintf(driver_result->text, sizeof(driver_result->text), format, list);
-        va_end(list);
-}
-
-static void take_instant(struct run *run)
-{
-        struct instant *instant;
-
-        if (!run->watching || run->n_instants == MAX_MOMENTS)
-                return;
-        run->poisoned |= run->fs->fault_hit;
-        instant = &run->instants[run->n_instants++];
-        instant->world = sim_fs_snapshot(run->fs);
-        instant->moment = run->scene.model.now;
-        instant->poisoned = run->poisoned;
-        instant->unnoted = run->unnoted;
-}
-
-/* As in enumerate.c: a process that dies between a sync's bad news and its note takes them along. */
-static void follow_failed_sync(struct run *run, bool inside_sync)
-{
-        if (run->fs->fault_hit && run->fs->fault.call == SIM_SYNC && !run->poisoned) {
-                run->unnoted = true;
-                run->failed_thread = schedule_self();
-        } else if (run->unnoted && !inside_sync && schedule_self() == run->failed_thread) {
-                run->unnoted = false;
-        }
-}
-
-static void on_change(struct sim_fs *fs, enum sim_call call)
-{
-        follow_failed_sync(fs->opaque, call == SIM_SYNC);
-        take_instant(fs->opaque);
-}
-
-static void on_point(void)
-{
-        if (running && running->watching && sim_fs_regions_changed(running->fs))
-                take_instant(running);
-}
-
-static bool may_fail(const struct run *run)
-{
-        return run->poisoned || run->fs->fault_hit || run->fs->space;
-}
-
-static int do_read(struct run *run, const struct op *op)
-{
-        struct model *model = &run->scene.model;
-        uint64_t required = model->now.answered; /* what is answered meanwhile may be missed */
-        uint8_t *bytes = malloc(op->length);
-        int r = chain_read(run->chain, bytes, op->length, op->offset, 0);
-
-        for (uint32_t at = 0; at < op->length && r == 0; at += MODEL_CELL) {
-                uint32_t cell = (op->offset + at) / MODEL_CELL;
-                uint8_t value = model_value(model, cell, bytes + at);
-                char text[32];
-
-                if (!model_allows(model, cell, value, model->now.begun, required))
-                        violation(run, "a read of cell %u finds %s", cell,
-                                model_value_name(value, text));
-        }
-        free(bytes);
-        return r;
-}
-
-static int do_write(struct run *run, const struct op *op, uint32_t i, unsigned flags)
-{
-        uint8_t *bytes = malloc(op->length);
-        int r;
-
-        for (uint32_t at = 0; at < op->length; at += MODEL_CELL)
-                model_fill(&run->scene.model, (op->offset + at) / MODEL_CELL,
-                        (uint8_t)(VALUE_OP + i), bytes + at);
-        r = chain_write(run->chain, bytes, op->length, op->offset, flags);
-        free(bytes);
-        return r;
-}
-
-static void perform(struct run *run, uint32_t i)
-{
-        struct model *model = &run->scene.model;
-        const struct op *op = &model->ops[i];
-        unsigned flags = op->fua ? CHAIN_FUA : 0;
-        uint64_t answered = model->now.answered;
-        char text[96];
-        int r = -EINVAL;
-
-        if (driver_options.trace)
-                fprintf(stderr, "  [%u] operation %u: %s\n", schedule_self(), i,
-                        model_op_name(op, text));
-        model_begin(model, i);
-        switch (op->kind) {
-        case OP_WRITE: r = do_write(run, op, i, flags); break;
-        case OP_ZERO: r = chain_zero(run->chain, op->length, op->offset, flags); break;
-        case OP_TRIM: r = chain_trim(run->chain, op->length, op->offset, flags); break;
-        case OP_READ: r = do_read(run, op); break;
-        case OP_FLUSH: r = chain_flush(run->chain); break;
-        }
-        if (r < 0 && !may_fail(run))
-                violation(run, "operation %u (%s) fails: %s", i, model_op_name(op, text),
-                        strerror(-r));
-        model_end(model, i, r == 0, answered);
-        if (driver_options.trace)
-                fprintf(stderr, "  [%u] operation %u ended: %d\n", schedule_self(), i, r);
-        follow_failed_sync(run, false);
-        take_instant(run);
-}
-
-struct worker {
-        struct run *run;
-        uint32_t thread;
-        pthread_t id;
-};
-
-static void *writer_main(void *argument)
-{
-        struct worker *worker = argument;
-        struct run *run = worker->run;
-
-        for (uint32_t i = 0; i < run->scene.model.n_ops; i++)
-                if (run->scene.model.ops[i].thread == worker->thread)
-                        perform(run, i);
-        return NULL;
-}
-
 static void *job_thread(void *argument)
 {
-        struct worker *worker = argument;
-        struct run *run = worker->run;
+        struct run *run = argument;
         struct compact *compact = NULL;
         struct compact_report report;
         struct error err = ERROR_INIT;
@@ -453,13 +307,12 @@ static void *job_thread(void *argument)
                 if (driver_options.trace)
                         fprintf(stderr, "  [%u] step: %d %s\n", schedule_self(), r,
                                 r < 0 ? err.message : "");
-                follow_failed_sync(run, false);
-                take_instant(run);
+                instants_take(&run->instants);
                 if (r <= 0)
                         break;
         }
-        if (r < 0 && !may_fail(run))
-                violation(run, "compacting fails: %s", err.message);
+        if (r < 0 && !instants_may_fail(&run->instants))
+                driver_violation("compacting fails: %s", err.message);
         if (compact) {
                 compact_report_get(compact, &report);
                 driver_result->counters[0] += report.n_released;
@@ -479,34 +332,40 @@ static int open_chain(struct sim_fs *fs, bool writable, struct chain **ret, stru
 
 static void live(struct run *run)
 {
-        struct worker workers[N_WRITERS + 1];
-        unsigned n = run->scene.live ? N_WRITERS + 1 : 1;
+        struct guest guests[N_WRITERS];
+        unsigned n = run->scene.live ? N_WRITERS : 0;
+        pthread_t job;
         struct error err = ERROR_INIT;
         uint64_t answered;
         int r = open_chain(run->fs, true, &run->chain, &err);
 
         if (r < 0) {
                 if (!run->fs->fault_hit)
-                        violation(run, "it does not open: %s", err.message);
+                        driver_violation("it does not open: %s", err.message);
                 return;
         }
         schedule_set_policy(run->scene.policy, run->scene.seed, 600);
+        if (pthread_create(&job, NULL, job_thread, run) != 0)
+                abort();
         for (unsigned i = 0; i < n; i++) {
-                workers[i] = (struct worker){.run = run, .thread = i ? i - 1 : N_WRITERS};
-                if (pthread_create(
-                            &workers[i].id, NULL, i ? writer_main : job_thread, &workers[i]) != 0)
+                guests[i] = (struct guest){.chain = run->chain,
+                        .model = &run->scene.model,
+                        .instants = &run->instants,
+                        .thread = i};
+                if (pthread_create(&guests[i].id, NULL, guest_main, &guests[i]) != 0)
                         abort();
         }
+        pthread_join(job, NULL);
         for (unsigned i = 0; i < n; i++)
-                pthread_join(workers[i].id, NULL);
+                pthread_join(guests[i].id, NULL);
         schedule_set_policy(SCHEDULE_STAY, run->scene.seed, 0);
         answered = run->scene.model.now.answered;
         r = chain_close(TAKE_PTR(run->chain), &err);
         if (r == 0)
                 run->scene.model.now.covered |= answered;
-        else if (!may_fail(run))
-                violation(run, "it does not close: %s", err.message);
-        take_instant(run);
+        else if (!instants_may_fail(&run->instants))
+                driver_violation("it does not close: %s", err.message);
+        instants_take(&run->instants);
 }
 
 /* ---- judging ---- */
@@ -542,7 +401,7 @@ static bool read_world(
                 chain_abandon(chain);
         }
         if (r < 0)
-                violation(run, "%s: a reader: %s", what, err.message);
+                driver_violation("%s: a reader: %s", what, err.message);
         return r == 0;
 }
 
@@ -553,7 +412,7 @@ static bool same_values(
 
         for (uint32_t c = 0; c < run->scene.model.n_cells; c++)
                 if (want[c] != got[c]) {
-                        violation(run, "cell %u reads as %s, and %s as %s", c,
+                        driver_violation("cell %u reads as %s, and %s as %s", c,
                                 model_value_name(want[c], a), what, model_value_name(got[c], b));
                         return false;
                 }
@@ -578,14 +437,14 @@ static bool check_world(struct run *run, const struct sim_world *world, const ch
         char found[512] = "";
 
         if (run->scene.has_parent && sim_world_file_hash(world, ROOT) != run->parent_hash)
-                violation(run, "%s: the parent was changed", what);
+                driver_violation("%s: the parent was changed", what);
         if (file_open(&fs->fs, LEAF, FILE_READ, &file, &err) < 0 ||
                 vhd_check(file, run->scene.junk ? 0 : VHD_CHECK_DEEP, note_finding, found, &checked,
                         &err) < 0)
-                violation(run, "%s: it cannot be checked: %s", what, err.message);
+                driver_violation("%s: it cannot be checked: %s", what, err.message);
         else if (found[0])
-                violation(run, "%s: %s", what, found);
-        return !run->violated;
+                driver_violation("%s: %s", what, found);
+        return !driver_result->violated;
 }
 
 /* Opens for writing, compacts to the end, closes. */
@@ -599,7 +458,7 @@ static bool complete(
         int r = open_chain(fs, true, &chain, &err);
 
         if (r < 0 || !chain_is_writable(chain)) {
-                violation(run, "%s: a writer: %s", what,
+                driver_violation("%s: a writer: %s", what,
                         r < 0 ? err.message : chain_layer(chain, chain_depth(chain) - 1)->warning);
                 chain_abandon(chain);
                 return false;
@@ -612,17 +471,17 @@ static bool complete(
         if (r == 0)
                 same_values(run, values, got, "when compacted");
         if (r < 0)
-                violation(run, "%s: compacting once more: %s %s", what, strerror(-r), err.message);
+                driver_violation(
+                        "%s: compacting once more: %s %s", what, strerror(-r), err.message);
         if (again && r == 0 &&
                 (report.n_released || report.n_moved || report.file_size_after != report.file_size))
-                violation(run,
-                        "%s: a third run frees %" PRIu64 ", moves %" PRIu64 ", size %" PRIu64
-                        " to %" PRIu64,
+                driver_violation("%s: a third run frees %" PRIu64 ", moves %" PRIu64
+                                 ", size %" PRIu64 " to %" PRIu64,
                         what, report.n_released, report.n_moved, report.file_size,
                         report.file_size_after);
         if (chain_close(chain, &err) < 0)
-                violation(run, "%s: closing: %s", what, err.message);
-        return !run->violated;
+                driver_violation("%s: closing: %s", what, err.message);
+        return !driver_result->violated;
 }
 
 static void judge_world(struct run *run, const struct sim_world *world,
@@ -645,7 +504,7 @@ static void judge_world(struct run *run, const struct sim_world *world,
         for (uint32_t c = 0; c < run->scene.model.n_cells; c++)
                 if (!model_allows(
                             &run->scene.model, c, values[c], instant->moment.begun, required)) {
-                        violation(run, "%s: cell %u reads as %s", what, c,
+                        driver_violation("%s: cell %u reads as %s", what, c,
                                 model_value_name(values[c], text));
                         return;
                 }
@@ -663,13 +522,13 @@ static void judge_world(struct run *run, const struct sim_world *world,
                 !check_world(run, closed, "after it was compacted"))
                 return;
         if (sim_world_n_regions(closed) != 0)
-                violation(run, "%s: a clean close leaves a redo file", what);
+                driver_violation("%s: a clean close leaves a redo file", what);
         complete(run, fs, values, what, true);
 }
 
 static void judge_instant(struct run *run, uint32_t index)
 {
-        const struct instant *instant = &run->instants[index];
+        const struct instant *instant = &run->instants.all[index];
         _cleanup_(sim_cut_freep) struct sim_cut *cut = sim_cut_new(instant->world);
         uint64_t n_states = sim_cut_n_states(cut);
         bool all =
@@ -683,7 +542,7 @@ static void judge_instant(struct run *run, uint32_t index)
                         instant->poisoned ? instant->moment.covered : instant->moment.answered,
                         what);
         snprintf(what, sizeof(what), "instant %u, a power cut", index);
-        for (uint64_t i = 0; i < n && !run->violated; i++) {
+        for (uint64_t i = 0; i < n && !driver_result->violated; i++) {
                 _cleanup_(sim_world_freep) struct sim_world *world =
                         all ? sim_cut_state(cut, i) : sim_cut_sample(cut, &run->random);
 
@@ -693,7 +552,7 @@ static void judge_instant(struct run *run, uint32_t index)
 
 static void judge_all(struct run *run)
 {
-        uint32_t n = run->n_instants;
+        uint32_t n = run->instants.n;
         uint32_t *order = malloc((n + 1) * sizeof(uint32_t));
 
         for (uint32_t i = 0; i < n; i++)
@@ -704,8 +563,8 @@ static void judge_all(struct run *run)
                 order[i - 1] = order[k];
                 order[k] = last;
         }
-        for (uint32_t i = 0; i < n && !run->violated && run->n_opened < 2 * driver_options.budget;
-                i++)
+        for (uint32_t i = 0;
+                i < n && !driver_result->violated && run->n_opened < 2 * driver_options.budget; i++)
                 judge_instant(run, order[i]);
         free(order);
         driver_result->instants += n;
@@ -736,28 +595,24 @@ static bool is_of_replay(void)
         return driver_options.mutant && strcmp(driver_options.mutant, "move-voids-nothing") == 0;
 }
 
-static bool run_seed(uint64_t seed)
+static void run_seed(uint64_t seed)
 {
         struct run *run = calloc(1, sizeof(*run));
         struct error err = ERROR_INIT;
         struct sim_world *world;
-        bool violated;
 
         assert(run != NULL);
-        driver_result->seed = seed;
         run->random.state = random_mix(seed + 99);
         scene_init(&run->scene, seed);
         schedule_begin();
         schedule_set_policy(SCHEDULE_STAY, seed, 0);
         world = make_world(&run->scene, &err);
         if (!world) {
-                violation(run, "the images cannot be made: %s", err.message);
+                driver_violation("the images cannot be made: %s", err.message);
         } else {
                 run->parent_hash = sim_world_file_hash(world, ROOT);
                 run->fs = sim_fs_new(world);
                 run->fs->space = space_for(&run->scene, run->fs);
-                run->fs->opaque = run;
-                run->fs->on_change = on_change;
                 run->fs->split_writes = run->scene.split_writes;
                 run->fs->no_punch = run->scene.no_punch;
                 run->fs->region_limit = run->scene.small_redo ? 4096 + 40 * 32 : 0;
@@ -766,26 +621,19 @@ static bool run_seed(uint64_t seed)
                 if (run->scene.has_fault)
                         sim_fs_arm(run->fs, &run->scene.fault);
                 driver_mutants_on = true;
-                running = run;
-                schedule_on_point = on_point;
-                run->watching = true;
+                instants_watch(&run->instants, run->fs, &run->scene.model, MAX_MOMENTS);
                 live(run);
-                run->watching = false;
-                schedule_on_point = NULL;
-                running = NULL;
+                instants_rest(&run->instants);
                 driver_mutants_on = is_of_replay();
-                if (!run->violated)
+                if (!driver_result->violated)
                         judge_all(run);
                 driver_mutants_on = false;
         }
         schedule_end();
-        violated = run->violated;
-        for (uint32_t i = 0; i < run->n_instants; i++)
-                sim_world_free(run->instants[i].world);
+        instants_clear(&run->instants);
         sim_fs_free(run->fs);
         free(run);
         driver_set_done(&seen_here);
-        return !violated;
 }
 
 #define MUTANT_ENTRY(name, what) {name, what},
@@ -794,7 +642,7 @@ static const struct driver_mutant mutants[] = {MUTANT_LIST_COMPACT(MUTANT_ENTRY)
 int main(int argc, char **argv)
 {
         static const struct driver driver = {
-                .name = "compact",
+                .name = "compactions",
                 .run_seed = run_seed,
                 .counters = {"blocks released", "moved"},
                 .mutants = mutants,

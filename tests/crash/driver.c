@@ -3,7 +3,9 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +30,8 @@ static const struct driver *driver;
 
 bool mutant_is(const char *name)
 {
-        schedule_point();
+        if (!driver->at_step || !driver->at_step(name))
+                schedule_point();
         return driver_mutants_on && driver_options.mutant &&
                 strcmp(driver_options.mutant, name) == 0;
 }
@@ -72,24 +75,52 @@ void driver_set_done(struct driver_set *set)
         *set = (struct driver_set){0};
 }
 
+void driver_violation(const char *format, ...)
+{
+        va_list list;
+
+        if (driver_result->violated)
+                return;
+        driver_result->violated = true;
+        va_start(list, format);
+        vsnprintf(driver_result->text, sizeof(driver_result->text), format, list);
+        va_end(list);
+}
+
 static void on_deadlock(void)
 {
-        driver_result->violated = true;
-        snprintf(driver_result->text, sizeof(driver_result->text), "the engine waits for ever");
+        driver_violation("the engine waits for ever");
         _exit(4);
 }
 
 /* ---- jobs and mutants ---- */
 
+/* The threads of a run take turns: on one processor that is cheap. */
+static void use_one_processor(unsigned job)
+{
+        cpu_set_t all, one;
+        unsigned n = 0;
+
+        if (sched_getaffinity(0, sizeof(all), &all) < 0 || CPU_COUNT(&all) == 0)
+                return;
+        job %= (unsigned)CPU_COUNT(&all);
+        CPU_ZERO(&one);
+        for (int i = 0; i < CPU_SETSIZE; i++)
+                if (CPU_ISSET(i, &all) && n++ == job)
+                        CPU_SET(i, &one);
+        sched_setaffinity(0, sizeof(one), &one);
+}
+
 static void job_main(unsigned job, double until)
 {
         schedule_on_deadlock = on_deadlock;
+        use_one_processor(job);
         for (uint64_t seed = driver_options.first_seed + job; seed <= driver_options.last_seed;
                 seed += driver_options.jobs) {
-                if (!driver->run_seed(seed)) {
-                        driver_result->violated = true;
+                driver_result->seed = seed;
+                driver->run_seed(seed);
+                if (driver_result->violated)
                         _exit(1);
-                }
                 driver_result->seeds++;
                 if (until > 0 && now_seconds() > until)
                         break;
@@ -179,7 +210,10 @@ static int enumerate(void)
 
         sum = sum_of(results);
         if (!good)
-                fprintf(stderr, "violation: seed %" PRIu64 ": %s\n", sum.seed, sum.text);
+                fprintf(stderr,
+                        "violation: seed %" PRIu64 ": %s\nagain: %s --seeds %" PRIu64
+                        " --budget %" PRIu64 " --trace\n",
+                        sum.seed, sum.text, driver->name, sum.seed, driver_options.budget);
         printf("summary: %s: %" PRIu64 " distinct states at %" PRIu64 " instants of %" PRIu64
                " seeds (%s: %" PRIu64 ", %s: %" PRIu64 ") in %.0f s: %s\n",
                 driver->name, sum.states, sum.instants, sum.seeds, driver->counters[0],
@@ -267,9 +301,10 @@ int driver_main(int argc, char **argv, const struct driver *of)
                         i++;
                 else {
                         fprintf(stderr,
-                                "usage: jobs [--seeds FIRST[-LAST]] [--states N] "
+                                "usage: %s [--seeds FIRST[-LAST]] [--states N] "
                                 "[--budget N] [--seconds N] [--jobs N] [--mutant NAME] "
-                                "[--all-mutants] [--trace]\n");
+                                "[--all-mutants] [--trace]\n",
+                                driver->name);
                         return 2;
                 }
         }

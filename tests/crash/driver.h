@@ -43,11 +43,17 @@ struct driver_mutant {
 
 struct driver {
         const char *name;
-        bool (*run_seed)(uint64_t seed); /* false: violated, and driver_result->text says how */
+        void (*run_seed)(uint64_t seed); /* unless it is violated, nothing is left */
         const char *counters[2];
         const struct driver_mutant *mutants;
         unsigned n_mutants;
+        /* Optional. At each step of base/mutant.h, before the choice who runs next: true if it has been
+         * made. */
+        bool (*at_step)(const char *name);
 };
+
+/* What may not be: the first one is told, and ends the seed. */
+__attribute__((format(printf, 1, 2))) void driver_violation(const char *format, ...);
 
 int driver_main(int argc, char **argv, const struct driver *driver);
 

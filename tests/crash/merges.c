@@ -2,12 +2,7 @@
 /* merges - layers of a chain are merged, down or up, under writes and flushes on a simulated disk, and
  * at each step what a power cut and what a process's death would leave there.
  *
- *   merges [--seeds FIRST[-LAST]] [--states N] [--jobs N] [--budget N] [--seconds N] [--long]
- *          [--mutant NAME] [--all-mutants] [--trace]
- *
- *   --states       ends when it has seen so many states, and fails if the seeds have fewer
- *   --budget       how many of them one seed opens at most
- *   --mutant       any step of base/mutant.h; --all-mutants: those that only a merge meets
+ * Options and exit status: tests/crash/driver.h.
  *
  * A seed is a chain of two to four images with data of their own, at times with one more that stands
  * on a layer that goes and is known, or on one that changes and is not; which layers go, and where to;
@@ -16,34 +11,32 @@
  *   - the disk reads as after all that was answered (a death) or flushed (a cut), as enumerate asks;
  *   - the known child reads as it always did; the unknown one too, or it does not open;
  *   - it opens for writing, the merge, begun again, ends, and the disk reads the same; the chain has
- *     so many images less, which are sound, with nothing left over; and a cut changes nothing more.
+ *     so many images less, which are sound, with nothing left over; and a cut changes nothing more;
+ *   - a tool that is used on one image of it, before the chain is opened, takes nothing away.
  * In some seeds a sync of an image fails once (E5): then the answered ones may be lost, and the disk may
  * be for reading only.
- *
- * Exit status: 0 no violation (or every mutant seen), 1 otherwise, 2 usage.
  */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "base/arith.h"
 #include "base/mutant.h"
 #include "chain/push.h"
+#include "chain/relink.h"
 #include "formats/vhd/check.h"
 #include "formats/vhd/create.h"
 #include "formats/vhd/raw.h"
 #include "merge/merge.h"
+#include "merge/resize.h"
+#include "tests/crash/driver.h"
+#include "tests/crash/guest.h"
+#include "tests/crash/instants.h"
 #include "tests/crash/model.h"
 #include "tests/crash/schedule.h"
 #include "tests/crash/simdisk.h"
@@ -52,7 +45,6 @@
 #define MAX_THREADS    2u /* that write; and one that reads */
 #define MAX_LIVES      2u
 #define MAX_INSTANTS   6000u
-#define MAX_JOBS       16u
 #define FULL_STATES    32u /* of an instant with no more, all are looked at */
 #define SAMPLES        8u
 #define AFTER_SAMPLES  3u /* cuts after a recovery */
@@ -63,49 +55,21 @@
 #define REGION_BYTES   (4096u + 16384u)
 #define VALUE_OTHER    (VALUE_LAYER + MAX_LAYERS) /* what only the other child has */
 
-static struct {
-        uint64_t first_seed, last_seed, states, budget;
-        unsigned jobs;
-        double seconds;
-        const char *mutant;
-        bool all_mutants, trace, is_long;
-} options = {.first_seed = 1, .last_seed = 200, .budget = 250, .jobs = 2};
-
-static bool mutants_on;
-
 struct run;
 static struct run *running;
 static bool is_where_to_step_aside(const char *name);
 static void note_aside(struct run *run);
 
-bool mutant_is(const char *name)
+static bool at_step(const char *name)
 {
-        if (is_where_to_step_aside(name)) {
-                if (options.trace)
-                        fprintf(stderr, "  [%u] steps aside\n", schedule_self());
-                note_aside(running);
-                schedule_step_aside();
-        } else
-                schedule_point();
-        return mutants_on && options.mutant && strcmp(options.mutant, name) == 0;
+        if (!is_where_to_step_aside(name))
+                return false;
+        if (driver_options.trace)
+                fprintf(stderr, "  [%u] steps aside\n", schedule_self());
+        note_aside(running);
+        schedule_step_aside();
+        return true;
 }
-
-static double now_seconds(void)
-{
-        struct timespec ts;
-
-        clock_gettime(CLOCK_MONOTONIC, &ts);
-        return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
-}
-
-/* Shared with the parent process. */
-struct result {
-        uint64_t seeds, states, instants, seed, resumed, merged;
-        bool violated;
-        char text[1024];
-};
-
-static struct result *result; /* this job's */
 
 /* ---- what a seed stands for ---- */
 
@@ -408,14 +372,6 @@ static void scene_print(const struct scene *scene, FILE *to)
 
 /* ---- a run ---- */
 
-struct instant {
-        struct sim_world *world;
-        struct moment moment;
-        bool poisoned; /* a sync has failed */
-        bool unnoted;  /* and its caller could not yet note it anywhere */
-        bool merged;   /* whoever keeps the books knows that the layers are gone */
-};
-
 /* What opening a world found. */
 struct outcome {
         uint64_t key;
@@ -427,16 +383,13 @@ struct outcome {
 struct run {
         struct scene scene;
         struct random random;
-        bool violated, watching, poisoned, unnoted, merged;
-        unsigned failed_thread; /* whose sync failed */
-        char text[1024];
+        struct instants instants;
+        bool merged; /* whoever keeps the books knows that the layers are gone */
         unsigned life;
         struct sim_fs *fs;
         struct chain *chain;
         unsigned n_questions, n_asides, aside_instant;
         bool moves; /* the merge has begun to move blocks, or is over */
-        struct instant instants[MAX_INSTANTS];
-        unsigned n_instants;
         struct outcome *outcomes;
         size_t n_outcomes, room, n_spent;
 };
@@ -447,19 +400,6 @@ static bool is_where_to_step_aside(const char *name)
                 ++running->n_asides == running->scene.aside_at;
 }
 
-__attribute__((format(printf, 2, 3))) static void violation(
-        struct run *run, const char *format, ...)
-{
-        va_list list;
-
-        if (run->violated)
-                return;
-        run->violated = true;
-        va_start(list, format);
-        vsnprintf(run->text, sizeof(run->text), format, list);
-        va_end(list);
-}
-
 __attribute__((format(printf, 2, 3))) static int wrong(char sentence[512], const char *format, ...)
 {
         va_list list;
@@ -468,65 +408,6 @@ __attribute__((format(printf, 2, 3))) static int wrong(char sentence[512], const
         vsnprintf(sentence, 512, format, list);
         va_end(list);
         return -1;
-}
-
-static void on_deadlock(void)
-{
-        result->violated = true;
-        snprintf(result->text, sizeof(result->text), "the engine waits for ever");
-        _exit(1);
-}
-
-static void take_instant(struct run *run)
-{
-        struct instant *instant;
-
-        if (!run->watching || run->n_instants == MAX_INSTANTS)
-                return;
-        run->poisoned |= run->fs->fault_hit;
-        instant = &run->instants[run->n_instants++];
-        instant->world = sim_fs_snapshot(run->fs);
-        instant->moment = run->scene.model.now;
-        instant->poisoned = run->poisoned;
-        instant->unnoted = run->unnoted;
-        instant->merged = run->merged;
-        if (options.trace)
-                fprintf(stderr, "  [%u] -- instant %u%s%s\n", schedule_self(), run->n_instants - 1,
-                        instant->poisoned ? " (poisoned)" : "",
-                        instant->unnoted ? " (not noted)" : "");
-}
-
-/* Linux tells of a lost writeback once. Of a process that dies between being told and noting it
- * nothing can be asked; the note is the first thing that the thread makes, so its next step of any
- * kind says that it is there. */
-static void follow_failed_sync(struct run *run, bool inside_sync)
-{
-        if (run->fs->fault_hit && !run->poisoned) {
-                run->unnoted = true;
-                run->failed_thread = schedule_self();
-        } else if (run->unnoted && !inside_sync && schedule_self() == run->failed_thread) {
-                run->unnoted = false;
-        }
-}
-
-static void on_change(struct sim_fs *fs, enum sim_call call)
-{
-        follow_failed_sync(fs->opaque, call == SIM_SYNC);
-        take_instant(fs->opaque);
-}
-
-/* A region that changed: the note is one, too. */
-static void on_point(void)
-{
-        if (!running || !running->watching || !sim_fs_regions_changed(running->fs))
-                return;
-        follow_failed_sync(running, false);
-        take_instant(running);
-}
-
-static bool may_fail(const struct run *run)
-{
-        return run->poisoned || run->fs->fault_hit;
 }
 
 /* ---- the images ---- */
@@ -647,7 +528,7 @@ static void note_moving(struct run *run)
 
 static void note_aside(struct run *run)
 {
-        run->aside_instant = run->n_instants;
+        run->aside_instant = run->instants.n;
         note_moving(run);
 }
 
@@ -702,25 +583,26 @@ static void merge_alone(struct run *run)
 
         do {
                 r = do_merge(&run->scene, run->chain, &controls, &err);
-                follow_failed_sync(run, false);
-                take_instant(run);
-                if (options.trace)
+                instants_take(&run->instants);
+                if (driver_options.trace)
                         fprintf(stderr, "  [%u] merge: %s\n", schedule_self(),
                                 r < 0       ? err.message
                                         : r ? "stopped"
                                             : "finished");
         } while (r == 1);
         if (r < 0) {
-                if (!may_fail(run))
-                        violation(run, "the merge fails: %s", err.message);
+                if (!instants_may_fail(&run->instants))
+                        driver_violation("the merge fails: %s", err.message);
                 return;
         }
-        take_instant(run);
+        instants_take(&run->instants);
         if (chain_depth(run->chain) != n_left(&run->scene))
-                violation(run, "the chain has %u layers after the merge", chain_depth(run->chain));
+                driver_violation(
+                        "the chain has %u layers after the merge", chain_depth(run->chain));
         run->merged = true; /* it is in the books, durably */
-        result->merged++;
-        take_instant(run);
+        run->instants.stage = 1;
+        driver_result->counters[0]++;
+        instants_take(&run->instants);
         remove_layers(&run->scene, run->fs);
 }
 
@@ -733,105 +615,14 @@ static void *merge_main(void *argument)
 
 /* ---- the guest ---- */
 
-static int do_read(struct run *run, uint32_t i, unsigned flags)
+static void *guest_thread(void *argument)
 {
-        struct model *model = &run->scene.model;
-        const struct op *op = &model->ops[i];
-        uint64_t required = model->now.answered;
-        uint8_t *bytes = malloc(op->length);
-        int r = chain_read(run->chain, bytes, op->length, op->offset, flags);
-
-        for (uint32_t at = 0; at < op->length && r == 0; at += MODEL_CELL) {
-                uint32_t cell = (op->offset + at) / MODEL_CELL;
-                uint8_t value = model_value(model, cell, bytes + at);
-                char text[32];
-
-                if (!model_allows(model, cell, value, model->now.begun, required))
-                        violation(run, "operation %u reads cell %u as %s", i, cell,
-                                model_value_name(value, text));
-        }
-        free(bytes);
-        return r;
-}
-
-static int do_write(struct run *run, uint32_t i, unsigned flags)
-{
-        const struct model *model = &run->scene.model;
-        const struct op *op = &model->ops[i];
-        uint8_t *bytes = malloc(op->length);
-        int r;
-
-        for (uint32_t at = 0; at < op->length; at += MODEL_CELL)
-                model_fill(
-                        model, (op->offset + at) / MODEL_CELL, (uint8_t)(VALUE_OP + i), bytes + at);
-        r = chain_write(run->chain, bytes, op->length, op->offset, flags);
-        free(bytes);
-        return r;
-}
-
-static int do_op(struct run *run, uint32_t i, unsigned flags)
-{
-        const struct op *op = &run->scene.model.ops[i];
-
-        if (op->fua)
-                flags |= CHAIN_FUA;
-        if (op->no_hole)
-                flags |= CHAIN_NO_HOLE;
-        switch (op->kind) {
-        case OP_WRITE: return do_write(run, i, flags);
-        case OP_ZERO: return chain_zero(run->chain, op->length, op->offset, flags);
-        case OP_TRIM: return chain_trim(run->chain, op->length, op->offset, flags);
-        case OP_READ: return do_read(run, i, flags);
-        case OP_FLUSH: return chain_flush(run->chain);
-        }
-        return -EINVAL;
-}
-
-static void perform(struct run *run, uint32_t i)
-{
-        struct model *model = &run->scene.model;
-        const struct op *op = &model->ops[i];
-        uint64_t answered = model->now.answered;
-        char text[96];
-        int r = -EAGAIN;
-
-        if (options.trace)
-                fprintf(stderr, "  [%u] operation %u begins: %s\n", schedule_self(), i,
-                        model_op_name(op, text));
-        model_begin(model, i);
-        if (op->nowait && op->kind != OP_FLUSH)
-                r = do_op(run, i, CHAIN_NOWAIT);
-        if (r == -EAGAIN)
-                r = do_op(run, i, 0);
-        if (r < 0 && !may_fail(run) && chain_is_writable(run->chain))
-                violation(run, "operation %u (%s) fails: %s", i, model_op_name(op, text),
-                        strerror(-r));
-        model_end(model, i, r == 0, answered);
-        if (options.trace)
-                fprintf(stderr, "  [%u] operation %u: %s\n", schedule_self(), i,
-                        r == 0 ? "answered" : strerror(-r));
-        follow_failed_sync(run, false);
-        take_instant(run);
-}
-
-struct worker {
-        struct run *run;
-        unsigned thread;
-        pthread_t id;
-};
-
-static void *worker_main(void *argument)
-{
-        struct worker *worker = argument;
-        struct run *run = worker->run;
+        const struct guest *guest = argument;
+        struct run *run = running;
 
         while (run->scene.aside && !run->moves)
                 schedule_wait(&run->moves);
-        for (uint32_t i = 0; i < run->scene.model.n_ops; i++)
-                if (run->scene.model.ops[i].thread == worker->thread &&
-                        run->scene.model.ops[i].life == run->life)
-                        perform(run, i);
-        return NULL;
+        return guest_main((void *)(uintptr_t)guest);
 }
 
 /* ---- what was left: reading it ---- */
@@ -1044,7 +835,7 @@ static int end_merge(struct run *run, struct sim_fs *fs, struct chain *chain, st
         if (!watch->merged && chain_depth(chain) == scene->n_layers) {
                 if (do_merge(scene, chain, &controls, &err) < 0)
                         return wrong(sentence, "the merge does not go on: %s", err.message);
-                result->resumed++;
+                driver_result->counters[1]++;
         }
         if (chain_depth(chain) != n_left(scene))
                 return wrong(sentence, "the chain has %u layers", chain_depth(chain));
@@ -1153,6 +944,110 @@ static int judge_inside(
         return 0;
 }
 
+static void use_tool(struct run *run, struct sim_fs *fs, bool merged)
+{
+        const struct scene *scene = &run->scene;
+        unsigned i = (unsigned)random_between(&run->random, 1, scene->n_layers - 1);
+        struct chain_options chain_options = {.fs = &fs->fs};
+        struct relink_params relinking = {.fs = &fs->fs};
+        struct resize_params resizing = {.size = scene->size, .shrink = true};
+        struct resize_report report;
+
+        if (merged && is_gone(scene, i))
+                return;
+        switch (random_below(&run->random, 3)) {
+        case 0: relink(scene->paths[i], scene->paths[i - 1], &relinking, NULL, NULL); break;
+        case 1: resize(scene->paths[i], &chain_options, &resizing, &report, NULL); break;
+        default: chain_settle_image(&fs->fs, scene->paths[i], NULL, NULL); break;
+        }
+}
+
+/* Before the chain is opened a tool is used on one image of it, and does what it is asked or refuses. Then
+ * the process dies, or the power goes. */
+static int judge_tool(struct run *run, const struct sim_world *world, const struct instant *instant,
+        struct outcome *want)
+{
+        _cleanup_(sim_fs_freep) struct sim_fs *fs = sim_fs_new(sim_world_clone(world));
+        _cleanup_(sim_world_freep) struct sim_world *used = NULL, *state = NULL;
+        _cleanup_(sim_cut_freep) struct sim_cut *cut = NULL;
+        uint8_t got[MODEL_MAX_CELLS];
+        char text[32];
+        int64_t cell;
+
+        fs->fs.single_threaded = true;
+        fs->region_limit = REGION_BYTES;
+        use_tool(run, fs, want->merged);
+        used = sim_fs_snapshot(fs);
+        cut = sim_cut_new(used);
+        state = sim_cut_sample(cut, &run->random);
+        if (read_world(&run->scene, used, want->merged, got, want->sentence) < 0 ||
+                compare(&run->scene, want->values, got, "after a tool's use of one image",
+                        want->sentence) < 0 ||
+                read_world(&run->scene, state, want->merged, got, want->sentence) < 0)
+                return -1;
+        cell = find_wrong(run, got, instant->moment.begun, instant->moment.covered);
+        if (cell < 0)
+                return 0;
+        return wrong(want->sentence,
+                "after a tool's use of one image, and a cut, cell %" PRIi64 " is %s", cell,
+                model_value_name(got[cell], text));
+}
+
+/* What a world holds, as it is and when all that was not synced is lost. */
+static int judge_twice(struct run *run, const struct sim_world *world,
+        const struct instant *instant, bool merged, const char *what, char sentence[512])
+{
+        for (unsigned i = 0; i < 2; i++) {
+                _cleanup_(sim_world_freep) struct sim_world *state =
+                        i == 0 ? sim_world_clone(world) : sim_world_cut(world, false);
+                uint8_t got[MODEL_MAX_CELLS];
+                char text[32];
+                int64_t cell;
+
+                if (read_world(&run->scene, state, merged, got, sentence) < 0)
+                        return -1;
+                cell = find_wrong(run, got, instant->moment.begun, instant->moment.covered);
+                if (cell >= 0)
+                        return wrong(sentence, "%s%s cell %" PRIi64 " is %s", what,
+                                i == 0 ? "" : ", and a cut,", cell,
+                                model_value_name(got[cell], text));
+        }
+        return 0;
+}
+
+/* A sync fails while the chain is opened, once: whoever opens it next must know (E5). */
+static int judge_failing_sync(struct run *run, const struct sim_world *world,
+        const struct instant *instant, struct outcome *want)
+{
+        const struct scene *scene = &run->scene;
+        const char *path = want->merged ? new_leaf(scene) : old_leaf(scene);
+        struct sim_fault fault = {
+                .call = SIM_SYNC,
+                .failure = SIM_LOSE,
+                .error = EIO,
+                .at = (unsigned)random_below(&run->random, 2),
+                .path = scene->paths[random_below(&run->random, scene->n_layers)],
+        };
+        _cleanup_(sim_world_freep) struct sim_world *left = sim_world_clone(world);
+
+        for (unsigned i = 0; i < 2; i++) {
+                _cleanup_(sim_fs_freep) struct sim_fs *fs = sim_fs_new(TAKE_PTR(left));
+                _cleanup_(chain_abandonp) struct chain *chain = NULL;
+
+                fs->fs.single_threaded = true;
+                fs->region_limit = REGION_BYTES;
+                if (i == 0)
+                        sim_fs_arm(fs, &fault);
+                if (open_chain(fs, path, true, &chain, want->sentence) == 0 &&
+                        chain_is_writable(chain))
+                        (void)chain_flush(chain);
+                left = sim_fs_snapshot(fs);
+                if (i == 0 && !fs->fault_hit)
+                        return 0;
+        }
+        return judge_twice(run, left, instant, want->merged, "after a failed sync", want->sentence);
+}
+
 static int judge_world(struct run *run, const struct sim_world *world,
         const struct instant *instant, struct outcome *ret)
 {
@@ -1161,6 +1056,10 @@ static int judge_world(struct run *run, const struct sim_world *world,
                 .merged = ret->merged, .every = (unsigned)random_between(&run->random, 1, 4)};
         int r = read_world(&run->scene, world, ret->merged, ret->values, ret->sentence);
 
+        if (r == 0 && random_chance(&run->random, 15))
+                r = judge_tool(run, world, instant, ret);
+        if (r == 0 && random_chance(&run->random, 15))
+                r = judge_failing_sync(run, world, instant, ret);
         if (r < 0)
                 return r;
         fs = sim_fs_new(sim_world_clone(world));
@@ -1198,30 +1097,29 @@ static struct outcome *outcome_of(struct run *run, const struct sim_world *world
         memset(outcome, 0, sizeof(*outcome));
         outcome->key = key;
         outcome->poisoned = poisoned;
-        outcome->merged = instant->merged;
+        outcome->merged = instant->stage;
         outcome->bad = judge_world(run, world, instant, outcome) < 0;
-        result->states++;
+        driver_result->states++;
         return outcome;
 }
 
 static void judge_state(struct run *run, const struct sim_world *world, unsigned index,
         const char *what, uint64_t required, bool poisoned)
 {
-        const struct instant *instant = &run->instants[index];
+        const struct instant *instant = &run->instants.all[index];
         const struct outcome *outcome = outcome_of(run, world, instant, poisoned);
         int64_t cell;
         char text[32];
 
         if (outcome->bad) {
-                violation(run, "life %u, instant %u, %s: %s", run->life, index, what,
-                        outcome->sentence);
+                driver_violation(
+                        "life %u, instant %u, %s: %s", run->life, index, what, outcome->sentence);
                 return;
         }
         cell = find_wrong(run, outcome->values, instant->moment.begun, required);
         if (cell >= 0)
-                violation(run,
-                        "life %u, instant %u, %s: cell %" PRIi64 " is %s, begun %#" PRIx64
-                        ", required %#" PRIx64,
+                driver_violation("life %u, instant %u, %s: cell %" PRIi64 " is %s, begun %#" PRIx64
+                                 ", required %#" PRIx64,
                         run->life, index, what, cell, model_value_name(outcome->values[cell], text),
                         instant->moment.begun, required);
 }
@@ -1234,7 +1132,7 @@ static uint64_t required_after_death(const struct instant *instant)
 /* A death between two stores: nothing was answered or seen by anybody in between. */
 static void judge_torn_death(struct run *run, unsigned index)
 {
-        const struct instant *instant = &run->instants[index], *before = instant - 1;
+        const struct instant *instant = &run->instants.all[index], *before = instant - 1;
         _cleanup_(sim_world_freep) struct sim_world *torn = NULL;
 
         if (index == 0 || sim_world_same_regions(before->world, instant->world))
@@ -1248,7 +1146,7 @@ static void judge_torn_death(struct run *run, unsigned index)
 
 static void judge_instant(struct run *run, unsigned index)
 {
-        const struct instant *instant = &run->instants[index];
+        const struct instant *instant = &run->instants.all[index];
         _cleanup_(sim_cut_freep) struct sim_cut *cut = sim_cut_new(instant->world);
         uint64_t n_states = sim_cut_n_states(cut);
         bool all = n_states <= FULL_STATES;
@@ -1256,9 +1154,9 @@ static void judge_instant(struct run *run, unsigned index)
         if (!instant->unnoted)
                 judge_state(run, instant->world, index, "the process's death",
                         required_after_death(instant), instant->poisoned);
-        if (!instant->unnoted && !run->violated)
+        if (!instant->unnoted && !driver_result->violated)
                 judge_torn_death(run, index);
-        for (uint64_t i = 0; i < (all ? n_states : SAMPLES) && !run->violated; i++) {
+        for (uint64_t i = 0; i < (all ? n_states : SAMPLES) && !driver_result->violated; i++) {
                 _cleanup_(sim_world_freep) struct sim_world *world =
                         all ? sim_cut_state(cut, i) : sim_cut_sample(cut, &run->random);
 
@@ -1269,9 +1167,9 @@ static void judge_instant(struct run *run, unsigned index)
 /* In an order of chance, until the life's share of states is used up. */
 static void judge_instants(struct run *run)
 {
-        unsigned n = run->n_instants;
+        unsigned n = run->instants.n;
         _cleanup_free_ unsigned *order = malloc((n + 1) * sizeof(unsigned));
-        size_t stop = run->n_outcomes + options.budget / run->scene.n_lives;
+        size_t stop = run->n_outcomes + driver_options.budget / run->scene.n_lives;
 
         for (unsigned i = 0; i < n; i++)
                 order[i] = i;
@@ -1290,9 +1188,9 @@ static void judge_instants(struct run *run)
                 order[i] = order[first];
                 order[first++] = instant;
         }
-        for (unsigned i = 0; i < n && !run->violated && run->n_outcomes < stop; i++)
+        for (unsigned i = 0; i < n && !driver_result->violated && run->n_outcomes < stop; i++)
                 judge_instant(run, order[i]);
-        result->instants += n;
+        driver_result->instants += n;
 }
 
 /* ---- lives ---- */
@@ -1300,7 +1198,7 @@ static void judge_instants(struct run *run)
 static void work(struct run *run)
 {
         unsigned n = run->scene.n_threads + run->scene.has_reader;
-        struct worker workers[MAX_THREADS + 1];
+        struct guest guests[MAX_THREADS + 1];
         pthread_t merger;
         bool merges = !run->merged && chain_depth(run->chain) == run->scene.n_layers;
 
@@ -1313,15 +1211,19 @@ static void work(struct run *run)
                 pthread_create(&merger, NULL, merge_main, run) != 0)
                 abort();
         for (unsigned i = n; i-- > 0;) {
-                workers[i] = (struct worker){.run = run, .thread = i};
-                if (pthread_create(&workers[i].id, NULL, worker_main, &workers[i]) != 0)
+                guests[i] = (struct guest){.chain = run->chain,
+                        .model = &run->scene.model,
+                        .instants = &run->instants,
+                        .thread = i,
+                        .life = run->life};
+                if (pthread_create(&guests[i].id, NULL, guest_thread, &guests[i]) != 0)
                         abort();
         }
         if (merges && run->scene.inside_guest &&
                 pthread_create(&merger, NULL, merge_main, run) != 0)
                 abort();
         for (unsigned i = 0; i < n; i++)
-                pthread_join(workers[i].id, NULL);
+                pthread_join(guests[i].id, NULL);
         if (merges)
                 pthread_join(merger, NULL);
 }
@@ -1335,13 +1237,13 @@ static void read_living(struct run *run)
         int64_t cell;
 
         if (read_chain(&run->scene, run->chain, values, sentence) < 0) {
-                violation(run, "life %u at its end: %s", run->life, sentence);
+                driver_violation("life %u at its end: %s", run->life, sentence);
                 return;
         }
         cell = find_wrong(run, values, now->begun, now->answered);
         if (cell >= 0)
-                violation(run, "life %u at its end: cell %" PRIi64 " reads as %s", run->life, cell,
-                        model_value_name(values[cell], text));
+                driver_violation("life %u at its end: cell %" PRIi64 " reads as %s", run->life,
+                        cell, model_value_name(values[cell], text));
 }
 
 static bool open_life(struct run *run, struct sim_world *world)
@@ -1350,22 +1252,21 @@ static bool open_life(struct run *run, struct sim_world *world)
         char sentence[512];
         bool good;
 
-        fs->opaque = run;
-        fs->on_change = on_change;
+        instants_watch(&run->instants, fs, &run->scene.model, MAX_INSTANTS);
         fs->split_writes = run->scene.split_writes;
         fs->nowait_again = run->scene.nowait_again;
         fs->no_punch = run->scene.no_punch;
         fs->region_limit = REGION_BYTES;
         fs->random.state = run->scene.seed + run->life;
-        fs->trace = options.trace ? stderr : NULL;
+        fs->trace = driver_options.trace ? stderr : NULL;
         if (run->scene.has_fault && run->scene.fault_life == run->life)
                 sim_fs_arm(fs, &run->scene.fault);
         good = open_chain(fs, run->merged ? new_leaf(&run->scene) : old_leaf(&run->scene), true,
                        &run->chain, sentence) == 0;
         if (good && chain_is_writable(run->chain))
                 return true;
-        if (!may_fail(run))
-                violation(run, "life %u does not open for writing: %s", run->life,
+        if (!instants_may_fail(&run->instants))
+                driver_violation("life %u does not open for writing: %s", run->life,
                         good ? "it is for reading only" : sentence);
         return false;
 }
@@ -1373,28 +1274,30 @@ static bool open_life(struct run *run, struct sim_world *world)
 /* The disk on which the next life begins. */
 static struct sim_world *next_world(struct run *run)
 {
-        unsigned index = (unsigned)random_below(&run->random, run->n_instants);
-        const struct instant *instant = &run->instants[index];
+        unsigned index = (unsigned)random_below(&run->random, run->instants.n);
+        const struct instant *instant = &run->instants.all[index];
         struct model *model = &run->scene.model;
         _cleanup_(sim_cut_freep) struct sim_cut *cut = NULL;
         uint8_t values[MODEL_MAX_CELLS];
         struct sim_world *world;
         char sentence[512];
 
-        if (options.trace)
+        if (driver_options.trace)
                 fprintf(stderr, "life %u ends at instant %u\n", run->life, index);
         model->now = instant->moment;
         model->now.ended = model->now.begun;
-        run->merged = instant->merged;
+        run->merged = instant->stage;
+        run->instants.stage = instant->stage;
         if (!run->scene.ends_by_cut && !instant->unnoted) {
-                run->poisoned = instant->poisoned;
+                run->instants.poisoned = instant->poisoned;
                 return sim_world_clone(instant->world);
         }
-        run->poisoned = false;
+        run->instants.poisoned = false;
         cut = sim_cut_new(instant->world);
         world = sim_cut_sample(cut, &run->random);
         if (read_world(&run->scene, world, run->merged, values, sentence) < 0)
-                violation(run, "life %u, instant %u, a power cut: %s", run->life, index, sentence);
+                driver_violation(
+                        "life %u, instant %u, a power cut: %s", run->life, index, sentence);
         else
                 model_restart(model, values);
         return world;
@@ -1406,296 +1309,66 @@ static struct sim_world *live(struct run *run, struct sim_world *world)
         bool last = run->life + 1 == run->scene.n_lives;
         struct sim_world *next = NULL;
 
-        run->unnoted = false;
         run->n_questions = run->n_asides = run->aside_instant = 0;
         running = run;
-        schedule_on_point = on_point;
         if (run->scene.policy != SCHEDULE_INSIDE)
                 schedule_set_policy(run->scene.policy, run->scene.seed * 4 + run->life, POINTS);
-        mutants_on = run->watching = true;
+        driver_mutants_on = true;
         if (open_life(run, world)) {
                 work(run);
-                if (!run->violated)
+                if (!driver_result->violated)
                         read_living(run);
         }
-        run->watching = false;
+        instants_rest(&run->instants);
         running = NULL;
-        schedule_on_point = NULL;
         schedule_set_policy(SCHEDULE_STAY, run->scene.seed, 0);
         run->chain = chain_abandon(run->chain);
-        if (!run->violated)
+        if (!driver_result->violated)
                 judge_instants(run);
-        if (!last && !run->violated && run->n_instants > 0)
+        if (!last && !driver_result->violated && run->instants.n > 0)
                 next = next_world(run);
-        mutants_on = false;
-        for (unsigned i = 0; i < run->n_instants; i++)
-                sim_world_free(run->instants[i].world);
-        run->n_instants = 0;
+        driver_mutants_on = false;
+        instants_clear(&run->instants);
         run->fs = sim_fs_free(run->fs);
         return next;
 }
 
-static bool run_seed(uint64_t seed)
+static void run_seed(uint64_t seed)
 {
         struct run *run = calloc(1, sizeof(*run));
         struct sim_world *world;
-        bool good;
 
         assert(run != NULL);
         run->random.state = random_mix(seed + 7);
+        run->instants.trace = driver_options.trace;
         scene_init(&run->scene, seed);
-        result->seed = seed;
-        if (options.trace)
+        if (driver_options.trace)
                 scene_print(&run->scene, stderr);
         schedule_begin();
         schedule_set_policy(SCHEDULE_STAY, seed, 0);
         world = make_world(&run->scene);
-        for (run->life = 0; run->life < run->scene.n_lives && world && !run->violated; run->life++)
+        for (run->life = 0; run->life < run->scene.n_lives && world && !driver_result->violated;
+                run->life++)
                 world = live(run, world);
         sim_world_free(world);
         schedule_end();
-        good = !run->violated;
-        if (!good) {
-                result->violated = true;
-                memcpy(result->text, run->text, sizeof(result->text));
-        }
         free(run->outcomes);
         free(run);
-        return good;
 }
-
-/* ---- jobs: processes of their own, as a mutant may crash or hang ---- */
-
-static void use_one_processor(unsigned job)
-{
-        cpu_set_t all, one;
-        unsigned n = 0;
-
-        /* The threads of a run take turns: on one processor that is cheap. */
-        if (sched_getaffinity(0, sizeof(all), &all) < 0 || CPU_COUNT(&all) == 0)
-                return;
-        job %= (unsigned)CPU_COUNT(&all);
-        CPU_ZERO(&one);
-        for (int i = 0; i < CPU_SETSIZE; i++)
-                if (CPU_ISSET(i, &all) && n++ == job)
-                        CPU_SET(i, &one);
-        sched_setaffinity(0, sizeof(one), &one);
-}
-
-static void job_main(unsigned job, double until)
-{
-        schedule_on_deadlock = on_deadlock;
-        use_one_processor(job);
-        for (uint64_t seed = options.first_seed + job; seed <= options.last_seed;
-                seed += options.jobs) {
-                if (!run_seed(seed))
-                        _exit(1);
-                result->seeds++;
-                if (until > 0 && now_seconds() > until)
-                        break;
-                if (options.states && result->states * options.jobs >= options.states)
-                        break;
-        }
-        exit(0);
-}
-
-/* One job ended: was it good? */
-static bool job_was_good(struct result *of, int status)
-{
-        if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
-                return true;
-        if (!of->violated)
-                snprintf(of->text, sizeof(of->text), "the engine crashes: %s",
-                        WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : "it exits");
-        of->violated = true;
-        return false;
-}
-
-/* Runs the jobs; the first violation ends them all. */
-static bool run_jobs(struct result *results, bool quiet)
-{
-        double until = options.seconds > 0 ? now_seconds() + options.seconds : 0;
-        pid_t pids[MAX_JOBS];
-        bool good = true;
-
-        memset(results, 0, MAX_JOBS * sizeof(*results));
-        fflush(NULL);
-        for (unsigned i = 0; i < options.jobs; i++) {
-                pids[i] = fork();
-                if (pids[i] == 0) {
-                        result = &results[i];
-                        if (quiet && !options.trace && !freopen("/dev/null", "w", stderr))
-                                _exit(3);
-                        job_main(i, until);
-                }
-        }
-        for (unsigned left = options.jobs; left > 0; left--) {
-                int status;
-                pid_t pid = wait(&status);
-
-                for (unsigned i = 0; i < options.jobs; i++) {
-                        if (pids[i] != pid)
-                                continue;
-                        pids[i] = -1;
-                        if (!good || job_was_good(&results[i], status))
-                                continue;
-                        good = false;
-                        for (unsigned k = 0; k < options.jobs; k++)
-                                if (pids[k] > 0)
-                                        kill(pids[k], SIGKILL);
-                }
-        }
-        return good;
-}
-
-static struct result sum_of(const struct result *results)
-{
-        struct result sum = {0};
-
-        for (unsigned i = 0; i < options.jobs; i++) {
-                sum.seeds += results[i].seeds;
-                sum.states += results[i].states;
-                sum.instants += results[i].instants;
-                sum.resumed += results[i].resumed;
-                sum.merged += results[i].merged;
-                if (results[i].violated && !sum.violated) {
-                        sum.violated = true;
-                        sum.seed = results[i].seed;
-                        memcpy(sum.text, results[i].text, sizeof(sum.text));
-                }
-        }
-        return sum;
-}
-
-static int enumerate(struct result *results)
-{
-        double start = now_seconds();
-        bool good = run_jobs(results, false);
-        struct result sum = sum_of(results);
-
-        if (!good)
-                fprintf(stderr,
-                        "violation: seed %" PRIu64 ": %s\nagain: merges --seeds %" PRIu64
-                        " --budget %" PRIu64 " --trace\n",
-                        sum.seed, sum.text, sum.seed, options.budget);
-        printf("summary: %" PRIu64 " states at %" PRIu64 " instants of %" PRIu64
-               " seeds, in which %" PRIu64 " merges ended and %" PRIu64
-               " were begun again, in %.0f s: %s\n",
-                sum.states, sum.instants, sum.seeds, sum.merged, sum.resumed, now_seconds() - start,
-                good ? "no violation" : "VIOLATED");
-        if (good && sum.states < options.states) {
-                fprintf(stderr, "merges: %" PRIu64 " states are fewer than %" PRIu64 "\n",
-                        sum.states, options.states);
-                return 1;
-        }
-        return good ? 0 : 1;
-}
-
-struct mutant {
-        const char *name, *what;
-};
 
 #define MUTANT_ENTRY(name, what) {name, what},
-static const struct mutant mutants[] = {MUTANT_LIST_MERGE(MUTANT_ENTRY)
-                MUTANT_LIST_SNAPSHOT(MUTANT_ENTRY) MUTANT_LIST(MUTANT_ENTRY)};
-#define N_OURS (sizeof((struct mutant[]){MUTANT_LIST_MERGE(MUTANT_ENTRY)}) / sizeof(mutants[0]))
-
-static int hunt(struct result *results, const struct mutant *mutant)
-{
-        double start = now_seconds();
-        struct result sum;
-        bool good;
-
-        options.mutant = mutant->name;
-        good = run_jobs(results, true);
-        sum = sum_of(results);
-        if (good)
-                printf("mutant %s: NOT SEEN after %" PRIu64 " states of %" PRIu64
-                       " seeds, %.1f s (%s)\n",
-                        mutant->name, sum.states, sum.seeds, now_seconds() - start, mutant->what);
-        else
-                printf("mutant %s: seen at seed %" PRIu64 " after %" PRIu64 " states, %.1f s: %s\n",
-                        mutant->name, sum.seed, sum.states, now_seconds() - start, sum.text);
-        fflush(stdout);
-        return good ? 1 : 0;
-}
-
-static int hunt_mutants(struct result *results)
-{
-        unsigned n = sizeof(mutants) / sizeof(mutants[0]), n_hunted = 0, missed = 0;
-        const char *only = options.mutant;
-
-        for (unsigned i = 0; i < n; i++) {
-                if (only ? strcmp(only, mutants[i].name) != 0 : i >= N_OURS)
-                        continue;
-                n_hunted++;
-                missed += (unsigned)hunt(results, &mutants[i]);
-        }
-        printf("summary: %u of %u mutants seen\n", n_hunted - missed, n_hunted);
-        return n_hunted == 0 ? 2 : missed ? 1 : 0;
-}
-
-/* ---- the command line ---- */
-
-static bool parse_value(const char *name, const char *value)
-{
-        char *end;
-
-        if (strcmp(name, "--mutant") == 0) {
-                options.mutant = value;
-                return true;
-        }
-        if (strcmp(name, "--seconds") == 0) {
-                options.seconds = strtod(value, &end);
-        } else if (strcmp(name, "--seeds") == 0) {
-                options.first_seed = options.last_seed = strtoull(value, &end, 0);
-                if (*end == '-')
-                        options.last_seed = strtoull(end + 1, &end, 0);
-                if (options.first_seed == options.last_seed)
-                        options.jobs = 1;
-        } else if (strcmp(name, "--states") == 0) {
-                options.states = strtoull(value, &end, 0);
-        } else if (strcmp(name, "--budget") == 0) {
-                options.budget = strtoull(value, &end, 0);
-        } else if (strcmp(name, "--jobs") == 0) {
-                options.jobs = (unsigned)strtoul(value, &end, 0);
-        } else {
-                return false;
-        }
-        return *end == '\0' && options.jobs >= 1 && options.jobs <= MAX_JOBS;
-}
+static const struct driver_mutant mutants[] = {MUTANT_LIST_MERGE(MUTANT_ENTRY)};
 
 int main(int argc, char **argv)
 {
-        struct result *results;
+        static const struct driver driver = {
+                .name = "merges",
+                .run_seed = run_seed,
+                .counters = {"merges that ended", "begun again"},
+                .mutants = mutants,
+                .n_mutants = sizeof(mutants) / sizeof(mutants[0]),
+                .at_step = at_step,
+        };
 
-        for (int i = 1; i < argc; i++) {
-                if (strcmp(argv[i], "--trace") == 0) {
-                        options.trace = true;
-                } else if (strcmp(argv[i], "--all-mutants") == 0) {
-                        options.all_mutants = true;
-                } else if (strcmp(argv[i], "--long") == 0) {
-                        options.is_long = true;
-                } else if (i + 1 < argc && parse_value(argv[i], argv[i + 1])) {
-                        i++;
-                } else {
-                        fprintf(stderr,
-                                "usage: merges [--seeds FIRST[-LAST]] [--states N] [--jobs N] "
-                                "[--budget N] [--seconds N] [--long] [--mutant NAME] "
-                                "[--all-mutants] [--trace]\n");
-                        return 2;
-                }
-        }
-        if (getenv("VHDD_LONG") && !options.mutant && !options.all_mutants &&
-                options.last_seed > options.first_seed)
-                options.is_long = true;
-        if (options.is_long) {
-                options.states = MAX_OF(options.states, UINT64_C(1000000));
-                options.budget = MAX_OF(options.budget, UINT64_C(800));
-                options.last_seed = UINT64_MAX / 2;
-        }
-        results = mmap(NULL, MAX_JOBS * sizeof(*results), PROT_READ | PROT_WRITE,
-                MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-        assert(results != MAP_FAILED);
-        return options.all_mutants || options.mutant ? hunt_mutants(results) : enumerate(results);
+        return driver_main(argc, argv, &driver);
 }

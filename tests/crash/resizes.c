@@ -12,7 +12,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,25 +52,12 @@ struct run {
         struct sim_fs *fs;
         struct sim_world **instants;
         uint32_t n_instants;
-        bool violated, watching;
+        bool watching;
         uint64_t n_opened;
         struct random random;
 };
 
 static struct driver_set seen_states, seen_here;
-
-__attribute__((format(printf, 2, 3))) static void violation(
-        struct run *run, const char *format, ...)
-{
-        va_list list;
-
-        if (run->violated)
-                return;
-        run->violated = true;
-        va_start(list, format);
-        vsnprintf(driver_result->text, sizeof(driver_result->text), format, list);
-        va_end(list);
-}
 
 /* ---- what a seed stands for ---- */
 
@@ -349,13 +335,13 @@ static bool check_chain(struct run *run, struct chain *chain, uint64_t want, con
         int r;
 
         if (want ? size != want : size != scene->old && size != scene->new) {
-                violation(run, "%s: the disk has %" PRIu64 " bytes (%u to become %u)", what, size,
+                driver_violation("%s: the disk has %" PRIu64 " bytes (%u to become %u)", what, size,
                         scene->old, scene->new);
                 return false;
         }
         r = chain_read(chain, bytes, size, 0, 0);
         if (r < 0) {
-                violation(run, "%s: it cannot be read: %s", what, strerror(-r));
+                driver_violation("%s: it cannot be read: %s", what, strerror(-r));
                 return false;
         }
         if (memcmp(bytes, scene->content, MIN_OF(size, kept)) == 0 &&
@@ -363,8 +349,8 @@ static bool check_chain(struct run *run, struct chain *chain, uint64_t want, con
                 return true;
         for (uint64_t i = 0; i < size; i++)
                 if (bytes[i] != (i < kept ? scene->content[i] : 0)) {
-                        violation(run,
-                                "%s: byte %" PRIu64 " of %" PRIu64 " (%u to become %u) is %#x",
+                        driver_violation("%s: byte %" PRIu64 " of %" PRIu64
+                                         " (%u to become %u) is %#x",
                                 what, i, size, scene->old, scene->new, bytes[i]);
                         return false;
                 }
@@ -384,7 +370,7 @@ static bool open_and_check(struct run *run, const struct sim_world *world, bool 
         prepare_fs(run, fs);
         run->n_opened++;
         if (chain_open(LEAF, &chain_options, &chain, &err) < 0) {
-                violation(run, "%s: it does not open%s: %s", what, writable ? " for writing" : "",
+                driver_violation("%s: it does not open%s: %s", what, writable ? " for writing" : "",
                         err.message);
                 return false;
         }
@@ -392,14 +378,14 @@ static bool open_and_check(struct run *run, const struct sim_world *world, bool 
                 if (ret_read_only)
                         *ret_read_only = true;
                 else
-                        violation(run, "%s: it opens read-only", what);
+                        driver_violation("%s: it opens read-only", what);
         }
         check_chain(run, chain, want, what);
         if (writable)
                 chain_close(chain, &err);
         else
                 chain_abandon(chain);
-        return !run->violated;
+        return !driver_result->violated;
 }
 
 static void note_finding(void *opaque, const struct vhd_finding *finding)
@@ -423,10 +409,10 @@ static bool check_file(struct run *run, const struct sim_world *world, const cha
                 return true;
         if (file_open(&fs->fs, LEAF, FILE_READ, &file, &err) < 0 ||
                 vhd_check(file, 0, note_finding, found, &checked, &err) < 0)
-                violation(run, "%s: it cannot be checked: %s", what, err.message);
+                driver_violation("%s: it cannot be checked: %s", what, err.message);
         else if (found[0])
-                violation(run, "%s: %s", what, found);
-        return !run->violated;
+                driver_violation("%s: %s", what, found);
+        return !driver_result->violated;
 }
 
 static void judge_world(
@@ -448,13 +434,13 @@ static void judge_world(
         fs = sim_fs_new(sim_world_clone(world));
         prepare_fs(run, fs);
         if (do_resize(run, fs, &err) < 0) {
-                violation(run, "%s: it cannot be resized once more: %s", what, err.message);
+                driver_violation("%s: it cannot be resized once more: %s", what, err.message);
                 return;
         }
         done = sim_fs_snapshot(fs);
         cut = sim_world_cut(done, false);
         if (sim_world_n_regions(done) != 0 || sim_world_has(done, LEAF INTENT_ENDING))
-                violation(run, "%s: resized once more it leaves something", what);
+                driver_violation("%s: resized once more it leaves something", what);
         if (open_and_check(run, done, false, run->scene.new, "resized once more", NULL) &&
                 open_and_check(
                         run, cut, false, run->scene.new, "resized once more, and a cut", NULL))
@@ -474,7 +460,7 @@ static void judge_instant(struct run *run, uint32_t index)
         /* E5: a sync that failed, or a write of a round that did, may have poisoned it. */
         judge_world(run, world, run->fs->fault_hit, what);
         snprintf(what, sizeof(what), "instant %u, a power cut", index);
-        for (uint64_t i = 0; i < n && !run->violated; i++) {
+        for (uint64_t i = 0; i < n && !driver_result->violated; i++) {
                 _cleanup_(sim_world_freep) struct sim_world *state =
                         all ? sim_cut_state(cut, i) : sim_cut_sample(cut, &run->random);
 
@@ -487,8 +473,8 @@ static void judge_all(struct run *run)
         uint32_t n = run->n_instants;
         uint32_t first = (uint32_t)random_below(&run->random, n + 1);
 
-        for (uint32_t i = 0; i < n && !run->violated && run->n_opened < 4 * driver_options.budget;
-                i++)
+        for (uint32_t i = 0;
+                i < n && !driver_result->violated && run->n_opened < 4 * driver_options.budget; i++)
                 judge_instant(run, (first + i * 7919) % n);
         driver_result->instants += n;
 }
@@ -513,30 +499,27 @@ static void work(struct run *run, struct sim_world *world)
                 fprintf(stderr, "kind %u, %u to %u: %d %s\n", run->scene.kind, run->scene.old,
                         run->scene.new, r, r < 0 ? err.message : "");
         if (r < 0 && !run->fs->fault_hit)
-                violation(run, "resizing fails: %s", err.message);
-        if (!run->violated)
+                driver_violation("resizing fails: %s", err.message);
+        if (!driver_result->violated)
                 judge_all(run);
 }
 
-static bool run_seed(uint64_t seed)
+static void run_seed(uint64_t seed)
 {
         struct run *run = calloc(1, sizeof(*run));
         struct error err = ERROR_INIT;
         struct sim_world *world;
-        bool violated;
 
         assert(run != NULL);
         run->instants = calloc(MAX_MOMENTS + 1, sizeof(struct sim_world *));
         assert(run->instants != NULL);
-        driver_result->seed = seed;
         run->random.state = random_mix(seed + 99);
         scene_init(&run->scene, seed);
         world = make_world(&run->scene, &err);
         if (world)
                 work(run, world);
         else
-                violation(run, "the images cannot be made: %s", err.message);
-        violated = run->violated;
+                driver_violation("the images cannot be made: %s", err.message);
         for (uint32_t i = 0; i < run->n_instants; i++)
                 sim_world_free(run->instants[i]);
         sim_fs_free(run->fs);
@@ -544,7 +527,6 @@ static bool run_seed(uint64_t seed)
         free(run->scene.content);
         free(run);
         driver_set_done(&seen_here);
-        return !violated;
 }
 
 #define MUTANT_ENTRY(name, what) {name, what},
@@ -553,7 +535,7 @@ static const struct driver_mutant mutants[] = {MUTANT_LIST_RESIZE(MUTANT_ENTRY)}
 int main(int argc, char **argv)
 {
         static const struct driver driver = {
-                .name = "resize",
+                .name = "resizes",
                 .run_seed = run_seed,
                 .counters = {"blocks moved", "shrinks"},
                 .mutants = mutants,

@@ -159,6 +159,20 @@ static struct thing *new_thing(void)
         return thing;
 }
 
+/* What gave up is freed by whoever runs its call later: a sanitizer's build says if it is not. */
+Test(grace, waits_for_so_long_and_no_longer)
+{
+        uint64_t ticket = grace_enter(grace);
+
+        cr_expect(not(grace_wait_for(grace, 5)));
+        cr_expect(not(grace_wait_for(grace, 1)));
+        grace_leave(grace, ticket);
+        cr_expect(grace_wait_for(grace, 60000));
+        ticket = grace_enter(grace);
+        cr_expect(not(grace_wait_for(grace, 1)));
+        grace_leave(grace, ticket);
+}
+
 Test(grace, nobody_sees_the_dead)
 {
         pthread_t readers[N_READERS];

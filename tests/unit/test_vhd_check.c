@@ -495,12 +495,8 @@ static int failing_sync(struct file *file)
         return -EIO;
 }
 
-/* E5: after a failed sync the image is read-only until somebody looked at it. */
-Test(vhd_check, lifts_the_poison_of_a_failed_sync)
+static void fail_a_sync(struct file *file)
 {
-        _cleanup_make_ struct make make = make_sparse(3, 8, 4096, 2);
-        struct file *file = file_of(&make);
-        struct vhd_repair_result repaired;
         struct error err = ERROR_INIT;
         struct file_ops ops = *file->ops;
         struct image *image = NULL;
@@ -517,7 +513,18 @@ Test(vhd_check, lifts_the_poison_of_a_failed_sync)
         file->ops = &ops;
         cr_expect(image->format->flush(image) < 0);
         image_abandon(image);
+}
 
+/* E5: after a failed sync the image is read-only until somebody looked at it. */
+Test(vhd_check, lifts_the_poison_of_a_failed_sync)
+{
+        _cleanup_make_ struct make make = make_sparse(3, 8, 4096, 2);
+        struct file *file = file_of(&make);
+        struct vhd_repair_result repaired;
+        struct error err = ERROR_INIT;
+        struct image *image = NULL;
+
+        fail_a_sync(file);
         cr_assert(file_open(host_fs(), path, FILE_WRITE, &file, NULL) == 0);
         cr_expect(strstr(checked(file, 0, NULL), "!sync-failed+") != NULL);
         cr_assert(vhd_repair(file, 0, NULL, NULL, &repaired, &err) == 0, "%s", err.message);
@@ -525,4 +532,23 @@ Test(vhd_check, lifts_the_poison_of_a_failed_sync)
         cr_assert(image_open(file, NULL, IMAGE_WRITABLE, &image, &err) == 0);
         cr_expect(image->writable, "%s", image->warning);
         cr_assert(image_close(image, &err) == 0);
+}
+
+/* E5, E11: what was merged into it and lost is given up in a redo file of an image above, which would be
+ * replayed from then on. */
+Test(vhd_check, keeps_the_poison_in_the_middle_of_a_merge)
+{
+        _cleanup_make_ struct make make = make_sparse(3, 8, 4096, 2);
+        struct file *file;
+        struct vhd_repair_result repaired;
+
+        MAKE_CHANGE_FOOTER(&make, true, true, footer.hidden = VHD_HIDDEN_MERGE);
+        file = file_of(&make);
+        fail_a_sync(file);
+        cr_assert(file_open(host_fs(), path, FILE_WRITE, &file, NULL) == 0);
+        cr_assert(vhd_repair(file, 0, NULL, NULL, &repaired, NULL) == 0);
+        cr_expect(strstr(checked(file, 0, NULL), "!sync-failed") != NULL);
+        cr_expect(strstr(checked(file, 0, NULL), "!sync-failed+") == NULL);
+        cr_assert(vhd_repair(file, VHD_CHECK_FORCE, NULL, NULL, &repaired, NULL) == 0);
+        cr_expect(strstr(checked(file, 0, NULL), "sync-failed") == NULL);
 }

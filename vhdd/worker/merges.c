@@ -9,6 +9,10 @@
  *                error  v   |
  *              paused, failed              merge.free from anywhere: it stops, and is gone
  *
+ * What sendfile queued for a client that takes nothing must leave before blocks move (E8). merge.begin waits
+ * for that a moment, and is refused: the broker tries again. From the beginning to the end of a merge
+ * replies are copied, so its end has nobody to wait for who can take long.
+ *
  * A compaction (compact.begin) has nothing to finish. It changes the leaf alone, and so stands still from
  * a snapshot's switch to its commit; the leaf is another one then, and it fails with ESTALE.
  */
@@ -31,6 +35,7 @@
 #define STAND_MS      60u   /* so long a merge stands still to see what clients are used to */
 #define STAND_EACH_MS 1000u /* and not more often */
 #define KNOWN_MS      3000u /* so long a latency that was seen is taken for the present one */
+#define PATIENCE_MS   700u  /* other verbs wait meanwhile */
 #define NICE          10
 #define COMPACT_STEP  (UINT64_C(4) << 20) /* bytes: a snapshot waits for one at most */
 
@@ -608,7 +613,8 @@ static int start_thread(struct worker_merge *merging, struct error *err)
 int verb_merge_begin(struct worker *worker, const json_t *params, json_t **ret, struct error *err)
 {
         const char *new_id = param_text_or(params, "new-id", NULL);
-        struct merge_params how = {.force = param_bool(params, "force")};
+        struct merge_params how = {
+                .force = param_bool(params, "force"), .patience_ms = PATIENCE_MS};
         struct worker_merge *merging;
         struct worker_chain *chain;
         struct merge_plan plan;
