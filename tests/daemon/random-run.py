@@ -762,13 +762,15 @@ class Run:
 
     def check_orphans(self, named):
         images = [f for f in os.listdir(self.folder) if f.endswith((".vhd", ".avhd"))]
-        # A disk that was detached is its owner's again, with all that it stands on.
-        for file in self.detached:
-            demand(os.path.exists(file), f"'{file}', which was to be kept, is gone")
-        # A merge that had begun ends: then its content is in the next one.
+        # A disk that was detached is its owner's again, with all that it stands on. A merge that had begun
+        # may end: what was kept is then in the next file.
+        theirs = list(self.detached)
         for disk, files in self.kept.values():
-            demand(any(os.path.exists(file) for file in files),
-                   f"of '{disk}', which was to be kept, no file is left: {files}")
+            there = [file for file in files if os.path.exists(file)]
+            demand(there, f"of '{disk}', which was to be kept, no file is left: {files}")
+            theirs.append(there[0])
+        for file in theirs:
+            demand(os.path.exists(file), f"'{file}', which was to be kept, is gone")
             named += self.daemon.ctl("info", "--chain", "--json", "--image-root", self.folder, file).out
         lost = [f for f in images if f not in named]
         demand(not lost, f"files that nobody names, doctor neither: {lost}")
