@@ -15,6 +15,7 @@
 #include "base/arith.h"
 #include "base/uuid.h"
 #include "chain/push.h"
+#include "chain/seal.h"
 #include "formats/vhd/create.h"
 #include "formats/vhd/metadata.h"
 #include "merge/merge.h"
@@ -685,6 +686,50 @@ Test(merge, known_children_are_relinked_to_what_is_left)
                 OK(chain_close(chain, &err));
                 unlink(branches[i]);
         }
+        end(&w);
+}
+
+static bool is_sealed(struct world *w, unsigned file)
+{
+        char seal[128];
+
+        snprintf(seal, sizeof(seal), "%s" SEAL_ENDING, w->paths[file]);
+        return access(seal, F_OK) == 0;
+}
+
+static void seal_parents(struct world *w)
+{
+        struct error err = ERROR_INIT;
+
+        for (unsigned i = 0; i + 1 < chain_depth(w->chain); i++) {
+                struct image *image = (struct image *)(uintptr_t)chain_layer(w->chain, i);
+
+                OK(seal_make(image, true, NULL, NULL, &err));
+                cr_assert(is_sealed(w, i));
+        }
+}
+
+/* Whoever is written to on the way is not what somebody vouched for any more; the others are. */
+Test(merge, seals_of_all_that_change_are_gone)
+{
+        struct error err = ERROR_INIT;
+        struct world w = {0};
+
+        begin_chain(&w, ROOT_DYNAMIC, 5);
+        seal_parents(&w);
+        merge_all(&w, 1, 1, MERGE_DOWN);
+        cr_expect(!is_sealed(&w, 0) && !is_sealed(&w, 1));
+        cr_expect_not(is_sealed(&w, 2), "it was told of another parent");
+        cr_expect(is_sealed(&w, 3));
+        forget_layers(&w, 1, 1);
+        seal_parents(&w);
+        merge_all(&w, 1, 1, MERGE_UP);
+        cr_expect(is_sealed(&w, 0));
+        cr_expect(!is_sealed(&w, 1) && !is_sealed(&w, 2));
+        forget_layers(&w, 1, 1);
+        close_tip(&w);
+        check_anew(&w, w.n - 1);
+        OK(seal_remove(w.fs, w.paths[0], &err));
         end(&w);
 }
 
