@@ -12,6 +12,7 @@
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/params.h"
+#include "vhdd/daemon/sidecar.h"
 #include "vhdd/daemon/worker_link.h"
 
 #define OWN_CHAIN    "seal:" /* of a chain that was opened for a seal; its job's number follows */
@@ -331,6 +332,7 @@ static int put_in_place(
 {
         const struct sealing *sealing = vm->sealing;
         struct catalog *catalog = vm->broker->catalog;
+        bool news = row->sealed_mtime_ns != sealing->changed_ns;
         int r = seal_put(host_fs(), row->path, true, err);
 
         if (r == 0)
@@ -346,7 +348,7 @@ static int put_in_place(
                 r = catalog_commit(catalog, err);
         if (r < 0)
                 catalog_rollback(catalog);
-        return r;
+        return r == 0 && news ? sidecar_write(catalog, host_fs(), vm->id, err) : r;
 }
 
 /* The worker has read it. */
