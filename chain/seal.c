@@ -5,6 +5,7 @@
 #include "chain/seal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -81,11 +82,45 @@ static void format_time(int64_t seconds, uint32_t nanoseconds, char *ret, size_t
 
 /* --- summing --- */
 
+struct summing {
+        struct image *image;
+        XXH3_state_t *state;
+        uint8_t *buffer;
+        uint32_t block_size;
+        uint64_t bytes; /* read since the watcher was told */
+        bool beside;
+};
+
+/* The whole of an image would push out of the page cache what others work with: so what is there stays,
+ * and what we brought goes. */
+static int read_beside(struct file *file, uint8_t *buffer, uint64_t length, uint64_t offset)
+{
+        ssize_t n = file_read(file, buffer, length, offset, FILE_NOWAIT);
+        int r;
+
+        if (n >= 0 && (uint64_t)n == length)
+                return 0;
+        r = file_read_exact(file, buffer, length, offset);
+        if (r == 0 && file->fd >= 0 && n != -EOPNOTSUPP)
+                posix_fadvise(file->fd, (off_t)offset, (off_t)length, POSIX_FADV_DONTNEED);
+        return r;
+}
+
+static int read_data(struct summing *summing, uint64_t length, uint64_t offset)
+{
+        struct file *file = summing->image->file;
+
+        summing->bytes += length;
+        return summing->beside ? read_beside(file, summing->buffer, length, offset)
+                               : file_read_exact(file, summing->buffer, length, offset);
+}
+
 /* Flat images: the block's bytes, whole. Zeros count as nothing, so that a copy with other holes is
  * the same. */
-static int sum_flat(struct image *image, uint8_t *buffer, uint64_t offset, uint32_t length,
-        uint64_t *ret, struct error *err)
+static int sum_flat(
+        struct summing *summing, uint64_t offset, uint32_t length, uint64_t *ret, struct error *err)
 {
+        struct image *image = summing->image;
         struct extent extent;
         int r = image->format->map(image, offset, length, MAP_HOLES, &extent);
 
@@ -95,20 +130,22 @@ static int sum_flat(struct image *image, uint8_t *buffer, uint64_t offset, uint3
         if (r == 0)
                 r = image->format->map(image, offset, length, 0, &extent);
         if (r == 0)
-                r = file_read_exact(image->file, buffer, length, extent.file_offset);
+                r = read_data(summing, length, extent.file_offset);
         if (r < 0)
                 return fail_os(
                         err, -r, "cannot read '%s' at offset %" PRIu64, image->file->path, offset);
-        if (!bytes_are_zero(buffer, length))
-                *ret = XXH3_64bits(buffer, length);
+        if (!bytes_are_zero(summing->buffer, length))
+                *ret = XXH3_64bits(summing->buffer, length);
         return 0;
 }
 
 /* The sectors that are present, and where they are: each run's place, bytes and length. The driver may
  * answer a run in several pieces. */
-static int sum_runs(struct image *image, XXH3_state_t *state, uint8_t *buffer, uint64_t offset,
-        uint32_t length, bool *ret_any, struct error *err)
+static int sum_runs(
+        struct summing *summing, uint64_t offset, uint32_t length, bool *ret_any, struct error *err)
 {
+        struct image *image = summing->image;
+        XXH3_state_t *state = summing->state;
         uint64_t run = UINT64_MAX; /* where the run began, in the block */
         be64 mark;
 
@@ -118,7 +155,7 @@ static int sum_runs(struct image *image, XXH3_state_t *state, uint8_t *buffer, u
                 int r = image->format->map(image, offset + at, length - at, 0, &extent);
 
                 if (r == 0 && extent.kind == EXTENT_DATA)
-                        r = file_read_exact(image->file, buffer, extent.length, extent.file_offset);
+                        r = read_data(summing, extent.length, extent.file_offset);
                 if (r < 0)
                         return fail_os(err, -r,
                                 "cannot read '%s' at offset %" PRIu64 " of the disk",
@@ -134,18 +171,11 @@ static int sum_runs(struct image *image, XXH3_state_t *state, uint8_t *buffer, u
                         run = UINT64_MAX;
                 }
                 if (extent.kind == EXTENT_DATA)
-                        XXH3_64bits_update(state, buffer, extent.length);
+                        XXH3_64bits_update(state, summing->buffer, extent.length);
                 at += extent.length;
         }
         return 0;
 }
-
-struct summing {
-        struct image *image;
-        XXH3_state_t *state;
-        uint8_t *buffer;
-        uint32_t block_size;
-};
 
 static void summing_done(struct summing *summing)
 {
@@ -174,16 +204,27 @@ static int sum_block(struct summing *summing, uint64_t block, uint64_t *ret, str
         int r;
 
         if (!image->block_size) {
-                r = sum_flat(image, summing->buffer, offset, length, ret, err);
+                r = sum_flat(summing, offset, length, ret, err);
         } else {
                 XXH3_64bits_reset(summing->state);
-                r = sum_runs(image, summing->state, summing->buffer, offset, length, &any, err);
+                r = sum_runs(summing, offset, length, &any, err);
                 if (r == 0)
                         *ret = any ? XXH3_64bits_digest(summing->state) : 0;
                 if (r == 0 && any && *ret == 0)
                         *ret = 1; /* 0 means that there is nothing */
         }
         return r;
+}
+
+static int tell(struct summing *summing, const struct seal_watcher *watcher, uint64_t done,
+        struct error *err)
+{
+        uint64_t bytes = summing->bytes;
+
+        summing->bytes = 0;
+        if (watcher && watcher->progress)
+                watcher->progress(watcher->opaque, done, summing->image->size);
+        return watcher && watcher->pace ? watcher->pace(watcher->opaque, bytes, err) : 0;
 }
 
 static int sum_all(struct image *image, const struct seal_watcher *watcher, struct sums *ret,
@@ -194,17 +235,18 @@ static int sum_all(struct image *image, const struct seal_watcher *watcher, stru
 
         if (r < 0)
                 return r;
+        summing.beside = watcher && watcher->beside;
         ret->n = div_round_up(image->size, summing.block_size);
         ret->sums = calloc(ret->n + 1, sizeof(*ret->sums));
         if (!ret->sums)
                 return fail(err, ENOMEM, "no memory for the sums of %" PRIu64 " blocks", ret->n);
         for (uint64_t i = 0; i < ret->n; i++) {
                 r = sum_block(&summing, i, &ret->sums[i], err);
-                if (r < 0)
+                if (r == 0)
+                        r = tell(&summing, watcher,
+                                MIN_OF((i + 1) * summing.block_size, image->size), err);
+                if (r != 0)
                         return r;
-                if (watcher && watcher->progress)
-                        watcher->progress(watcher->opaque,
-                                MIN_OF((i + 1) * summing.block_size, image->size), image->size);
         }
         return 0;
 }
@@ -282,6 +324,7 @@ static int gather_facts(struct image *image, struct seal_facts *ret, struct erro
                         "a seal lies beside the image, and '%s' is a device: there is no place",
                         image->file->path);
         ret->file_size = st.size;
+        ret->changed_ns = st.mtime_s * INT64_C(1000000000) + st.mtime_ns;
         format_time(st.mtime_s, st.mtime_ns, ret->changed, sizeof(ret->changed));
         return sum_metadata(image, &ret->metadata, err);
 }
@@ -367,27 +410,54 @@ static int write_whole(struct fs *fs, const char *path, const char *head, const 
         return r < 0 ? fail_os(err, -r, "cannot write the seal '%s'", path) : 0;
 }
 
-/* Under another name until it is whole and durable. */
-static int publish(struct fs *fs, const char *path, const char *head, const char *body,
-        size_t body_size, bool replace, struct error *err)
-{
-        char temporary[PATH_TEXT_MAX + 32];
-        int r;
+struct names {
+        char seal[PATH_TEXT_MAX + 16], new[PATH_TEXT_MAX + 16];
+};
 
-        snprintf(temporary, sizeof(temporary), "%s.new", path);
-        r = write_whole(fs, temporary, head, body, body_size, err);
-        if (r == 0) {
-                r = fs_rename(fs, temporary, path, replace);
-                if (r == 0)
-                        r = fs_sync_directory(fs, path);
-                if (r == -EEXIST)
-                        fail(err, EEXIST, "there is a seal already: '%s'", path);
-                else if (r < 0)
-                        fail_os(err, -r, "cannot put the seal '%s' in place", path);
-        }
+static int names_of(const char *image_path, struct names *ret, struct error *err)
+{
+        if (strlen(image_path) + sizeof(SEAL_NEW_ENDING) > PATH_TEXT_MAX)
+                return fail(err, ENAMETOOLONG, "no seal has room beside '%s'", image_path);
+        snprintf(ret->seal, sizeof(ret->seal), "%s" SEAL_ENDING, image_path);
+        snprintf(ret->new, sizeof(ret->new), "%s" SEAL_NEW_ENDING, image_path);
+        return 0;
+}
+
+int seal_put(struct fs *fs, const char *image_path, bool replace, struct error *err)
+{
+        struct names names;
+        int r = names_of(image_path, &names, err);
+
         if (r < 0)
-                fs_unlink(fs, temporary);
+                return r;
+        r = fs_rename(fs, names.new, names.seal, replace);
+        if (r == 0)
+                r = fs_sync_directory(fs, names.seal);
+        if (r == -EEXIST)
+                fail(err, EEXIST, "there is a seal already: '%s'", names.seal);
+        else if (r < 0)
+                fail_os(err, -r, "cannot put the seal '%s' in place", names.seal);
+        if (r < 0)
+                fs_unlink(fs, names.new);
         return r;
+}
+
+int seal_remove(struct fs *fs, const char *image_path, struct error *err)
+{
+        bool any = false;
+        struct names names;
+        int r = names_of(image_path, &names, NULL);
+
+        if (r < 0)
+                return 0; /* then it has none */
+        for (unsigned i = 0; i < 2; i++) {
+                r = fs_unlink(fs, i == 0 ? names.seal : names.new);
+                if (r < 0 && r != -ENOENT)
+                        return fail_os(err, -r, "cannot remove the seal '%s'", names.seal);
+                any = any || r == 0;
+        }
+        r = any ? fs_sync_directory(fs, names.seal) : 0;
+        return r < 0 ? fail_os(err, -r, "cannot remove the seal '%s'", names.seal) : 0;
 }
 
 /* What a dead process or a cut-off change left is seen through the image and is not in the file yet: the
@@ -424,28 +494,41 @@ static int check_settled(struct image *image, struct error *err)
         return -EBUSY;
 }
 
-int seal_make(struct image *image, bool replace, const struct seal_watcher *watcher,
-        struct seal_facts *ret, struct error *err)
+/* It is vouched for as it was when it was read: all the time the same. */
+static int check_unchanged(struct image *image, const struct seal_facts *before, struct error *err)
+{
+        struct file_stat st;
+        int r = file_stat_get(image->file, &st);
+
+        if (r < 0)
+                return fail_os(err, -r, "cannot look at '%s'", image->file->path);
+        if (st.size == before->file_size &&
+                st.mtime_s * INT64_C(1000000000) + st.mtime_ns == before->changed_ns)
+                return 0;
+        fail(err, ESTALE, "'%s' was changed while it was sealed", image->file->path);
+        error_set_file(err, image->file->path);
+        error_set_hint(err, "seal it when nobody writes to it");
+        return -ESTALE;
+}
+
+int seal_write(struct image *image, const struct seal_watcher *watcher, struct seal_facts *ret,
+        struct error *err)
 {
         _cleanup_(sums_done) struct sums sums = {0};
         _cleanup_free_ char *head = NULL;
         _cleanup_free_ char *body = NULL;
+        char temporary[PATH_TEXT_MAX + 32];
         struct seal_facts facts;
         size_t body_size = 0;
-        int r;
+        int r = check_settled(image, err);
 
-        if (!replace && seal_exists(image)) {
-                fail(err, EEXIST, "'%s' has a seal already", image->file->path);
-                error_set_file(err, image->file->path);
-                error_set_hint(err, "vhdctl check --deep compares; --force seals it anew");
-                return -EEXIST;
-        }
-        r = check_settled(image, err);
         if (r == 0)
                 r = gather_facts(image, &facts, err);
         if (r == 0)
                 r = sum_all(image, watcher, &sums, err);
-        if (r < 0)
+        if (r == 0)
+                r = check_unchanged(image, &facts, err);
+        if (r != 0)
                 return r;
         format_time(fs_now(image->file->fs), 0, facts.sealed, sizeof(facts.sealed));
         if (body_make(&sums, &body, &body_size, &facts.n_blocks) < 0)
@@ -454,7 +537,35 @@ int seal_make(struct image *image, bool replace, const struct seal_watcher *watc
         head = head_make(image, &facts);
         if (!head)
                 return fail(err, ENOMEM, "no memory for a seal");
-        r = publish(image->file->fs, facts.path, head, body, body_size, replace, err);
+        snprintf(temporary, sizeof(temporary), "%s.new", facts.path);
+        r = write_whole(image->file->fs, temporary, head, body, body_size, err);
+        if (r < 0)
+                fs_unlink(image->file->fs, temporary);
+        else
+                *ret = facts;
+        return r;
+}
+
+int seal_make(struct image *image, bool replace, const struct seal_watcher *watcher,
+        struct seal_facts *ret, struct error *err)
+{
+        struct seal_facts facts;
+        char path[PATH_TEXT_MAX];
+        int r;
+
+        if (!replace && seal_exists(image)) {
+                fail(err, EEXIST, "'%s' has a seal already", image->file->path);
+                error_set_file(err, image->file->path);
+                error_set_hint(err, "vhdctl check --deep compares; --force seals it anew");
+                return -EEXIST;
+        }
+        r = seal_write(image, watcher, &facts, err);
+        if (r != 0)
+                return r;
+        /* As seal_path() formed it. */
+        snprintf(path, sizeof(path), "%.*s", (int)(strlen(facts.path) - strlen(SEAL_ENDING)),
+                facts.path);
+        r = seal_put(image->file->fs, path, replace, err);
         if (r == 0 && ret)
                 *ret = facts;
         return r;

@@ -10,6 +10,7 @@
  * Ownership  the caller's images. Nothing is kept.
  * Errors     0 or -errno with one sentence. -ENOENT: there is no seal. -EUCLEAN: the seal itself is
  *            damaged. -EEXIST: there is one already. -EBUSY: a writer died, and its work is not done.
+ *            -ESTALE: somebody changed the image while it was read.
  * Threads    one at a time for an image.
  */
 #pragma once
@@ -19,20 +20,27 @@
 #include "base/error.h"
 #include "formats/format.h"
 
-#define SEAL_ENDING ".vhdd-seal"
+#define SEAL_ENDING     ".vhdd-seal"
+#define SEAL_NEW_ENDING ".vhdd-seal.new" /* until it is whole */
 
 struct seal_watcher {
         void *opaque;
         /* Optional. On the calling thread: so many of so many bytes of the disk are done. */
         void (*progress)(void *opaque, uint64_t done, uint64_t total);
+        /* Optional. So many bytes of the file were read since the last call. Other than 0: the answer of
+         * the whole, which ends there; it has filled err. */
+        int (*pace)(void *opaque, uint64_t bytes, struct error *err);
+        /* Others work with the image: what was not in the page cache is not left there. */
+        bool beside;
         /* Optional, for seal_compare(): one sentence for each difference. */
         void (*differs)(void *opaque, const char *sentence);
 };
 
 struct seal_facts {
-        char path[4096];  /* of the seal */
-        char changed[64]; /* of the image: RFC 3339, UTC, to the nanosecond */
-        char sealed[64];  /* when */
+        char path[4096];    /* of the seal */
+        char changed[64];   /* of the image: RFC 3339, UTC, to the nanosecond */
+        char sealed[64];    /* when */
+        int64_t changed_ns; /* since 1970 */
         uint64_t file_size;
         uint64_t metadata;   /* XXH3; 0 for raw images */
         uint32_t block_size; /* of the pieces that are summed */
@@ -44,6 +52,16 @@ struct seal_facts {
  * @replace: also where there is one. The caller holds the image against writers. */
 int seal_make(struct image *image, bool replace, const struct seal_watcher *watcher,
         struct seal_facts *ret, struct error *err);
+
+/* Its two halves, for those who look once more in between whether the image is what it was. The first
+ * leaves a seal that nobody looks at, whole and durable, under NAME.vhdd-seal.new; the second puts it in
+ * its place, durably. @image_path: as its seal's path is formed. */
+int seal_write(struct image *image, const struct seal_watcher *watcher, struct seal_facts *ret,
+        struct error *err);
+int seal_put(struct fs *fs, const char *image_path, bool replace, struct error *err);
+
+/* Nobody vouches for the image any more: its seal goes, and one that is not whole, durably. */
+int seal_remove(struct fs *fs, const char *image_path, struct error *err);
 
 /* Is there a seal at all? */
 bool seal_exists(struct image *image);

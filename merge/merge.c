@@ -81,31 +81,35 @@ static int check_seals(struct chain *chain, const struct merge_plan *plan, struc
 /* E12: what somebody vouched for is not there any more. */
 static int remove_seal(const struct image *image, struct error *err)
 {
-        size_t size = strlen(image->file->path) + sizeof(SEAL_ENDING);
-        _cleanup_free_ char *path = malloc(size);
-        int r;
-
-        if (!path)
-                return fail(err, ENOMEM, "no memory to merge");
-        snprintf(path, size, "%s%s", image->file->path, SEAL_ENDING);
-        r = fs_unlink(image->file->fs, path);
-        if (r == -ENOENT)
-                return 0;
-        if (r == 0)
-                r = fs_sync_directory(image->file->fs, path);
-        return r < 0 ? fail_os(err, -r, "cannot remove the seal '%s'", path) : 0;
+        return seal_remove(image->file->fs, image->file->path, err);
 }
 
+/* Of all that are written to; up, the heads of sources that are kept stay as they are. */
 static int remove_seals(const struct merge *merge, struct error *err)
 {
-        int r = 0;
+        int r = remove_seal(chain_drain_destination(merge->drain), err);
 
-        if (merge->plan.direction == MERGE_DOWN)
-                r = remove_seal(chain_drain_destination(merge->drain), err);
         for (unsigned i = 0;
                 r == 0 && i < chain_drain_n_sources(merge->drain) && !merge->plan.keeps_sources;
                 i++)
                 r = remove_seal(chain_drain_source(merge->drain, i), err);
+        return r;
+}
+
+/* Those who stood on the top are told of another parent: their heads change. */
+static int remove_childrens_seals(
+        const struct merge *merge, const struct merge_child *children, size_t n, struct error *err)
+{
+        const struct image *child = chain_drain_child(merge->drain);
+        struct fs *fs = chain_drain_destination(merge->drain)->file->fs;
+        int r = 0;
+
+        if (merge->plan.direction != MERGE_DOWN)
+                return 0;
+        if (child)
+                r = remove_seal(child, err);
+        for (size_t i = 0; r == 0 && i < n; i++)
+                r = seal_remove(fs, children[i].path, err);
         return r;
 }
 
@@ -453,8 +457,11 @@ int merge_run(struct merge *merge, const struct merge_controls *controls, struct
 int merge_finish(struct merge *merge, const struct merge_child *children, size_t n_children,
         struct error *err)
 {
-        int r = heads_finish(merge->chain, merge->drain, &merge->plan, children, n_children, err);
+        int r = remove_childrens_seals(merge, children, n_children, err);
 
+        if (r == 0)
+                r = heads_finish(
+                        merge->chain, merge->drain, &merge->plan, children, n_children, err);
         if (r == 0)
                 r = chain_drain_remove(merge->drain, err);
         if (r == 0)

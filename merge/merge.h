@@ -60,6 +60,12 @@ struct merge_plan {
 int merge_plan(struct chain *chain, unsigned first, unsigned last, enum merge_direction wanted,
         bool shared, struct merge_plan *ret, struct error *err);
 
+/* The same, down; but where it is refused only because the disk is larger than a destination that is the
+ * root, it answers what the plan will be once resize() (merge/resize.h) has made that as large, and
+ * *ret_size says how large. 0: it need not grow. Who grows it knows that nobody else stands on it. */
+int merge_plan_grown(struct chain *chain, unsigned first, unsigned last, struct merge_plan *ret,
+        uint64_t *ret_size, struct error *err);
+
 struct merge_params {
         /* Down: the destination's new id (E12), which the caller has written down before. Zeros: a
          * random one. Where the destination has the mark of a merge that was begun already, it keeps

@@ -79,8 +79,9 @@ static const char *path_of(struct chain *chain, unsigned layer)
         return chain_layer_path(chain, layer);
 }
 
-/* 0, or why the layers cannot go down. */
-static int check_down(struct chain *chain, unsigned first, unsigned last, struct error *err)
+/* 0, or why the layers cannot go down. @ret_grow (or NULL: it cannot): what the root is to become first. */
+static int check_down(
+        struct chain *chain, unsigned first, unsigned last, uint64_t *ret_grow, struct error *err)
 {
         uint64_t size, below;
 
@@ -89,6 +90,10 @@ static int check_down(struct chain *chain, unsigned first, unsigned last, struct
                         path_of(chain, 0));
         size = chain_layer(chain, last)->size;
         below = chain_layer(chain, first - 1)->size;
+        if (ret_grow && size > below && first == 1) {
+                *ret_grow = size;
+                return 0;
+        }
         if (size == below)
                 return 0;
         fail(err, EINVAL, "'%s' has %llu bytes and '%s' %llu: they cannot become one disk",
@@ -113,10 +118,11 @@ static bool is_flat(struct chain *chain, unsigned layer)
         return chain_layer(chain, layer)->block_size == 0;
 }
 
-static int plan_down(struct chain *chain, struct merge_plan *plan, struct error *err)
+static int plan_down(
+        struct chain *chain, struct merge_plan *plan, uint64_t *ret_grow, struct error *err)
 {
         struct stack sources = {chain, plan->first, plan->last};
-        int r = check_down(chain, plan->first, plan->last, err);
+        int r = check_down(chain, plan->first, plan->last, ret_grow, err);
 
         if (r < 0)
                 return r;
@@ -151,21 +157,44 @@ static bool up_is_better(const struct merge_plan *up, const struct merge_plan *d
         return up->bytes < down->bytes;
 }
 
+static int check_layers(struct chain *chain, unsigned first, unsigned last, struct error *err)
+{
+        if (first <= last && last < chain_depth(chain))
+                return 0;
+        return fail(err, EINVAL, "the chain has %u layers, and %u to %u are to go",
+                chain_depth(chain), first, last);
+}
+
+int merge_plan_grown(struct chain *chain, unsigned first, unsigned last, struct merge_plan *ret,
+        uint64_t *ret_size, struct error *err)
+{
+        struct merge_plan plan = {.first = first, .last = last, .bytes_other_way = UINT64_MAX};
+        uint64_t size = 0;
+        int r = check_layers(chain, first, last, err);
+
+        if (r == 0)
+                r = plan_down(chain, &plan, &size, err);
+        if (r < 0)
+                return r;
+        *ret = plan;
+        *ret_size = size;
+        return 0;
+}
+
 int merge_plan(struct chain *chain, unsigned first, unsigned last, enum merge_direction wanted,
         bool shared, struct merge_plan *ret, struct error *err)
 {
         struct merge_plan down = {.first = first, .last = last}, up = down;
         struct error why = ERROR_INIT;
-        int can_down = -EINVAL, can_up;
+        int can_down = -EINVAL, can_up = check_layers(chain, first, last, err);
 
-        if (first > last || last >= chain_depth(chain))
-                return fail(err, EINVAL, "the chain has %u layers, and %u to %u are to go",
-                        chain_depth(chain), first, last);
+        if (can_up < 0)
+                return can_up;
         if (shared && wanted == MERGE_DOWN)
                 return fail(err, EINVAL, "other images stand on '%s': it can only be copied up",
                         path_of(chain, last));
         if (wanted != MERGE_UP && !shared)
-                can_down = plan_down(chain, &down, &why);
+                can_down = plan_down(chain, &down, NULL, &why);
         if (wanted == MERGE_DOWN) {
                 if (can_down < 0 && err)
                         *err = why;

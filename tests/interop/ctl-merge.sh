@@ -155,18 +155,57 @@ sum=$(hash_of --parent made/base.raw made/on-raw.vhd)
 expect 0 "$vhdctl" merge --parent made/base.raw made/on-raw.vhd
 [ "$(content made/base.raw)" = "$sum" ] || fail "a raw parent holds something else"
 [ ! -e made/on-raw.vhd ] || fail "a raw file's child is still there"
-sum=$(hash_of made/larger.vhd)
-code=0
-"$vhdctl" merge made/larger.vhd >.out 2>.err || code=$?
-if [ $code = 0 ]; then
-        # The parent has grown.
-        expect 0 "$vhdctl" info --json made/base.vhd
-        json '."virtual-size"' $((6 * 65536))
-        agreed "$sum" made/base.vhd
-else
-        grep -q larger .err || fail "a larger child is refused, and not because it is: $(cat .err)"
-        reads "$sum" made/larger.vhd
-fi
+
+# A root that is smaller than its child grows first, whatever it is; one with another child is refused as it
+# is; and so is one that is no root.
+size_of()
+{
+        "$vhdctl" info --json "$1" | jq '."virtual-size"'
+}
+"$vhdctl" convert --quiet made/base.vhd made/fixed.vhd --type fixed
+"$vhdctl" create --quiet made/on-fixed.avhd --parent made/fixed.vhd
+"$vhdctl" resize --quiet --force made/on-fixed.avhd 9M
+guest made/on-fixed.avhd 61 20
+for pair in base.vhd:larger.vhd fixed.vhd:on-fixed.avhd; do
+        root=made/${pair%:*} child=made/${pair#*:}
+        sum=$(hash_of "$child") before=$(size_of "$root") after=$(size_of "$child")
+        [ "$after" -gt "$before" ] || fail "$child is not larger than $root"
+        expect 0 "$vhdctl" seal "$root"
+        expect 0 "$vhdctl" merge --dry-run --json "$child"
+        json '.parent."grows-from"' "$before"
+        expect 0 "$vhdctl" merge --dry-run "$child"
+        printed "would become"
+        [ "$(size_of "$root")" = "$before" ] || fail "a dry run has made $root larger"
+        # One that lies elsewhere counts as well, before anything grows.
+        "$vhdctl" create --quiet made/second.avhd --parent "$root"
+        second=$(hash_of made/second.avhd)
+        expect 3 "$vhdctl" merge "$child"
+        said "second.avhd"
+        [ "$(size_of "$root")" = "$before" ] || fail "$root with two children has grown"
+        reads "$second" made/second.avhd
+        rm made/second.avhd
+        # A cut between the two steps: the root is larger, and that is all.
+        cp -r made cut
+        mv "cut/${child#made/}" hidden
+        expect 0 "$vhdctl" resize "cut/${root#made/}" "$after"
+        mv hidden "cut/${child#made/}"
+        reads "$sum" "cut/${child#made/}"
+        rm -r cut
+        expect 0 "$vhdctl" merge "$child"
+        printed ", before "
+        [ "$(size_of "$root")" = "$after" ] || fail "$root has not grown"
+        [ ! -e "$child" ] && [ ! -e "$root.vhdd-seal" ] || fail "a child or a seal is left"
+        agreed "$sum" "$root"
+done
+"$vhdctl" create --quiet made/first.avhd --parent made/base.vhd
+"$vhdctl" create --quiet made/top.avhd --parent made/first.avhd
+"$vhdctl" resize --quiet --force made/top.avhd 8M
+guest made/top.avhd 71 20
+sum=$(hash_of made/top.avhd)
+expect 3 "$vhdctl" merge made/top.avhd
+said "cannot become one disk"
+expect 0 "$vhdctl" merge made/top.avhd --into made/base.vhd
+agreed "$sum" made/base.vhd
 
 # --- many layers in one pass
 

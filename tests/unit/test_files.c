@@ -157,6 +157,18 @@ Test(files, an_image_brings_its_own_sidecars_and_no_others)
         cr_expect(eq(int, ask_open(intent, FILE_READ), -ENOENT));
         cr_expect(
                 eq(int, ask_open(intent, FILE_WRITE | FILE_CREATE), -EPERM), "a reader looks only");
+        cr_expect(eq(int, ask_open(new_seal, FILE_WRITE | FILE_CREATE), -EPERM));
+        grant(image, LINK_READ | LINK_SEAL);
+        fd = ask_open(new_seal, FILE_WRITE | FILE_CREATE);
+        cr_assert(ge(int, fd, 3), "one that is read can be sealed");
+        close(fd);
+        cr_expect(eq(int, ask_open(seal, FILE_WRITE | FILE_CREATE), -EPERM), "by the broker");
+        cr_expect(eq(int, ask_open(image, FILE_WRITE), -EPERM));
+        cr_expect(eq(int,
+                ask("fs.rename",
+                        json_pack("{s:s, s:s, s:b}", "from", new_seal, "to", seal, "replace", 1)),
+                -EPERM));
+        cr_expect(eq(int, ask("fs.unlink", json_pack("{s:s}", "path", new_seal)), 0));
         grant(image, LINK_WRITE);
         fd = ask_open(new_seal, FILE_WRITE | FILE_CREATE | FILE_TRUNCATE);
         cr_assert(ge(int, fd, 3));

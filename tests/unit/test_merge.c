@@ -15,9 +15,11 @@
 #include "base/arith.h"
 #include "base/uuid.h"
 #include "chain/push.h"
+#include "chain/seal.h"
 #include "formats/vhd/create.h"
 #include "formats/vhd/metadata.h"
 #include "merge/merge.h"
+#include "merge/resize.h"
 
 #define MAX_FILES 8
 #define BLOCK     4096u
@@ -685,6 +687,98 @@ Test(merge, known_children_are_relinked_to_what_is_left)
                 OK(chain_close(chain, &err));
                 unlink(branches[i]);
         }
+        end(&w);
+}
+
+/* Others make children that are larger than their parents. The root grows in a step of its own, behind which
+ * the disk reads the same, and then it is as any other merge. */
+Test(merge, a_root_that_is_smaller_grows_first)
+{
+        struct resize_params larger = {.size = SIZE + 5 * BLOCK + 512, .force = true};
+        struct chain_options options = {0};
+        struct resize_report report;
+        struct error err = ERROR_INIT;
+        struct merge_plan plan;
+        struct world w = {0};
+        struct chain *chain;
+        uint8_t tail[512];
+        uint64_t size = 1;
+
+        begin_chain(&w, ROOT_DYNAMIC, 3);
+        OK(merge_plan_grown(w.chain, 1, 2, &plan, &size, &err));
+        cr_expect_eq(size, 0, "it is large enough");
+        close_tip(&w);
+        OK(resize(w.paths[2], &options, &larger, &report, &err));
+        open_tip(&w);
+        memset(tail, 0x5a, sizeof(tail));
+        cr_assert_eq(chain_write(w.chain, tail, 512, larger.size - 512, CHAIN_FUA), 0);
+        cr_expect_eq(merge_plan(w.chain, 1, 2, MERGE_DOWN, false, &plan, &err), -EINVAL);
+        cr_expect_eq(merge_plan_grown(w.chain, 2, 2, &plan, &size, &err), -EINVAL,
+                "what is a child itself does not grow");
+        OK(merge_plan_grown(w.chain, 1, 2, &plan, &size, &err));
+        cr_expect_eq(size, larger.size);
+        cr_expect_gt(plan.bytes, 512);
+        close_tip(&w);
+
+        larger.force = false;
+        OK(resize(w.paths[0], &options, &larger, &report, &err));
+        check_anew(&w, 2);
+        open_tip(&w);
+        merge_all(&w, 1, 2, MERGE_DOWN);
+        close_tip(&w);
+        forget_layers(&w, 1, 2);
+        check_anew(&w, 0);
+        OK(chain_open(w.paths[0], &options, &chain, &err));
+        cr_expect_eq(chain_size(chain), larger.size);
+        cr_assert_eq(chain_read(chain, tail, 512, larger.size - 512, 0), 0);
+        cr_expect_eq(tail[0], 0x5a);
+        cr_assert_eq(chain_read(chain, tail, 512, larger.size - 1024, 0), 0);
+        cr_expect_eq(tail[0], 0);
+        OK(chain_close(chain, &err));
+        end(&w);
+}
+
+static bool is_sealed(struct world *w, unsigned file)
+{
+        char seal[128];
+
+        snprintf(seal, sizeof(seal), "%s" SEAL_ENDING, w->paths[file]);
+        return access(seal, F_OK) == 0;
+}
+
+static void seal_parents(struct world *w)
+{
+        struct error err = ERROR_INIT;
+
+        for (unsigned i = 0; i + 1 < chain_depth(w->chain); i++) {
+                struct image *image = (struct image *)(uintptr_t)chain_layer(w->chain, i);
+
+                OK(seal_make(image, true, NULL, NULL, &err));
+                cr_assert(is_sealed(w, i));
+        }
+}
+
+/* Whoever is written to on the way is not what somebody vouched for any more; the others are. */
+Test(merge, seals_of_all_that_change_are_gone)
+{
+        struct error err = ERROR_INIT;
+        struct world w = {0};
+
+        begin_chain(&w, ROOT_DYNAMIC, 5);
+        seal_parents(&w);
+        merge_all(&w, 1, 1, MERGE_DOWN);
+        cr_expect(!is_sealed(&w, 0) && !is_sealed(&w, 1));
+        cr_expect_not(is_sealed(&w, 2), "it was told of another parent");
+        cr_expect(is_sealed(&w, 3));
+        forget_layers(&w, 1, 1);
+        seal_parents(&w);
+        merge_all(&w, 1, 1, MERGE_UP);
+        cr_expect(is_sealed(&w, 0));
+        cr_expect(!is_sealed(&w, 1) && !is_sealed(&w, 2));
+        forget_layers(&w, 1, 1);
+        close_tip(&w);
+        check_anew(&w, w.n - 1);
+        OK(seal_remove(w.fs, w.paths[0], &err));
         end(&w);
 }
 

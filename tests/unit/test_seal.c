@@ -284,3 +284,62 @@ Test(seal_make, refuses_an_image_whose_writer_died)
         cr_assert_eq(image_close(TAKE_PTR(image), &err), 0, "%s", err.message);
         seal_it(folder, "a.vhd", NULL);
 }
+
+static int stop_at_once(void *opaque, uint64_t bytes, struct error *err)
+{
+        *(uint64_t *)opaque += bytes;
+        return fail(err, ECANCELED, "stopped");
+}
+
+static int touch_it(void *opaque, uint64_t bytes, struct error *err)
+{
+        (void)bytes;
+        (void)err;
+        change_byte(opaque, "a.vhd", BLOCK_DATA, false);
+        return 0;
+}
+
+/* One who is told to stop, or finds the image changed under it, has vouched for nothing. */
+Test(seal_write, leaves_nothing_when_it_does_not_come_to_its_end)
+{
+        _cleanup_(image_abandonp) struct image *image = NULL;
+        struct seal_watcher watcher = {.pace = stop_at_once};
+        struct error err = ERROR_INIT;
+        struct seal_facts facts;
+        uint64_t bytes = 0;
+        WITH_FOLDER(folder);
+
+        sample_write(folder_path(folder, "a.vhd"), &(struct sample){.id = 1, .fill = 0x11});
+        image = open_image(folder, "a.vhd", NULL);
+        watcher.opaque = &bytes;
+        cr_expect_eq(seal_write(image, &watcher, &facts, &err), -ECANCELED);
+        cr_expect_gt(bytes, 0);
+        watcher = (struct seal_watcher){.opaque = folder, .pace = touch_it};
+        cr_expect_eq(seal_write(image, &watcher, &facts, &err), -ESTALE, "%s", err.message);
+        cr_expect_not_null(strstr(err.message, "was changed while"), "%s", err.message);
+        cr_expect_neq(access(folder_path(folder, "a.vhd.vhdd-seal.new"), F_OK), 0);
+        cr_expect_not(seal_exists(image));
+}
+
+Test(seal_put, comes_in_two_halves_and_goes_as_a_whole)
+{
+        _cleanup_(image_abandonp) struct image *image = NULL;
+        struct seal_watcher beside = {.beside = true};
+        struct error err = ERROR_INIT;
+        struct seal_facts facts;
+        char told[4096], path[512];
+        WITH_FOLDER(folder);
+
+        snprintf(path, sizeof(path), "%s", folder_path(folder, "a.vhd"));
+        sample_write(path, &(struct sample){.id = 1, .fill = 0x11});
+        image = open_image(folder, "a.vhd", NULL);
+        cr_assert_eq(seal_write(image, &beside, &facts, &err), 0, "%s", err.message);
+        cr_expect_not(seal_exists(image), "nobody looks at what is not in place");
+        cr_assert_eq(seal_put(host_fs(), path, false, &err), 0, "%s", err.message);
+        cr_expect_eq(differences(folder, "a.vhd", NULL, true, told), 0, "%s", told);
+        cr_assert_eq(seal_write(image, &beside, &facts, &err), 0, "%s", err.message);
+        cr_assert_eq(seal_remove(host_fs(), path, &err), 0, "%s", err.message);
+        cr_expect_not(seal_exists(image));
+        cr_expect_neq(access(folder_path(folder, "a.vhd.vhdd-seal.new"), F_OK), 0);
+        cr_expect_eq(seal_remove(host_fs(), path, &err), 0, "there was none");
+}

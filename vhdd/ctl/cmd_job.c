@@ -216,14 +216,21 @@ const struct command command_job_list = {
         .name = "job list",
         .operands = "[VM]",
         .summary = "long work, and what waits to be done",
-        .doc = "List the daemon's jobs, of one vm or of all."
+        .doc = "List the daemon's jobs, of one vm or of all: merges and compactions, and with --all also the "
+               "seals of images that became parents, which are made in the background."
                "\v"
                "Examples:\n"
-               "  vhdctl job list",
+               "  vhdctl job list\n"
+               "  vhdctl job list web --all",
         .n_operands_max = 1,
         .run = daemon_run,
         .daemon = &(const struct daemon_verb){.method = "job.list",
                 .operands = (const struct param[]){{"vm", PARAM_TEXT, NULL, NULL, NULL}, {0}},
+                .options =
+                        (const struct param[]){
+                                {"all", PARAM_FLAG, NULL,
+                                        "seals too, which are made in the background", NULL},
+                                {0}},
                 .show = show_jobs},
 };
 

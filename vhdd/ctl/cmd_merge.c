@@ -12,6 +12,7 @@
 #include "chain/seal.h"
 #include "chain/tree.h"
 #include "merge/merge.h"
+#include "merge/resize.h"
 #include "vhdd/ctl/conversion.h"
 #include "vhdd/ctl/newfile.h"
 #include "vhdd/ctl/open.h"
@@ -57,7 +58,10 @@ struct merging {
         char **children; /* who stand on the last of them, and will stand on what stays */
         size_t n_children;
         struct merge_plan plan;
-        bool is_empty; /* what goes holds nothing: what stays need not be touched */
+        uint64_t
+                grows_to; /* what stays, before anything is moved; 0: it is as large as it must be */
+        uint64_t grows_from, size; /* of the disk */
+        bool is_empty;             /* what goes holds nothing: what stays need not be touched */
         struct progress *progress;
         struct merge_progress done;
         uint8_t id[16]; /* of what stays, afterwards */
@@ -70,13 +74,21 @@ static void strings_free(char **strings, size_t n)
         free(strings);
 }
 
+static void forget_names(struct merging *merging)
+{
+        strings_free(merging->layers, merging->n_layers);
+        strings_free(merging->children, merging->n_children);
+        merging->layers = merging->children = NULL;
+        merging->n_layers = 0;
+        merging->n_children = 0;
+}
+
 static void merging_done(struct merging *merging)
 {
         /* Closed in any case, and cleanly: what was moved is durable then. */
         if (merging->chain)
                 ctl_chain_close(merging->chain);
-        strings_free(merging->layers, merging->n_layers);
-        strings_free(merging->children, merging->n_children);
+        forget_names(merging);
 }
 
 static const char *destination_of(const struct merging *merging)
@@ -306,13 +318,14 @@ static int decide(struct merging *merging, struct error *err)
                 r = list_children(
                         merging, child_of(merging), &merging->children, &merging->n_children, err);
         if (r == 0)
-                r = merge_plan(merging->chain, merging->first, merging->last, MERGE_DOWN, false,
-                        &merging->plan, err);
+                r = merge_plan_grown(merging->chain, merging->first, merging->last, &merging->plan,
+                        &merging->grows_to, err);
         if (r < 0)
                 return r;
         stays = chain_layer(merging->chain, merging->first - 1);
         child = chain_layer(merging->chain, merging->last);
         memcpy(merging->id, stays->id, sizeof(merging->id));
+        merging->size = child->size;
         merging->is_empty = merging->plan.bytes == 0 && merging->n_children == 0 &&
                 stays->size == child->size && !stays->merging;
         for (unsigned i = merging->first - (merging->is_empty ? 0 : 1); r == 0 && i < merging->last;
@@ -322,6 +335,53 @@ static int decide(struct merging *merging, struct error *err)
                 r = check_children(merging, err);
         if (r == 0)
                 r = check_folders(merging, err);
+        return r;
+}
+
+/* --- a parent that is smaller than its child --- */
+
+/* The root alone, as vhdctl resize does it: nobody has it open, and a cut leaves it as it was or larger,
+ * which its only child reads the same. */
+static int grow_root(
+        const struct merging *merging, const char *path, bool is_raw, struct error *err)
+{
+        const struct chain_options chain_options = {.format = is_raw ? "raw" : "vhd"};
+        const struct resize_params params = {
+                .size = merging->grows_to, .dry_run = merging->ctl->dry_run};
+        struct resize_report report;
+        int r = params.dry_run ? 0 : seal_remove(host_fs(), path, err);
+
+        if (r == 0)
+                r = resize(path, &chain_options, &params, &report, err);
+        return r < 0
+                ? fail_prefix(err, r, "'%s' is larger than the image that it is to be merged into",
+                          merging->ctl->operands[0])
+                : 0;
+}
+
+/* Grown it is merged into as any other; so everything is looked at once more. */
+static int grow_first(struct merging *merging, struct error *err)
+{
+        const struct image *root = chain_layer(merging->chain, 0);
+        _cleanup_free_ char *path = strdup(destination_of(merging));
+        bool is_raw = root->type == IMAGE_RAW;
+        int r;
+
+        if (!path)
+                return fail(err, ENOMEM, "no memory for names");
+        merging->grows_from = root->size;
+        if (merging->ctl->dry_run)
+                return grow_root(merging, path, is_raw, err);
+        r = chain_close(TAKE_PTR(merging->chain), err);
+        if (r == 0)
+                r = grow_root(merging, path, is_raw, err);
+        forget_names(merging);
+        if (r == 0)
+                r = open_chain(merging, err);
+        if (r == 0)
+                r = decide(merging, err);
+        if (r == 0 && merging->grows_to)
+                r = fail(err, ESTALE, "'%s' was changed meanwhile", merging->ctl->operands[0]);
         return r;
 }
 
@@ -438,6 +498,8 @@ static void print_json(const struct merging *merging)
 
         json_object_set_new(parent, "filename", json_text(destination_of(merging)));
         json_object_set_new(parent, "uuid", json_uuid(merging->id));
+        json_object_set_new(parent, "grows-from",
+                merging->grows_from ? json_size(merging->grows_from) : json_null());
         json_object_set_new(object, "filename", json_text(child_of(merging)));
         json_object_set_new(object, "parent", parent);
         json_object_set_new(object, "merged", list_of(merging->layers + 1, merging->n_layers - 1));
@@ -457,8 +519,12 @@ static void print_text(const struct merging *merging)
         bool dry = merging->ctl->dry_run;
         _cleanup_free_ char *child = text_safe(child_of(merging));
         _cleanup_free_ char *into = text_safe(destination_of(merging));
-        char size[SIZE_TEXT_MAX];
+        char size[SIZE_TEXT_MAX], before[SIZE_TEXT_MAX];
 
+        if (merging->grows_from)
+                printf("%s %s %s, before %s\n", into, dry ? "would become" : "is",
+                        size_to_text(merging->size, size),
+                        size_to_text(merging->grows_from, before));
         if (dry)
                 printf("%s would be merged into %s: at most %s to move\n", child, into,
                         size_to_text(merging->plan.bytes, size));
@@ -506,6 +572,8 @@ static int merge_in_place(struct ctl *ctl, struct error *err)
         r = open_chain(&merging, err);
         if (r == 0)
                 r = decide(&merging, err);
+        if (r == 0 && merging.grows_to)
+                r = grow_first(&merging, err);
         if (r == 0 && ctl->dry_run) {
                 report(&merging);
                 return CTL_DONE;

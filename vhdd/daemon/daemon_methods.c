@@ -9,6 +9,7 @@
 #include "vhdd/daemon/main.h"
 #include "vhdd/daemon/merge_job.h"
 #include "vhdd/daemon/methods.h"
+#include "vhdd/daemon/seals.h"
 #include "vhdd/daemon/worker_link.h"
 
 /* A worker that is slower is not counted. */
@@ -82,7 +83,7 @@ static int count_all(struct broker *broker, struct census *ret, struct error *er
         if (r < 0)
                 return r;
         for (size_t i = 0; i < n; i++)
-                ret->jobs += strcmp(jobs[i].state, JOB_DONE) != 0;
+                ret->jobs += strcmp(jobs[i].state, JOB_DONE) != 0 && !job_is_quiet(&jobs[i]);
         job_rows_free(jobs, n);
         r = catalog_vm_list(broker->catalog, &rows, &ret->vms, err);
         for (size_t i = 0; r == 0 && i < ret->vms; i++)

@@ -561,6 +561,13 @@ static int open_image(const struct files *files, struct grant *grant, unsigned f
         return 0;
 }
 
+/* A seal that is being made of an image that is only read. */
+static bool may_seal(const struct grant *owner, const char *path)
+{
+        return owner->access & LINK_SEAL &&
+                strcmp(path + strlen(owner->path), ".vhdd-seal.new") == 0;
+}
+
 /* An intent, a seal: small files of our own beside an image. */
 static int open_sidecar(struct grant *owner, const char *path, unsigned flags, unsigned mode,
         struct files_answer *ret, struct error *err)
@@ -569,7 +576,8 @@ static int open_sidecar(struct grant *owner, const char *path, unsigned flags, u
         int o = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY;
         struct stat st;
 
-        if (flags & (FILE_WRITE | FILE_CREATE | FILE_TRUNCATE) && !may_write(owner))
+        if (flags & (FILE_WRITE | FILE_CREATE | FILE_TRUNCATE) && !may_seal(owner, path) &&
+                !may_write(owner))
                 return refuse(path, "write", err);
         o |= flags & FILE_WRITE ? O_RDWR : O_RDONLY;
         o |= flags & FILE_CREATE ? O_CREAT : 0;
@@ -651,7 +659,8 @@ static int answer_unlink(
                 return -EPROTO;
         grant = find_grant(files, path);
         owner = grant ? NULL : find_owner(files, path);
-        if (!(grant && grant->access & LINK_UNLINK) && !(owner && may_write(owner)))
+        if (!(grant && grant->access & LINK_UNLINK) &&
+                !(owner && (may_seal(owner, path) || may_write(owner))))
                 return refuse(path, "remove", err);
         if (grant)
                 r = look_at(grant, &st, err);

@@ -388,7 +388,8 @@ int image_detach(struct catalog *catalog, const char *path, struct error *err)
 
 int files_remove(struct broker *broker, const json_t *files, struct error *err)
 {
-        static const char *const companions[] = {"", ".vhdd-intent", ".vhdd-seal"};
+        static const char *const companions[] = {
+                "", ".vhdd-intent", ".vhdd-seal", ".vhdd-seal.new"};
         json_t *item;
         size_t i;
 
@@ -406,7 +407,7 @@ int files_remove(struct broker *broker, const json_t *files, struct error *err)
                         return r;
                 if (named)
                         continue;
-                for (unsigned k = 0; k < 3; k++) {
+                for (unsigned k = 0; k < sizeof(companions) / sizeof(companions[0]); k++) {
                         _cleanup_free_ char *name = NULL;
 
                         if (asprintf(&name, "%s%s", path, companions[k]) < 0)

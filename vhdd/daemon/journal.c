@@ -224,7 +224,7 @@ static int unlink_one(struct operation *operation, const char *path, struct erro
 /* With what may lie beside it on its account. */
 static int unlink_with_company(struct operation *operation, const char *path, struct error *err)
 {
-        static const char *const endings[] = {INTENT_ENDING, SEAL_ENDING, ""};
+        static const char *const endings[] = {INTENT_ENDING, SEAL_NEW_ENDING, SEAL_ENDING, ""};
 
         for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
                 _cleanup_free_ char *beside = NULL;

@@ -45,6 +45,7 @@ enum link_access {
         LINK_WRITE = 1u << 0,
         LINK_CREATE = 1u << 1, /* make it, with WRITE: it must not exist yet */
         LINK_UNLINK = 1u << 2,
+        LINK_SEAL = 1u << 3, /* write the image's NAME.vhdd-seal.new, whatever else it may */
 };
 
 /* Starts the vm's worker or, when RUN/VMID.sock answers, adopts the one that is there. One that is

@@ -57,7 +57,7 @@ void merge_jobs_done(struct merge_jobs *jobs)
         *jobs = (struct merge_jobs){0};
 }
 
-static int read_row(struct job_row *row, struct merge_job *ret, struct error *err)
+int merge_job_read(struct job_row *row, struct merge_job *ret, struct error *err)
 {
         *ret = (struct merge_job){.row = *row};
         *row = (struct job_row){0};
@@ -84,7 +84,7 @@ static int load(struct catalog *catalog, const char *vm, bool all, struct merge_
         for (size_t i = 0; r == 0 && i < n; i++)
                 if (strcmp(rows[i].kind, JOB_MERGE) == 0 ||
                         (all && strcmp(rows[i].kind, JOB_COMPACT) == 0))
-                        r = read_row(&rows[i], &jobs.items[jobs.n++], err);
+                        r = merge_job_read(&rows[i], &jobs.items[jobs.n++], err);
         job_rows_free(rows, n);
         if (r < 0)
                 return r;

@@ -53,6 +53,8 @@ struct merge_jobs {
         size_t n;
 };
 
+/* Takes the row over, and reads its JSON. */
+int merge_job_read(struct job_row *row, struct merge_job *ret, struct error *err);
 /* The merges of one vm, or of all (@vm NULL); oldest first. */
 int merge_jobs_load(
         struct catalog *catalog, const char *vm, struct merge_jobs *ret, struct error *err);

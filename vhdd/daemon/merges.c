@@ -11,6 +11,7 @@
 #include "vhdd/daemon/merges_internal.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/release.h"
+#include "vhdd/daemon/seals.h"
 #include "vhdd/daemon/worker_link.h"
 
 #define MOST_ROUNDS 1000u
@@ -222,6 +223,15 @@ static int round_of(struct vm *vm, struct error *err)
         return r;
 }
 
+/* When nothing else is to be done. 1: once more. */
+static int seal(struct vm *vm, struct error *err)
+{
+        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
+        int r = merge_jobs_load_all(vm->broker->catalog, vm->id, &jobs, err);
+
+        return r == 0 ? seals_advance(vm, &jobs, err) : r;
+}
+
 static void look(struct vm *vm)
 {
         int r = 1;
@@ -232,6 +242,8 @@ static void look(struct vm *vm)
                 if (vm->removed || vm->vms->stopping || !vm->link || !vm->up)
                         return;
                 r = round_of(vm, &err);
+                if (r == 0 && vm->up)
+                        r = seal(vm, &err);
                 if (r < 0)
                         broker_log_error(vm->broker, vm->id, &err);
         }
@@ -298,6 +310,7 @@ void merges_sweep(struct broker *broker)
                 if (vm_peek(broker, job->row.vm, &vm, NULL, NULL) == 0)
                         merges_kick(vm);
         }
+        seals_sweep(broker);
 }
 
 /* ---- after a start, or a death ---- */

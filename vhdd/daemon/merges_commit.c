@@ -8,6 +8,7 @@
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/merges.h"
+#include "vhdd/daemon/seals.h"
 
 #define OVER_MOST 32u /* jobs that are done are kept for people, so many of a vm */
 
@@ -310,6 +311,24 @@ static int settle_push(const struct committing *c, struct error *err)
         return merge_job_save(c->catalog, c->job, err);
 }
 
+/* ---- seals ---- */
+
+/* All whose heads or bytes are others now, and who are somebody's parents still. */
+static int note_seals(const struct committing *c, struct error *err)
+{
+        const char *stays = c->down ? c->destination : c->top;
+        struct image_row *rows = NULL;
+        size_t n = 0;
+        int r = seals_note(c->catalog, c->vm->id, stays, err);
+
+        if (r == 0 && c->down)
+                r = catalog_image_children(c->catalog, stays, &rows, &n, err);
+        for (size_t i = 0; r == 0 && i < n; i++)
+                r = seals_note(c->catalog, c->vm->id, rows[i].path, err);
+        image_rows_free(rows, n);
+        return r;
+}
+
 /* ---- the whole ---- */
 
 static int commit_rows(const struct committing *c, const json_t *layers,
@@ -321,6 +340,8 @@ static int commit_rows(const struct committing *c, const json_t *layers,
                 r = delete_images(c, operation, err);
         if (r == 0)
                 r = merges_put_ids(c->catalog, layers, err);
+        if (r == 0)
+                r = note_seals(c, err);
         if (r == 0)
                 r = c->shared ? settle_push(c, err) : settle_jobs(c, err);
         return r == 0 ? operation_commit(operation, err) : r;

@@ -11,6 +11,7 @@
 #include "vhdd/daemon/merges_internal.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/resolver.h"
+#include "vhdd/daemon/seals.h"
 #include "vhdd/daemon/worker_link.h"
 
 #define OWN_CHAIN  "merge:" /* of a chain that was opened for a merge; its job's number follows */
@@ -188,16 +189,8 @@ static int unseal(struct vm *vm, const struct merge_job *job, struct error *err)
 
         json_array_foreach(paths, i, item)
         {
-                _cleanup_(image_row_done) struct image_row row = {0};
-
                 if (r == 0)
-                        r = catalog_image_find(
-                                vm->broker->catalog, json_string_value(item), &row, err);
-                if (r < 0 || row.sealed_mtime_ns == 0)
-                        continue;
-                row.sealed_size = 0;
-                row.sealed_mtime_ns = 0;
-                r = catalog_image_update(vm->broker->catalog, &row, err);
+                        r = seals_void(vm->broker->catalog, json_string_value(item), err);
         }
         return r;
 }
@@ -303,6 +296,9 @@ int merges_begin_on(
                 snprintf(reason, sizeof(reason), "it comes after job %lld", (long long)other);
                 return merges_wait_for(vm, job, false, reason, err);
         }
+        r = seals_stop(vm, err);
+        if (r < 0)
+                return r;
         r = check_seals(vm, job, &why);
         if (r < 0)
                 return begin_refused(vm, job, &why, err);
@@ -767,8 +763,10 @@ static int finish(struct vm *vm, struct merge_job *job, const char *chain, struc
 {
         json_auto_t *children = NULL, *answer = NULL;
         struct error why = ERROR_INIT;
-        int r = close_others(vm, job, chain, err);
+        int r = seals_stop(vm, err); /* its image may be one of those that are relinked */
 
+        if (r == 0)
+                r = close_others(vm, job, chain, err);
         if (r == 0)
                 r = find_children(vm, job, chain, &children, err);
         if (r == 0) {

@@ -8,6 +8,7 @@
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/merges_internal.h"
 #include "vhdd/daemon/params.h"
+#include "vhdd/daemon/seals.h"
 
 #define SPACE_MORE (UINT64_C(32) << 20) /* so much more must be free than when it ran out */
 
@@ -330,7 +331,10 @@ static void describe(const struct merge_job *job, char *ret, size_t size)
         const char *destination = merge_job_destination(job);
         int64_t leader = merge_job_number(job, "leader");
 
-        if (merge_job_is_compact(job))
+        if (job_is_seal(&job->row))
+                snprintf(ret, size, "seal '%s'%s%s", image, reason ? "; it waits: " : "",
+                        reason ? reason : "");
+        else if (merge_job_is_compact(job))
                 snprintf(ret, size, "compact '%s'%s%s", image, reason ? "; it waits: " : "",
                         reason ? reason : "");
         else if (run && json_is_true(json_object_get(run, "shared")))
@@ -355,7 +359,9 @@ static void add_numbers(
         uint64_t total = (uint64_t)merge_job_number(job, "total");
         struct merging merging = {0};
 
-        if (vm && merges_look(vm, job->row.id, &merging) && merge_job_run(job)) {
+        if (vm &&
+                (seals_look(vm, job->row.id, &merging) ||
+                        (merges_look(vm, job->row.id, &merging) && merge_job_run(job)))) {
                 done = merging.done;
                 total = merging.total;
         }
@@ -379,10 +385,13 @@ json_t *merge_job_to_json(struct broker *broker, const struct job_row *row)
         _cleanup_(vm_row_done) struct vm_row vm_row = {0};
         const json_t *run = merge_job_run(&job);
         bool finishing = merge_job_is(&job, JOB_FINISHING) || merge_job_flag(&job, "ending");
+        struct merging merging;
         char time[TIME_TEXT_MAX], what[2400];
         json_t *object;
 
         (void)vm_peek(broker, row->vm, &vm, &vm_row, NULL);
+        if (vm && seals_look(vm, row->id, &merging))
+                finishing = true; /* the catalog says that it waits */
         describe(&job, what, sizeof(what));
         object = json_pack("{s:I, s:s, s:s?, s:s, s:s, s:s, s:s?, s:s?, s:s?}", "id",
                 (json_int_t)row->id, "kind", row->kind, "vm", vm_row.name, "state",
@@ -395,7 +404,7 @@ json_t *merge_job_to_json(struct broker *broker, const struct job_row *row)
         add_numbers(broker, &job, vm, object);
         json_object_set_new(object, "stuck",
                 json_boolean(merge_job_is(&job, JOB_WAITING) && merge_job_flag(&job, "stuck")));
-        if (merge_job_is_compact(&job))
+        if (merge_job_is_compact(&job) || job_is_seal(row))
                 return object;
         json_object_set_new(object, "merge",
                 json_string(

@@ -14,6 +14,7 @@
 #include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/params.h"
+#include "vhdd/daemon/seals.h"
 #include "vhdd/daemon/worker_link.h"
 
 #define ASK_MS     2000
@@ -274,7 +275,8 @@ static void put_jobs(FILE *out, struct broker *broker)
         if (catalog_job_list(broker->catalog, NULL, &rows, &n, NULL) < 0)
                 return;
         for (size_t i = 0; i < n; i++) {
-                json_auto_t *job = merge_job_to_json(broker, &rows[i]);
+                json_auto_t *job =
+                        job_is_quiet(&rows[i]) ? NULL : merge_job_to_json(broker, &rows[i]);
                 const char *state = param_text(job, "state");
                 json_int_t left = param_int(job, "total", 0) - param_int(job, "done", 0);
 

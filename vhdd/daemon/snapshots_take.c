@@ -24,10 +24,12 @@
 #include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/memory_file.h"
 #include "vhdd/daemon/merge_job.h"
+#include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/recover.h"
+#include "vhdd/daemon/seals.h"
 #include "vhdd/daemon/snapshots.h"
 #include "vhdd/daemon/worker_link.h"
 
@@ -334,7 +336,7 @@ static int write_disk(struct vm *vm, const json_t *data, const json_t *was, stru
                 r = disk.file ? catalog_disk_update(catalog, &disk, err)
                               : fail(err, ENOMEM, "no memory for a path");
         }
-        return r;
+        return r == 0 ? seals_note(catalog, vm->id, param_text(planned, "frozen"), err) : r;
 }
 
 static int write_snapshot(struct vm *vm, const json_t *data, struct error *err)
@@ -597,6 +599,7 @@ int snapshot_take(struct broker *broker, const struct caller *caller, const json
         r = take_run(&taking, err);
         if (r < 0)
                 return r;
+        merges_kick(taking.vm); /* what was frozen is sealed */
         vm_changed(taking.vm, "snapshot-taken",
                 json_pack("{s:s, s:s}", "snapshot", taking.name, "id", taking.id));
         r = catalog_snapshot_find(broker->catalog, taking.vm->id, taking.id, &row, err);

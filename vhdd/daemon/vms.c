@@ -13,6 +13,7 @@
 #include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/metrics.h"
 #include "vhdd/daemon/recover.h"
+#include "vhdd/daemon/seals.h"
 #include "vhdd/daemon/sidecar.h"
 #include "vhdd/daemon/worker_link.h"
 
@@ -74,6 +75,7 @@ static struct vm *vm_new(struct vms *vms, const char *id)
 
 static void vm_free(struct vm *vm)
 {
+        seals_forget(vm);
         worker_forget(vm);
         free(vm->chains);
         free(vm->trouble);
@@ -322,7 +324,7 @@ void vm_may_merge(struct vm *vm)
 void vm_set_up(struct vm *vm)
 {
         set_state(vm, true, NULL);
-        vm_may_merge(vm);
+        merges_kick(vm); /* also for what is to be sealed */
 }
 
 static void revive(void *opaque)
@@ -450,6 +452,10 @@ void vm_worker_event(struct vm *vm, const json_t *event)
         }
         if (strcmp(kind, "merge") == 0) {
                 merges_event(vm, event);
+                return;
+        }
+        if (strcmp(kind, "seal") == 0) {
+                seals_event(vm, event);
                 return;
         }
         copy = json_deep_copy(event);

@@ -29,6 +29,7 @@
 struct agent;
 struct merging;
 struct operation;
+struct sealing;
 
 /* An open chain of a worker: a live disk's is called by the disk's id, a snapshot's by
  * DISKID@SNAPSHOTID. */
@@ -78,7 +79,9 @@ struct vm {
         bool merger;              /* one looks after the merges, */
         bool merge_again;         /*      and has to look once more */
         struct merging *mergings; /* what the worker tells of them; changed with lock held, too */
-        pthread_cond_t changed;   /* up, or trouble, or an agent */
+        struct sealing
+                *sealing;       /* the image that it seals (seals.h); changed with lock held, too */
+        pthread_cond_t changed; /* up, or trouble, or an agent */
         struct agent *agent;
 };
 

@@ -10,6 +10,7 @@
 #include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/recover.h"
+#include "vhdd/daemon/seals.h"
 
 #define UP_TRIES    40
 #define UP_PAUSE_MS 50
@@ -185,6 +186,8 @@ int worker_grant_image(
 {
         if (!vm->link)
                 return fail(err, EHOSTDOWN, "the vm's worker does not run");
+        if (seals_write(vm, row->path))
+                access |= LINK_SEAL;
         return link_grant(vm->link, row->path, access, row->device, row->inode, err);
 }
 
@@ -358,7 +361,10 @@ int worker_chain_open(struct vm *vm, const char *name, const struct image_chain 
         if (r < 0)
                 return r;
         warn_of_changes(vm, images);
-        r = grant_chain(vm, images, writable, err);
+        if (writable)
+                r = seals_break(vm, &images->rows[0], err);
+        if (r == 0)
+                r = grant_chain(vm, images, writable, err);
         if (r == 0)
                 r = worker_call(vm, "chain.open",
                         json_pack("{s:s, s:o*, s:s, s:b}", "chain", name, "paths",
@@ -863,6 +869,7 @@ static int bring_disks(struct vm *vm, const json_t *hello, const struct vm_row *
 {
         int r;
 
+        seals_forget(vm);
         worker_forget(vm);
         for (size_t i = 0; i < n_disks; i++) {
                 struct error why = ERROR_INIT;
@@ -1047,6 +1054,7 @@ int worker_down(struct vm *vm, unsigned timeout_ms, struct error *err)
         pthread_rwlock_wrlock(&vm->link_lock);
         vm->link = link_free(vm->link);
         pthread_rwlock_unlock(&vm->link_lock);
+        seals_forget(vm);
         worker_forget(vm);
         vm_set_down(vm, "the worker was ended");
         return r;

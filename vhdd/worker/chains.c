@@ -171,6 +171,7 @@ static int end_chain(struct worker *worker, struct worker_chain *chain, struct e
 
         release_flushes(chain);
         merges_stop(worker, chain);
+        seal_stop(worker, chain);
         r = chain_close(chain->chain, err);
         drop_chain(worker, chain);
         return r;

@@ -38,6 +38,7 @@ struct worker_export {
 };
 
 struct worker_merge;
+struct worker_seal;
 
 struct job {
         struct job *next;
@@ -60,7 +61,8 @@ struct worker {
         struct worker_chain *chains;
         struct worker_export *exports;
         struct worker_merge *merges;
-        bool used; /* a chain was opened in this life */
+        struct worker_seal *seal; /* the one that is being made, or NULL */
+        bool used;                /* a chain was opened in this life */
         struct switch_region *switch_region;
         char switched[37]; /* the snapshot that is switched and not committed, or "" */
 
@@ -108,6 +110,9 @@ int verb_merge_status(struct worker *worker, const json_t *params, json_t **ret,
 int verb_merge_finish(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 int verb_merge_free(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 
+int verb_seal_begin(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+int verb_seal_limit(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+
 int verb_export_add(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 int verb_export_remove(
         struct worker *worker, const json_t *params, json_t **ret, struct error *err);
@@ -148,6 +153,12 @@ void merges_stop(struct worker *worker, const struct worker_chain *chain);
  * go on, or its chain is closed. */
 void merges_hold(struct worker *worker, const struct worker_chain *chain);
 void merges_let(struct worker *worker, const struct worker_chain *chain);
+
+/* --- seals.c --- */
+
+/* Before the chain is closed: the seal that it was opened for is given up; one that heeds its clients does
+ * so no more. */
+void seal_stop(struct worker *worker, const struct worker_chain *chain);
 
 /* --- params --- */
 

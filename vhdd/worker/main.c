@@ -150,6 +150,8 @@ static const struct {
         {"merge.status", verb_merge_status},
         {"merge.finish", verb_merge_finish},
         {"merge.free", verb_merge_free},
+        {"seal.begin", verb_seal_begin},
+        {"seal.limit", verb_seal_limit},
         {"export.add", verb_export_add},
         {"export.remove", verb_export_remove},
         {"export.hide", verb_export_hide},
@@ -432,6 +434,7 @@ static int start(
         int r;
 
         worker->parent_uid = getuid();
+        tzset(); /* gmtime_r would look for the time zone, of all things */
         r = proxy_fs_new(&worker->fs, err);
         worker->family = chain_family_new();
         if (r == 0 && !worker->family)

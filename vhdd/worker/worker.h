@@ -49,6 +49,10 @@
  *  merge.finish {job, children: [path]}       {layers}    after it was done. -EBUSY, -ENOSPC: it can be
  *                                             asked again; after another failure begin anew
  *  merge.free {job}                           {}     it stops, and is forgotten; also a finished one
+ *  seal.begin {job, chain, rate?}             {bytes-total}    the leaf of a chain that was opened for this, on
+ *                                             a thread of its own: it is summed, and NAME.vhdd-seal.new written.
+ *                                             The chain's closing ends it
+ *  seal.limit {job, rate}                     {}     bytes a second, 0: none
  *  export.add {name, chain, read-only,        {}
  *      description?, changed?: [{name, layer}]}
  *  export.remove {name, force, timeout-ms}    {}     -EBUSY: without force, and somebody has it
@@ -66,7 +70,9 @@
  *  quit {timeout-ms}                          {}, then it drains, flushes, closes, and ends with 0
  *
  * Events: {"event": "client", "what": "connected"|"served"|"gone", ...}, "log" {level, message},
- * "merge" {what: progress|running|paused|failed|done, and what merge.status says of it}.
+ * "merge" {what: progress|running|paused|failed|done, and what merge.status says of it},
+ * "seal" {what: progress|failed|done, job, bytes-done, bytes-total, speed, error?, code?, file-size?,
+ * changed-ns?}.
  *
  * A chain's merge or compaction stops when the chain is closed, and is gone; begin goes on where it was.
  *

@@ -1,0 +1,292 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""seals - what became a parent is sealed in the background, and no seal ever says what is not so.
+
+    seals.py [--only CASE] [--seed N]
+
+A snapshot freezes an image: its seal appears, without being asked for and without a word in `job list'. A
+byte that somebody changes behind the daemon's back, with the old time put back, is found by `check --deep'.
+Merges, applies, kills of workers and brokers leave seals that fit, or none, and nothing beside the images
+that nobody needs; at no time is anything said to be changed that was not."""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import daemonlib  # noqa: E402
+from daemonlib import demand  # noqa: E402
+
+MIB = 1 << 20
+SOON_S = 20
+FALSE_ALARMS = ["is not what its seal says", "was changed after it was frozen", "was changed while"]
+
+
+class Case:
+    def __init__(self, folder, name, chance):
+        self.folder = os.path.join(folder, name)
+        os.makedirs(self.folder)
+        self.chance = chance
+        self.daemon = daemonlib.Daemon(self.folder)
+        self.daemon.start()
+        self.daemon.ctl("vm", "create", "v")
+
+    def file(self, name="d.vhd"):
+        return os.path.join(self.folder, name)
+
+    def attach(self, size=16 * MIB):
+        self.daemon.ctl("disk", "attach", "v", self.file(), "--name", "d", "--create", str(size))
+        self.size = size
+
+    def fill(self, pieces=8, length=256 << 10):
+        handle = self.daemon.connect("v/d")
+        for _ in range(pieces):
+            at = self.chance.randrange((self.size - length) // 512) * 512
+            handle.pwrite(self.chance.randbytes(length), at)
+        handle.flush()
+        daemonlib.leave(handle)
+
+    def read(self, export="v/d"):
+        handle = self.daemon.connect(export)
+        got = daemonlib.read_all(handle)
+        daemonlib.leave(handle)
+        return got
+
+    def take(self, name):
+        self.daemon.ctl("snapshot", "take", "v", name)
+
+    def frozen(self):
+        """The images that are parents, or wait to be one."""
+        leaf = self.daemon.show("disk", "v", "d")["file"]
+        return [self.file(n) for n in os.listdir(self.folder) if n.endswith("vhd")
+                and self.file(n) != leaf]
+
+    def seals(self):
+        return [job for job in self.daemon.query("job", "list", "v", "--all") if job["kind"] == "seal"]
+
+    def wait(self, what, until, seconds=SOON_S):
+        end = time.monotonic() + seconds
+        while not until():
+            demand(time.monotonic() < end, f"{what}: not after {seconds} s: "
+                   f"{self.daemon.query('job', 'list', '--all')} {sorted(os.listdir(self.folder))}\n"
+                   f"{self.daemon.tail()}")
+            time.sleep(0.05)
+
+    def wait_sealed(self):
+        """Each parent has a seal, and nobody is at work on one."""
+        self.wait("a seal for each parent", lambda: all(
+            os.path.exists(name + ".vhdd-seal") for name in self.frozen()) and not self.seals())
+
+    def wait_merged(self):
+        self.wait("the merge's end", lambda: not [
+            job for job in self.daemon.query("job", "list", "v") if job["state"] != "done"], 60)
+
+    def check_quiet(self):
+        with open(self.daemon.log, encoding="utf-8", errors="replace") as log:
+            for line in log:
+                for alarm in FALSE_ALARMS:
+                    demand(alarm not in line, f"a false alarm: {line}")
+        found = [f for f in self.daemon.query("doctor")["findings"]
+                 if f["severity"] != "info" and f["id"] != "low-space"]
+        demand(not found, f"doctor finds {found}")
+
+    def check_files(self):
+        """Without the daemon: every seal is of a parent, and fits."""
+        frozen = self.frozen()
+        self.check_quiet()
+        self.daemon.stop()
+        for name in os.listdir(self.folder):
+            demand(".vhdd-" not in name or
+                   name.endswith(".vhdd-seal") and self.file(name[:-len(".vhdd-seal")]) in frozen,
+                   f"'{name}' is left; the parents are {frozen}")
+        for name in frozen:
+            answer = self.daemon.try_ctl("check", "--deep", name)
+            demand(answer.status == 0, f"{answer}: {answer.out}")
+        self.daemon.start()
+
+    def close(self):
+        self.daemon.end()
+
+
+# --- the cases
+
+def appears(case):
+    """Within seconds, for each snapshot; and it finds a byte."""
+    case.attach()
+    case.fill()
+    handle = case.daemon.connect("v/d")
+    mark = case.chance.randbytes(512)
+    handle.pwrite(mark, 5 * MIB)
+    daemonlib.leave(handle)
+    case.take("one")
+    case.wait_sealed()
+    case.fill()
+    case.take("two")
+    case.take("three")
+    demand(case.daemon.query("job", "list") == [], "seals are listed though nobody asked for all")
+    demand(case.daemon.query("status")["jobs"] == 0, "seals are counted as work")
+    case.wait_sealed()
+    demand(len(case.frozen()) == 3, f"the parents are {case.frozen()}")
+    case.check_files()
+    case.daemon.stop()
+    with open(case.file(), "r+b") as file:
+        times = os.fstat(file.fileno())
+        file.seek(file.read().index(mark))
+        file.write(bytes([mark[0] ^ 1]))
+    os.utime(case.file(), ns=(times.st_atime_ns, times.st_mtime_ns))
+    answer = case.daemon.try_ctl("check", case.file())
+    demand(answer.status == 0, f"without --deep nobody can know: {answer} {answer.out}")
+    answer = case.daemon.try_ctl("check", "--deep", case.file())
+    demand(answer.status == 1 and "other data" in answer.out, f"a byte was changed: {answer} {answer.out}")
+
+
+def merged(case):
+    """What goes takes its seal along; what stays, and is a parent still, gets another one."""
+    case.attach()
+    for name in ["a", "b", "c", "d"]:
+        case.fill()
+        case.take(name)
+    case.fill()
+    case.wait_sealed()
+    content = case.read()
+    for name in ["b", "a", "d"]:
+        case.daemon.ctl("snapshot", "delete", "v", name, "--wait")
+        case.wait_merged()
+        case.wait_sealed()
+        case.check_files()
+        demand(case.read() == content, f"the disk is another one after '{name}' is gone")
+    case.daemon.ctl("snapshot", "delete", "v", "c", "--wait")
+    case.wait_merged()
+    left = [name for name in os.listdir(case.folder) if ".vhdd-" in name]
+    demand(not left, f"nobody is a parent any more, and there is {left}")
+    case.check_files()
+
+
+def branches(case):
+    """Children that are relinked are sealed anew; one that is applied is as good a parent as before."""
+    case.attach()
+    case.fill()
+    case.take("base")
+    for name in ["left", "right", "middle"]:
+        case.fill()
+        case.take(name)
+        case.daemon.ctl("snapshot", "apply", "v", "base", "--force")
+    case.wait_sealed()
+    for name in ["left", "right"]:
+        case.daemon.ctl("snapshot", "apply", "v", name, "--force")
+        case.fill()
+        case.take(name + "-more")
+    case.wait_sealed()
+    case.check_files()
+    for name in ["right", "left", "left-more"]:
+        case.daemon.ctl("snapshot", "delete", "v", name, "--wait")
+        case.wait_merged()
+        case.wait_sealed()
+        case.check_files()
+
+
+def people(case):
+    """Paused, slow, cancelled, resumed; merges do not wait for it."""
+    case.attach(256 * MIB)
+    case.fill(40, 2 * MIB)
+    case.take("one")
+    case.wait("a job", case.seals)
+    job = str(case.seals()[0]["id"])
+    case.daemon.ctl("job", "limit", job, "1M")
+    case.wait("it runs", lambda: case.seals()[0]["state"] == "running" and case.seals()[0]["done"] > 0)
+    demand(case.daemon.show("job", job)["file"] == case.file(), "it is about another file")
+    case.daemon.ctl("job", "pause", job)
+    demand(case.seals()[0]["state"] == "paused", f"{case.seals()}")
+    demand(not [n for n in os.listdir(case.folder) if n.endswith(".new")], "half a seal is left")
+    case.daemon.ctl("job", "resume", job)
+    case.wait("it goes on", lambda: case.seals()[0]["state"] == "running")
+    case.daemon.ctl("job", "cancel", job)
+    demand(case.seals()[0]["state"] == "cancelled", f"{case.seals()}")
+    case.daemon.ctl("job", "resume", job)
+    case.wait("it goes on", lambda: case.seals()[0]["state"] == "running")
+    case.take("two")
+    case.daemon.ctl("snapshot", "delete", "v", "one", "--wait")
+    case.wait_merged()
+    case.wait_sealed()
+    case.check_files()
+
+
+def deaths(case):
+    """Workers and brokers die at any time; what is left in the end is as if nobody had."""
+    case.attach(64 * MIB)
+    names, made = [], 0
+    for _ in range(8):
+        for _ in range(case.chance.randrange(1, 3)):
+            case.fill(10, MIB)
+            made += 1
+            names.append(f"s{made}")
+            case.take(names[-1])
+        if len(names) > 2:
+            case.daemon.ctl("snapshot", "delete", "v", names.pop(case.chance.randrange(len(names))))
+        time.sleep(case.chance.random() / 2)
+        if case.chance.random() < 0.5:
+            worker = case.daemon.worker("v")
+            if worker:
+                os.kill(worker, signal.SIGKILL)
+        else:
+            case.daemon.kill_broker()
+            case.daemon.start()
+    content = case.read()
+    case.wait_merged()
+    case.wait_sealed()
+    case.check_files()
+    demand(case.read() == content, "the disk is another one")
+
+
+def broken(case):
+    """An image that is opened to be written has no seal; one that was changed gets none."""
+    case.daemon.ctl("create", case.file(), "--size", "16M")
+    case.daemon.ctl("seal", case.file())
+    case.daemon.ctl("disk", "attach", "v", case.file(), "--name", "d")
+    case.size = 16 * MIB
+    demand(not os.path.exists(case.file() + ".vhdd-seal"), "a disk that is written to has a seal")
+    case.fill()
+    case.take("one")
+    case.wait_sealed()
+    case.check_quiet()
+    case.daemon.ctl("snapshot", "delete", "v", "one", "--wait")
+    case.wait_merged()
+    case.take("two")
+    case.wait_sealed()
+    case.check_files()
+    case.daemon.stop()
+    os.unlink(case.file() + ".vhdd-seal")
+    answer = case.daemon.try_ctl("check", "--deep", case.file())
+    demand(answer.status == 3 and "no seal" in answer.err, f"there is none: {answer}")
+
+
+CASES = [appears, merged, branches, people, deaths, broken]
+
+
+def test(folder, options):
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    for one in CASES:
+        if options.only and one.__name__ != options.only:
+            continue
+        begun = time.monotonic()
+        case = Case(folder, one.__name__, random.Random(f"{seed} {one.__name__}"))
+        try:
+            one(case)
+            case.daemon.stop()
+        except daemonlib.TestFailed as e:
+            raise daemonlib.TestFailed(f"{one.__name__} (seed {seed}): {e}") from None
+        finally:
+            case.close()
+        print(f"{one.__name__}: {time.monotonic() - begun:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=[case.__name__ for case in CASES])
+    parser.add_argument("--seed", type=int)
+    arguments = parser.parse_args()
+    daemonlib.run("seals", lambda folder: test(folder, arguments))
