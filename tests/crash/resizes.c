@@ -435,12 +435,12 @@ static bool check_above(struct run *run, const struct sim_world *world, const ch
         run->n_opened++;
         snprintf(of_child, sizeof(of_child), "%s, the child", what);
         if (chain_open(ABOVE, &chain_options, &chain, &err) < 0) {
-                violation(run, "%s: it does not open: %s", of_child, err.message);
+                driver_violation("%s: it does not open: %s", of_child, err.message);
                 return false;
         }
         check_chain(run, chain, run->scene.new, of_child);
         chain_abandon(chain);
-        return !run->violated;
+        return !driver_result->violated;
 }
 
 static void note_finding(void *opaque, const struct vhd_finding *finding)

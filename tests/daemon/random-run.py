@@ -592,7 +592,8 @@ class Run:
                     self.call_job("job.resume", job)
                 elif job["limit"]:
                     self.call_job("job.limit", job, rate=0)
-            demand(time.monotonic() < end, f"merges do not end: {jobs}")
+            demand(time.monotonic() < end,
+                   f"merges do not end: {jobs}; all: {[job for one in self.vms for job in self.open_jobs(one)]}")
             time.sleep(0.05)
 
     def delete_all(self, vm):
