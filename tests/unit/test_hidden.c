@@ -285,6 +285,11 @@ Test(hidden, what_another_merge_has_in_hand_comes_after_it)
                         "images", "/b", "destination", "/c", "direction", "up", "shared", 0));
         merge_job_set(&all.items[0], JOB_CANCELLED);
         cr_assert(eq(int, merge_job_save(catalog, &all.items[0], NULL), 0));
-        merge_jobs_done(&all);
         expect_plan(1, false, "c waits: it comes after job 1");
+        /* And if that one waits for what does not come by itself? */
+        merge_job_set(&all.items[0], JOB_WAITING);
+        json_object_set_new(all.items[0].payload, "stuck", json_true());
+        cr_assert(eq(int, merge_job_save(catalog, &all.items[0], NULL), 0));
+        merge_jobs_done(&all);
+        expect_plan(1, false, "c waits stuck: it comes after job 1");
 }

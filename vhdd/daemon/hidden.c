@@ -131,7 +131,7 @@ static const struct merge_job *job_of(const struct finding *finding, const char 
 }
 
 /* Another merge has the image in hand: its number, or 0. */
-static int64_t begun_elsewhere(
+static const struct merge_job *begun_elsewhere(
         const struct finding *finding, const struct merge_job *but, const char *image)
 {
         for (size_t i = 0; i < finding->jobs->n; i++) {
@@ -139,9 +139,9 @@ static int64_t begun_elsewhere(
 
                 if (job != but && merge_job_run(job) && !merge_job_is(job, JOB_DONE) &&
                         merge_job_touches(job, image))
-                        return job->row.id;
+                        return job;
         }
-        return 0;
+        return NULL;
 }
 
 static bool is_time(const struct finding *finding, const struct merge_job *job)
@@ -266,6 +266,16 @@ static int wait_for(struct finding *finding, bool stuck, const char *reason)
         return 0;
 }
 
+/* What another job waits for in vain this one does, too. */
+static int wait_for_job(struct finding *finding, const struct merge_job *other)
+{
+        char text[HIDDEN_REASON_MAX];
+
+        snprintf(text, sizeof(text), "it comes after job %lld", (long long)other->row.id);
+        return wait_for(
+                finding, merge_job_is(other, JOB_WAITING) && merge_job_flag(other, "stuck"), text);
+}
+
 /* Does a disk that the vm has stand on @path, or is it @path? */
 static int is_below_disk(
         struct catalog *catalog, const char *vm, const char *path, bool *ret, struct error *err)
@@ -326,7 +336,7 @@ static int choose_direction(struct finding *finding, const struct merge_job *job
 static int check_top(struct finding *finding, const struct merge_job *job, struct error *err)
 {
         _cleanup_(image_row_done) struct image_row row = {0};
-        int64_t other = begun_elsewhere(finding, job, finding->run->top);
+        const struct merge_job *other = begun_elsewhere(finding, job, finding->run->top);
         char text[HIDDEN_REASON_MAX];
         int r = catalog_image_find(finding->catalog, finding->run->top, &row, err);
 
@@ -334,10 +344,8 @@ static int check_top(struct finding *finding, const struct merge_job *job, struc
                 return r;
         if (strcmp(row.state, IMAGE_DETACHED) == 0)
                 return wait_for(finding, true, "the disk that stands on it was detached");
-        if (other) {
-                snprintf(text, sizeof(text), "it comes after job %lld", (long long)other);
-                return wait_for(finding, false, text);
-        }
+        if (other)
+                return wait_for_job(finding, other);
         r = hidden_users(finding->catalog, job->row.vm,
                 json_string_value(json_array_get(finding->run->hidden, 0)), text, err);
         if (r == 0 && text[0])
@@ -389,15 +397,13 @@ static int find_run(
         struct finding *finding, const struct merge_job *job, const char *image, struct error *err)
 {
         struct image_row *children = NULL;
-        int64_t other = begun_elsewhere(finding, job, image);
+        const struct merge_job *other = begun_elsewhere(finding, job, image);
         char text[HIDDEN_REASON_MAX];
         size_t n = 0;
         int r;
 
-        if (other) {
-                snprintf(text, sizeof(text), "it comes after job %lld", (long long)other);
-                return wait_for(finding, false, text);
-        }
+        if (other)
+                return wait_for_job(finding, other);
         if (!is_time(finding, job))
                 return wait_for(finding, false, "the vm is on");
         r = find_children(finding->catalog, image, &children, &n, err);
