@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/statvfs.h>
 #include <time.h>
 
 #include "base/arith.h"
@@ -179,13 +180,20 @@ int file_read_exact(struct file *file, void *data, size_t length, uint64_t offse
         return (size_t)got == length ? 0 : -ENODATA;
 }
 
+static int counted(_Atomic uint64_t *count, int r)
+{
+        atomic_fetch_add(count, 1);
+        return r;
+}
+
 int file_write(struct file *file, const void *data, size_t length, uint64_t offset, unsigned flags)
 {
         struct iovec iov = {.iov_base = (void *)(uintptr_t)data, .iov_len = length};
 
         if (length == 0)
                 return 0;
-        return writev_all(file, &iov, 1, offset, flags);
+        atomic_fetch_add(&file->n_writes, 1);
+        return counted(&file->n_writes, writev_all(file, &iov, 1, offset, flags));
 }
 
 int file_writev(
@@ -197,7 +205,8 @@ int file_writev(
                 int r;
 
                 memcpy(part, iov, (size_t)n * sizeof(*iov));
-                r = writev_all(file, part, n, offset, flags);
+                atomic_fetch_add(&file->n_writes, 1);
+                r = counted(&file->n_writes, writev_all(file, part, n, offset, flags));
                 if (r < 0)
                         return r;
                 for (int i = 0; i < n; i++)
@@ -236,9 +245,30 @@ static int sync_end(struct file *file, int r)
 
 int file_sync(struct file *file)
 {
+        uint64_t n_writes, n_punches;
         int r = sync_begin(file, false);
 
-        return r < 0 ? r : sync_end(file, file->ops->sync(file));
+        if (r < 0)
+                return r;
+        n_writes = atomic_load(&file->n_writes);
+        n_punches = atomic_load(&file->n_punches);
+        r = file->ops->sync(file);
+        if (r == 0) { /* it is our turn: nobody else writes these */
+                MUTEX_GUARD(&file->sync_lock);
+                file->synced = true;
+                file->writes_synced = n_writes;
+                file->punches_synced = n_punches;
+        }
+        return sync_end(file, r);
+}
+
+bool file_needs_sync(struct file *file, bool punches)
+{
+        MUTEX_GUARD(&file->sync_lock);
+        if (!file->synced || file->sync_error)
+                return true;
+        return file->writes_synced != atomic_load(&file->n_writes) ||
+                (punches && file->punches_synced != atomic_load(&file->n_punches));
 }
 
 int file_sync_error(struct file *file)
@@ -260,7 +290,8 @@ int file_write_durable(struct file *file, const void *data, size_t length, uint6
 
 int file_truncate(struct file *file, uint64_t size)
 {
-        return file->ops->truncate(file, size);
+        atomic_fetch_add(&file->n_writes, 1);
+        return counted(&file->n_writes, file->ops->truncate(file, size));
 }
 
 int file_write_zeros(struct file *file, uint64_t offset, uint64_t length)
@@ -292,8 +323,10 @@ static int punch_inside(struct file *file, uint64_t offset, uint64_t length)
         if (first >= last)
                 return file_write_zeros(file, offset, length);
         r = file_write_zeros(file, offset, first - offset);
-        if (r == 0)
-                r = file->ops->punch(file, first, last - first);
+        if (r == 0) {
+                atomic_fetch_add(&file->n_punches, 1);
+                r = counted(&file->n_punches, file->ops->punch(file, first, last - first));
+        }
         if (r == -EOPNOTSUPP || r == -ENOSYS || r == -EINVAL)
                 r = file_write_zeros(file, first, last - first);
         if (r == 0)
@@ -313,7 +346,8 @@ int file_punch(struct file *file, uint64_t offset, uint64_t length)
         length = MIN_OF(length, size - offset);
         if (length == 0)
                 return 0;
-        r = file->ops->punch(file, offset, length);
+        atomic_fetch_add(&file->n_punches, 1);
+        r = counted(&file->n_punches, file->ops->punch(file, offset, length));
         if (r == -EINVAL)
                 return punch_inside(file, offset, length);
         if (r == -EOPNOTSUPP || r == -ENOSYS)
@@ -323,7 +357,24 @@ int file_punch(struct file *file, uint64_t offset, uint64_t length)
 
 int file_reserve(struct file *file, uint64_t offset, uint64_t length)
 {
-        return file->ops->reserve(file, offset, length);
+        atomic_fetch_add(&file->n_writes, 1);
+        return counted(&file->n_writes, file->ops->reserve(file, offset, length));
+}
+
+int file_space_left(struct file *file, uint64_t *ret)
+{
+        struct file_stat st;
+        struct statvfs fs;
+        int r = file_stat_get(file, &st);
+
+        if (r < 0)
+                return r;
+        if (file->fd < 0 || !st.is_regular)
+                return -EOPNOTSUPP;
+        if (fstatvfs(file->fd, &fs) < 0)
+                return -errno;
+        *ret = (uint64_t)fs.f_bavail * fs.f_frsize;
+        return 0;
 }
 
 int file_seek_data(struct file *file, uint64_t offset, uint64_t *ret)
@@ -444,20 +495,21 @@ int file_clone(struct file *to, uint64_t to_offset, struct file *from, uint64_t 
                 .src_length = length,
                 .dest_offset = to_offset,
         };
+        int r;
 
         if (to->fd < 0 || from->fd < 0 || length == 0)
                 return -EOPNOTSUPP;
-        if (ioctl(to->fd, FICLONERANGE, &range) == 0)
-                return 0;
-        switch (errno) {
+        atomic_fetch_add(&to->n_writes, 1);
+        r = ioctl(to->fd, FICLONERANGE, &range) == 0 ? 0 : errno;
+        atomic_fetch_add(&to->n_writes, 1);
+        switch (r) {
+        case 0: return 0;
         case EXDEV:
         case EINVAL:
         case ENOTTY:
         case ENOSYS:
         case EPERM: /* a sandbox that has not heard of it */
-        case ETXTBSY:
-                return -EOPNOTSUPP;
-        default:
-                return -errno;
+        case ETXTBSY: return -EOPNOTSUPP;
+        default: return -r;
         }
 }

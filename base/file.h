@@ -16,6 +16,7 @@
 #pragma once
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -91,11 +92,17 @@ struct file {
         int fd;         /* the host's descriptor, or -1 in a simulated disk */
         unsigned flags; /* enum file_flags */
 
+        /* Counts the beginning and the end of each change that was made through this file: what was the
+         * same before a sync and is now was made durable by it. */
+        _Atomic uint64_t n_writes, n_punches;
+
         /* guarded by sync_lock */
         pthread_mutex_t sync_lock;
         pthread_cond_t sync_ended;
         bool syncing;
         int sync_error; /* -errno of the sync that failed, or 0 */
+        bool synced;    /* once; and then, as they were when the last sync that succeeded began: */
+        uint64_t writes_synced, punches_synced;
 };
 
 struct fs_ops {
@@ -152,6 +159,9 @@ int file_writev(
 /* fdatasync. Linux tells of a lost writeback once, to one caller: so syncs of one file take turns, and
  * after the first that failed none is tried (E5): they all answer its errno. */
 int file_sync(struct file *file);
+/* Would a sync have something to do? No, if one succeeded since the last change that was made through this
+ * file; @punches: those that only freed space count, too. Other openers' changes are not known. */
+bool file_needs_sync(struct file *file, bool punches);
 /* The -errno of the sync that failed, or 0. */
 int file_sync_error(struct file *file);
 /* A write that is durable when it answers 0.
@@ -172,6 +182,8 @@ int file_clone(struct file *to, uint64_t to_offset, struct file *from, uint64_t 
 /* Takes the space of the range, so that writing there cannot fail for want of it (fallocate;
  * the size grows with it). -EOPNOTSUPP where the file system has no such thing. */
 int file_reserve(struct file *file, uint64_t offset, uint64_t length);
+/* What is left on its file system for such as we are. -EOPNOTSUPP where nobody can tell (a device). */
+int file_space_left(struct file *file, uint64_t *ret);
 /* The next data (or hole) at or after @offset; the file's size if there is none. A file system
  * that cannot tell answers that everything is data. */
 int file_seek_data(struct file *file, uint64_t offset, uint64_t *ret);
