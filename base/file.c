@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/statvfs.h>
 #include <time.h>
 
 #include "base/arith.h"
@@ -359,22 +358,6 @@ int file_reserve(struct file *file, uint64_t offset, uint64_t length)
 {
         atomic_fetch_add(&file->n_writes, 1);
         return counted(&file->n_writes, file->ops->reserve(file, offset, length));
-}
-
-int file_space_left(struct file *file, uint64_t *ret)
-{
-        struct file_stat st;
-        struct statvfs fs;
-        int r = file_stat_get(file, &st);
-
-        if (r < 0)
-                return r;
-        if (file->fd < 0 || !st.is_regular)
-                return -EOPNOTSUPP;
-        if (fstatvfs(file->fd, &fs) < 0)
-                return -errno;
-        *ret = (uint64_t)fs.f_bavail * fs.f_frsize;
-        return 0;
 }
 
 int file_seek_data(struct file *file, uint64_t offset, uint64_t *ret)

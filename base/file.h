@@ -182,8 +182,6 @@ int file_clone(struct file *to, uint64_t to_offset, struct file *from, uint64_t 
 /* Takes the space of the range, so that writing there cannot fail for want of it (fallocate;
  * the size grows with it). -EOPNOTSUPP where the file system has no such thing. */
 int file_reserve(struct file *file, uint64_t offset, uint64_t length);
-/* What is left on its file system for such as we are. -EOPNOTSUPP where nobody can tell (a device). */
-int file_space_left(struct file *file, uint64_t *ret);
 /* The next data (or hole) at or after @offset; the file's size if there is none. A file system
  * that cannot tell answers that everything is data. */
 int file_seek_data(struct file *file, uint64_t offset, uint64_t *ret);

@@ -20,19 +20,14 @@
 #include "base/mutant.h"
 #include "chain/drain.h"
 #include "chain/seal.h"
-#include "formats/format.h"
 #include "merge/heads.h"
 #include "merge/pace.h"
 
-#define BATCH_BYTES  (UINT64_C(16) << 20)
-#define BATCH_UNITS  256u
-#define MORE_SOURCES 8u /* each of so many makes a batch one time as large, */
-#define MOST_TIMES   8u /* up to this, */
-#define PART_OF_SPACE                                                                              \
-        64u /* as long as the batches that lie twice are a small part of what is free */
+#define BATCH_BYTES (UINT64_C(16) << 20)
+#define BATCH_UNITS 256u
 
 struct batch {
-        uint64_t units[MOST_TIMES * BATCH_UNITS];
+        uint64_t units[BATCH_UNITS];
         size_t n;
         uint64_t bytes;
 };
@@ -47,7 +42,6 @@ struct merge {
 
         /* the copier's */
         struct batch *filling;
-        unsigned times; /* so many BATCH_BYTES may be in it */
         struct pace pace;
 
         pthread_mutex_t lock;
@@ -355,42 +349,18 @@ static uint64_t next_with_blocks(const struct merge *merge, uint64_t unit)
         return unit;
 }
 
-/* A round of many sources is many syncs, one after the other. Where there is room enough, fewer of them have
- * to do: what is copied and not given back is more then. */
-static unsigned times_of(const struct merge *merge)
-{
-        unsigned wanted = chain_drain_n_sources(merge->drain) / MORE_SOURCES;
-        uint64_t left = 0, room;
-
-        if (wanted <= 1 || file_space_left(chain_drain_destination(merge->drain)->file, &left) < 0)
-                return 1;
-        wanted = MIN_OF(wanted, MOST_TIMES);
-        room = left / PART_OF_SPACE / BATCH_BYTES;
-        return room == 0 ? 1 : (unsigned)MIN_OF(room, (uint64_t)wanted);
-}
-
-static bool is_full(const struct merge *merge, const struct batch *batch)
-{
-        return batch->n >= (size_t)merge->times * BATCH_UNITS ||
-                batch->bytes >= merge->times * BATCH_BYTES;
-}
-
 static int move_unit(struct merge *merge, uint64_t unit, struct error *err)
 {
         struct batch *batch = merge->filling;
         uint64_t bytes;
-        int r;
-
-        if (batch->n == 0)
-                merge->times = times_of(merge);
-        r = chain_drain_copy(merge->drain, unit, &bytes, err);
+        int r = chain_drain_copy(merge->drain, unit, &bytes, err);
 
         merge->progress.bytes_done += bytes;
         pace_add(&merge->pace, bytes);
         batch->bytes += bytes;
         if (r == 0)
                 batch->units[batch->n++] = unit;
-        if (r == 0 && is_full(merge, batch))
+        if (r == 0 && (batch->n == BATCH_UNITS || batch->bytes >= BATCH_BYTES))
                 r = hand_over(merge, err);
         return r;
 }
