@@ -58,6 +58,11 @@ class Case:
     def take(self, name):
         self.daemon.ctl("snapshot", "take", "v", name)
 
+    def call(self, method, **params):
+        answer = self.daemon.finish(self.daemon.begin(method, **params))
+        demand(answer.status == 0, f"{answer}")
+        return answer.json()
+
     def frozen(self):
         """The images that are parents, or wait to be one."""
         leaf = self.daemon.show("disk", "v", "d")["file"]
@@ -191,11 +196,13 @@ def branches(case):
 def people(case):
     """Paused, slow, cancelled, resumed; merges do not wait for it."""
     case.attach(256 * MIB)
-    case.fill(40, 2 * MIB)
-    case.take("one")
-    case.wait("a job", case.seals)
-    job = str(case.seals()[0]["id"])
-    case.daemon.ctl("job", "limit", job, "1M")
+    case.fill(40, 4 * MIB)
+    # By the socket itself: with processes in between it could be done before it is limited.
+    case.call("snapshot.take", vm="v", name="one")
+    jobs = [job for job in case.call("job.list", vm="v", all=True) if job["kind"] == "seal"]
+    demand(len(jobs) == 1, f"there is no seal's job: {jobs}")
+    case.call("job.limit", id=jobs[0]["id"], rate=MIB)
+    job = str(jobs[0]["id"])
     case.wait("it runs", lambda: case.seals()[0]["state"] == "running" and case.seals()[0]["done"] > 0)
     demand(case.daemon.show("job", job)["file"] == case.file(), "it is about another file")
     case.daemon.ctl("job", "pause", job)
@@ -215,23 +222,27 @@ def people(case):
 
 
 def deaths(case):
-    """Workers and brokers die at any time; what is left in the end is as if nobody had."""
+    """Workers die at any time, brokers while images are sealed; in the end it is as if nobody had."""
     case.attach(64 * MIB)
     names, made = [], 0
     for _ in range(8):
+        broker = case.chance.random() < 0.5
         for _ in range(case.chance.randrange(1, 3)):
             case.fill(10, MIB)
             made += 1
             names.append(f"s{made}")
             case.take(names[-1])
-        if len(names) > 2:
+        if len(names) > 2 and not broker:
             case.daemon.ctl("snapshot", "delete", "v", names.pop(case.chance.randrange(len(names))))
         time.sleep(case.chance.random() / 2)
-        if case.chance.random() < 0.5:
+        if not broker:
             worker = case.daemon.worker("v")
             if worker:
                 os.kill(worker, signal.SIGKILL)
         else:
+            case.wait_merged()
+            case.take(f"s{made}-last")
+            time.sleep(case.chance.random() / 5)
             case.daemon.kill_broker()
             case.daemon.start()
     content = case.read()
