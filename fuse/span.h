@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* span.h - a range of a chain's disk as a file: the whole disk, or a partition.
+ *
+ * Units      bytes.
+ * Ownership  span_new hands out; the tree's node takes it over, or free() ends it. The chain and what
+ *            the owner holds are the caller's and live longer.
+ * Errors     those of the chain, as errno.
+ * Threads    as the tree's callbacks.
+ */
+#pragma once
+
+#include "chain/chain.h"
+#include "fuse/tree.h"
+
+/* Told of what is changed through a span, before that is answered; NULL: nobody. From many threads. */
+typedef void (*span_changed_fn)(void *opaque, uint64_t offset, uint64_t length);
+
+struct span_options {
+        struct chain *chain;
+        uint64_t start, size;    /* on the chain's disk */
+        span_changed_fn changed; /* offset on the chain's disk */
+        void *opaque;
+};
+
+void *span_new(const struct span_options *options); /* NULL: no memory */
+extern const struct vhdfuse_file_ops span_ops;      /* for reading and writing */
+extern const struct vhdfuse_file_ops span_read_only_ops;
+
+/* How much space the chain's images take, at most as much as @size. */
+uint64_t span_allocated(struct chain *chain, uint64_t size);
+/* When the chain's leaf was last changed. */
+void span_mtime(struct chain *chain, struct timespec *ret);
+
+/* Is all of the file's piece in the page cache, as far as its ends tell? Then it can be lent: one that
+ * is cut short meanwhile could not give the zeros that a shorter answer means to the kernel. */
+bool span_is_lendable(struct file *file, uint64_t file_offset, uint64_t length);
