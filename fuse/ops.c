@@ -338,6 +338,14 @@ static void op_release(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
         fuse_reply_err(req, 0);
 }
 
+static uint64_t size_of(const struct open_file *file)
+{
+        const struct vhdfuse_node *node = file->node;
+
+        return node->ops->open_size ? node->ops->open_size(node->closure, file->handle)
+                                    : node->ops->size(node->closure);
+}
+
 /* The range as a piece of a file, without copying it. False: nothing was answered. */
 static bool reply_loan(fuse_req_t req, const struct open_file *file, size_t length, uint64_t offset)
 {
@@ -362,7 +370,7 @@ static void op_read(
 {
         const struct open_file *file = file_of(fi);
         const struct vhdfuse_node *node = file->node;
-        uint64_t size = node->ops->size(node->closure), at = (uint64_t)offset;
+        uint64_t size = size_of(file), at = (uint64_t)offset;
         void *buffer;
         int r;
 

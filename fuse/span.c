@@ -129,7 +129,20 @@ static int span_zero(void *closure, void *handle, uint64_t length, uint64_t offs
 
 static int span_flush(void *closure, void *handle)
 {
-        return chain_flush(((struct span *)closure)->options.chain);
+        const struct span_options *o = &((struct span *)closure)->options;
+        int r = chain_flush(o->chain);
+
+        if (o->flushed)
+                o->flushed(o->opaque);
+        return r;
+}
+
+static void span_release(void *closure, void *handle)
+{
+        const struct span_options *o = &((struct span *)closure)->options;
+
+        if (o->released)
+                o->released(o->opaque);
 }
 
 static int span_map(void *closure, void *handle, uint64_t length, uint64_t offset, bool *ret_data,
@@ -157,4 +170,5 @@ const struct vhdfuse_file_ops span_ops = {
         .write = span_write,
         .zero = span_zero,
         .flush = span_flush,
+        .release = span_release,
 };

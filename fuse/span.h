@@ -12,13 +12,13 @@
 #include "chain/chain.h"
 #include "fuse/tree.h"
 
-/* Told of what is changed through a span, before that is answered; NULL: nobody. From many threads. */
-typedef void (*span_changed_fn)(void *opaque, uint64_t offset, uint64_t length);
-
 struct span_options {
         struct chain *chain;
-        uint64_t start, size;    /* on the chain's disk */
-        span_changed_fn changed; /* offset on the chain's disk */
+        uint64_t start, size; /* on the chain's disk */
+        /* What is told, on the thread of the request and before it is answered; each may be NULL. */
+        void (*changed)(void *opaque, uint64_t offset, uint64_t length); /* on the chain's disk */
+        void (*flushed)(void *opaque);
+        void (*released)(void *opaque);
         void *opaque;
 };
 

@@ -12,8 +12,8 @@
  *            A node that adding answers may be used until it is removed.
  * Errors     0 or -errno; with an err one sentence.
  * Threads    everything from many threads at once, but for new and free. Callbacks are called without
- *            a lock held, from many threads at once. Nothing here may be called from within an
- *            operation's callback but vhdfuse_tree_changed(): the kernel may wait for that operation.
+ *            a lock held, from many threads at once. Adding and removing from within one is fine in
+ *            release and flush of another file; else the kernel may be waiting for that callback.
  */
 #pragma once
 
@@ -40,6 +40,8 @@ struct vhdfuse_loan {
 struct vhdfuse_file_ops {
         uint64_t (*size)(void *closure);                    /* required */
         void (*mtime)(void *closure, struct timespec *ret); /* required */
+        /* Optional: of what one open sees, where that is not the file's. */
+        uint64_t (*open_size)(void *closure, void *handle);
         uint64_t (*allocated)(void *closure); /* bytes that take space. NULL: as many as the size */
         int (*open)(void *closure, bool writable, void **ret_handle); /* NULL: nothing to do */
         void (*release)(void *closure, void *handle);                 /* NULL: nothing to do */
@@ -93,6 +95,10 @@ int vhdfuse_tree_add_file(struct vhdfuse_tree *tree, struct vhdfuse_node *parent
 /* A file that holds @text, copied, made now. */
 int vhdfuse_tree_add_text(struct vhdfuse_tree *tree, struct vhdfuse_node *parent, const char *name,
         const char *text, struct vhdfuse_node **ret);
+
+/* One whose text @make makes anew whenever it is opened (NULL: -EIO); who has it open reads one text. */
+int vhdfuse_tree_add_made_text(struct vhdfuse_tree *tree, struct vhdfuse_node *parent,
+        const char *name, char *(*make)(void *opaque), void *opaque, struct vhdfuse_node **ret);
 
 /* The node, and all beneath it, is no more. Who has a file open reads on. The root cannot go. */
 void vhdfuse_tree_remove(struct vhdfuse_tree *tree, struct vhdfuse_node *node);

@@ -20,6 +20,8 @@
 #include "fuse/image_tree.h"
 #include "fuse/mountpoint.h"
 #include "fuse/session.h"
+#include "vhdd/describe/info.h"
+#include "vhdd/describe/partitions.h"
 #include "vhdd/describe/values.h"
 #include "vhdd/vhdfuse/options.h"
 
@@ -100,10 +102,11 @@ static int refuse_parent(const struct service *service, struct error *err)
         return 0;
 }
 
-static int open_chain(struct service *service, struct error *err)
+static void fill_chain_options(struct service *service, struct chain_options *ret)
 {
         const struct options *o = service->options;
-        const struct chain_options chain_options = {
+
+        *ret = (struct chain_options){
                 .writable = o->writable,
                 .force = o->force,
                 .format = o->format,
@@ -114,11 +117,58 @@ static int open_chain(struct service *service, struct error *err)
                 .warn = warn_sentence,
                 .opaque = service,
         };
-        int r = o->writable ? refuse_parent(service, err) : 0;
+}
 
-        if (r == 0)
-                r = chain_open(service->file, &chain_options, &service->chain, err);
+static int open_chain(struct service *service, struct error *err)
+{
+        struct chain_options chain_options;
+        int r = service->options->writable ? refuse_parent(service, err) : 0;
+
+        if (r < 0)
+                return r;
+        fill_chain_options(service, &chain_options);
+        r = chain_open(service->file, &chain_options, &service->chain, err);
+        if (r == -EBUSY) {
+                err->hint[0] = '\0'; /* the options that it speaks of are not ours */
+                error_set_hint(err, "end the other program first");
+        }
+        if (service->options->writable && (r == -EACCES || r == -EROFS || r == -EPERM))
+                error_set_hint(err, "without --writable, if it need not be written to");
         return r;
+}
+
+/* --- texts of the mount */
+
+static char *text_of(json_t *value)
+{
+        _cleanup_free_ char *text = json_dumps(value, JSON_INDENT(2));
+        char *line;
+
+        json_decref(value);
+        if (!text || asprintf(&line, "%s\n", text) < 0)
+                return NULL;
+        return line;
+}
+
+/* As `vhdctl info --chain --json` would say it, with the file called as the user called it. */
+static char *make_info(void *opaque)
+{
+        struct service *service = opaque;
+        struct chain_options chain_options;
+        const struct info_request request = {.chain_options = &chain_options, .chain = true};
+        struct error err = ERROR_INIT;
+        json_t *info = NULL;
+
+        fill_chain_options(service, &chain_options);
+        chain_options.warn = NULL; /* all was said when it was opened */
+        if (info_to_json(service->options->file, &request, &info, &err) < 0)
+                info = error_to_json(&err);
+        return text_of(info);
+}
+
+static char *make_partitions_info(void *opaque, const struct partition_table *table)
+{
+        return text_of(partitions_to_json(table));
 }
 
 /* --- mounting */
@@ -130,6 +180,13 @@ static void fill_statfs(void *opaque, struct statvfs *ret)
 
 static int make_tree(struct service *service, struct error *err)
 {
+        const struct image_tree_options image_options = {
+                .chain = service->chain,
+                .info = make_info,
+                .partitions_info = make_partitions_info,
+                .warn = warn_sentence,
+                .opaque = service,
+        };
         struct vhdfuse_owner owner;
         int r;
 
@@ -137,7 +194,7 @@ static int make_tree(struct service *service, struct error *err)
         r = vhdfuse_tree_new(&owner, &service->tree);
         if (r < 0)
                 return fail_os(err, -r, "cannot make the files of the mount");
-        return image_tree_new(service->tree, service->chain, &service->image, err);
+        return image_tree_new(service->tree, &image_options, &service->image, err);
 }
 
 static int mount_tree(struct service *service, struct error *err)
@@ -234,6 +291,16 @@ static int finish(struct service *service, int r, struct error *err)
         return r;
 }
 
+/* The directory that it was started in is not to be held busy, unless a path is relative to it that is
+ * needed again (make_info). */
+static void leave_directory(const struct service *service)
+{
+        bool needed = chain_is_writable(service->chain) && service->options->file[0] != '/';
+
+        if (service->in_background && !needed && chdir("/") < 0)
+                syslog(LOG_WARNING, "cannot leave the working directory: %m");
+}
+
 static int serve(struct service *service, struct error *err)
 {
         int r = prepare(service, err);
@@ -241,12 +308,8 @@ static int serve(struct service *service, struct error *err)
         if (r == 0) {
                 announce(service);
                 if (service->session) {
-                        if (service->background.fd >= 0) {
-                                service->in_background = true;
-                                if (chdir("/") < 0)
-                                        warn_sentence(
-                                                service, "cannot leave the working directory");
-                        }
+                        service->in_background = service->background.fd >= 0;
+                        leave_directory(service);
                         background_report(&service->background, 0, NULL);
                         r = vhdfuse_session_run(service->session, err);
                 }
