@@ -346,22 +346,26 @@ static uint64_t size_of(const struct open_file *file)
                                     : node->ops->size(node->closure);
 }
 
-/* The range as a piece of a file, without copying it. False: nothing was answered. */
+/* The range as a piece of a file, without copying it. False: nothing was answered. Once it is, the file
+ * may be closed and gone, so the node is held until what was lent is back. */
 static bool reply_loan(fuse_req_t req, const struct open_file *file, size_t length, uint64_t offset)
 {
-        const struct vhdfuse_file_ops *ops = file->node->ops;
+        struct vhdfuse_tree *tree = tree_of(req);
         struct fuse_bufvec data = FUSE_BUFVEC_INIT(length);
+        struct vhdfuse_node *node = file->node;
         struct vhdfuse_loan loan;
 
-        if (!ops->lend || length < LEND_MIN ||
-                ops->lend(file->node->closure, file->handle, length, offset, &loan) < 0)
+        if (!node->ops->lend || length < LEND_MIN ||
+                node->ops->lend(node->closure, file->handle, length, offset, &loan) < 0)
                 return false;
+        vhdfuse_node_ref(tree, node);
         data.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
         data.buf[0].fd = loan.fd;
         data.buf[0].pos = (off_t)loan.file_offset;
-        /* Pages are copied into the kernel's request before it returns, not moved there. */
+        /* Without FUSE_BUF_SPLICE_MOVE: pages are copied before it returns, and stay where they are. */
         fuse_reply_data(req, &data, 0);
-        ops->give_back(file->node->closure, &loan);
+        node->ops->give_back(node->closure, &loan);
+        vhdfuse_node_unref(tree, node);
         return true;
 }
 
