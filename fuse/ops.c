@@ -16,7 +16,6 @@
 #include "fuse/internal.h"
 
 #define CACHE_SECONDS 1.0
-#define LEND_MIN      (64u << 10) /* shorter reads are copied: splicing costs system calls */
 #define PAGE_SIZE     4096u
 
 /* What fi->fh points to. */
@@ -45,7 +44,10 @@ static struct open_file *file_of(const struct fuse_file_info *fi)
         return (struct open_file *)(uintptr_t)fi->fh;
 }
 
-/* --- a buffer for reads, one a thread, as long as the longest of them */
+/* --- a buffer for reads, one a thread, as long as the longest of them
+ *
+ * Copying through memory that is there already is quickest: splicing the page cache's pages costs more
+ * for each page than copying it does, and new memory costs a page fault a page (docs/fuse.md). */
 
 static pthread_key_t buffer_key;
 
@@ -346,29 +348,6 @@ static uint64_t size_of(const struct open_file *file)
                                     : node->ops->size(node->closure);
 }
 
-/* The range as a piece of a file, without copying it. False: nothing was answered. Once it is, the file
- * may be closed and gone, so the node is held until what was lent is back. */
-static bool reply_loan(fuse_req_t req, const struct open_file *file, size_t length, uint64_t offset)
-{
-        struct vhdfuse_tree *tree = tree_of(req);
-        struct fuse_bufvec data = FUSE_BUFVEC_INIT(length);
-        struct vhdfuse_node *node = file->node;
-        struct vhdfuse_loan loan;
-
-        if (!node->ops->lend || length < LEND_MIN ||
-                node->ops->lend(node->closure, file->handle, length, offset, &loan) < 0)
-                return false;
-        vhdfuse_node_ref(tree, node);
-        data.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
-        data.buf[0].fd = loan.fd;
-        data.buf[0].pos = (off_t)loan.file_offset;
-        /* Without FUSE_BUF_SPLICE_MOVE: pages are copied before it returns, and stay where they are. */
-        fuse_reply_data(req, &data, 0);
-        node->ops->give_back(node->closure, &loan);
-        vhdfuse_node_unref(tree, node);
-        return true;
-}
-
 static void op_read(
         fuse_req_t req, fuse_ino_t id, size_t length, off_t offset, struct fuse_file_info *fi)
 {
@@ -384,8 +363,6 @@ static void op_read(
                 return;
         }
         length = MIN_OF(length, size - at);
-        if (reply_loan(req, file, length, at))
-                return;
         buffer = thread_buffer();
         r = buffer ? node->ops->read(node->closure, file->handle, buffer, length, at) : -ENOMEM;
         if (r < 0)

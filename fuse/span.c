@@ -68,42 +68,6 @@ static int span_read(void *closure, void *handle, void *data, size_t length, uin
         return chain_read(o->chain, data, length, o->start + offset, 0);
 }
 
-static bool is_cached(struct file *file, uint64_t offset)
-{
-        uint8_t byte;
-
-        return file_read(file, &byte, 1, offset, FILE_NOWAIT) == 1;
-}
-
-bool span_is_lendable(struct file *file, uint64_t file_offset, uint64_t length)
-{
-        return file->fd >= 0 && !(file->flags & FILE_DIRECT) && is_cached(file, file_offset) &&
-                is_cached(file, file_offset + length - 1);
-}
-
-/* The ticket keeps the place from other use until the kernel has copied what is there (E8). */
-static int span_lend(
-        void *closure, void *handle, size_t length, uint64_t offset, struct vhdfuse_loan *ret)
-{
-        const struct span_options *o = &((struct span *)closure)->options;
-        uint64_t ticket = chain_ticket_get(o->chain);
-        struct chain_extent extent;
-
-        if (chain_map(o->chain, o->start + offset, length, CHAIN_NOWAIT, &extent) < 0 ||
-                extent.kind != EXTENT_DATA || extent.length < length ||
-                !span_is_lendable(extent.file, extent.file_offset, length)) {
-                chain_ticket_put(o->chain, ticket);
-                return -EAGAIN;
-        }
-        *ret = (struct vhdfuse_loan){extent.file->fd, extent.file_offset, ticket};
-        return 0;
-}
-
-static void span_give_back(void *closure, const struct vhdfuse_loan *loan)
-{
-        chain_ticket_put(((struct span *)closure)->options.chain, loan->ticket);
-}
-
 /* A change that failed may have been made in part: whoever keeps old bytes is told in any case. */
 static int tell(const struct span_options *o, int r, uint64_t offset, uint64_t length)
 {
@@ -161,7 +125,7 @@ static int span_map(void *closure, void *handle, uint64_t length, uint64_t offse
 
 #define SPAN_READ_OPS                                                                              \
         .size = get_size, .mtime = get_mtime, .allocated = get_allocated, .read = span_read,       \
-        .lend = span_lend, .give_back = span_give_back, .map = span_map, .free = free
+        .map = span_map, .free = free
 
 const struct vhdfuse_file_ops span_read_only_ops = {SPAN_READ_OPS};
 

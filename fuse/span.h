@@ -30,7 +30,3 @@ extern const struct vhdfuse_file_ops span_read_only_ops;
 uint64_t span_allocated(struct chain *chain, uint64_t size);
 /* When the chain's leaf was last changed. */
 void span_mtime(struct chain *chain, struct timespec *ret);
-
-/* Is all of the file's piece in the page cache, as far as its ends tell? Then it can be lent: one that
- * is cut short meanwhile could not give the zeros that a shorter answer means to the kernel. */
-bool span_is_lendable(struct file *file, uint64_t file_offset, uint64_t length);

@@ -28,13 +28,6 @@
 struct vhdfuse_tree;
 struct vhdfuse_node;
 
-/* Bytes of a range that lie in one piece in a file of the host. */
-struct vhdfuse_loan {
-        int fd;
-        uint64_t file_offset;
-        uint64_t ticket; /* the lender's own */
-};
-
 /* What a file is made of. @closure is the file's, @handle what its open answered (NULL without one).
  * All may block; ranges lie inside the size. 0 or -errno, which goes to the reader as it is. */
 struct vhdfuse_file_ops {
@@ -47,11 +40,6 @@ struct vhdfuse_file_ops {
         void (*release)(void *closure, void *handle);                 /* NULL: nothing to do */
         /* Required. All @length bytes are filled in when it answers 0. */
         int (*read)(void *closure, void *handle, void *data, size_t length, uint64_t offset);
-        /* Optional: the whole range as a piece of a file, so that it need not be copied. -EAGAIN: it is
-         * not one piece, read() it. What was lent is given back. */
-        int (*lend)(void *closure, void *handle, size_t length, uint64_t offset,
-                struct vhdfuse_loan *ret);
-        void (*give_back)(void *closure, const struct vhdfuse_loan *loan);
         /* Optional (NULL: the file is read-only, whatever the mount is). */
         int (*write)(void *closure, void *handle, const void *data, size_t length, uint64_t offset);
         /* Optional. The range reads as zeros from now on; @punch: its space may go. */
