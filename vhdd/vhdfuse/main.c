@@ -326,9 +326,10 @@ static int serve(struct service *service, struct error *err)
 
 int main(int argc, char **argv)
 {
-        struct options options;
+        /* What the command line said lives as long as the process. */
+        static struct options options;
+        static struct service service = {.options = &options, .background = {.fd = -1}};
         struct error err = ERROR_INIT;
-        struct service service = {.options = &options, .background = {.fd = -1}};
         int r = 0;
 
         setlocale(LC_CTYPE, "");
