@@ -65,8 +65,10 @@ bool background_begin(struct background *ret_background, int *ret, struct error 
                 return false;
         }
         if (pid == 0) {
-                close(fds[0]);
                 setsid();
+                /* What our starter had open is not ours to keep open. */
+                close_range(STDERR_FILENO + 1, (unsigned)fds[1] - 1, 0);
+                close_range((unsigned)fds[1] + 1, ~0u, 0);
                 ret_background->fd = fds[1];
                 return true;
         }
@@ -87,14 +89,14 @@ static void let_go_of_terminal(void)
                 close(fd);
 }
 
-void background_report(struct background *background, int r, const struct error *err)
+int background_report(struct background *background, int r, const struct error *err)
 {
         const struct report report = {.result = r, .err = r < 0 ? *err : ERROR_INIT};
         const char *at = (const char *)&report;
         size_t left = sizeof(report);
 
         if (background->fd < 0)
-                return;
+                return 0;
         while (left > 0) {
                 ssize_t n = write(background->fd, at, left);
 
@@ -105,8 +107,9 @@ void background_report(struct background *background, int r, const struct error 
                 at += n;
                 left -= (size_t)n;
         }
-        if (r == 0)
+        if (r == 0 && left == 0)
                 let_go_of_terminal();
         close(background->fd);
         background->fd = -1;
+        return left == 0 ? 0 : -EPIPE;
 }

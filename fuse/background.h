@@ -21,5 +21,6 @@ struct background {
  * (0) or has failed (*ret: -errno, and @err is what it said). */
 bool background_begin(struct background *ret_background, int *ret, struct error *err);
 
-/* The child's: ready (@r 0: stdin, stdout and stderr are let go of), or failed with @err. */
-void background_report(struct background *background, int r, const struct error *err);
+/* The child's: ready (@r 0: stdin, stdout and stderr are let go of), or failed with @err.
+ *   -EPIPE  whoever started us has gone, and does not know */
+int background_report(struct background *background, int r, const struct error *err);

@@ -5,9 +5,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "fuse/span.h"
-
 #include "fuse/layer.h"
+#include "fuse/span.h"
 
 struct image_tree {
         /* immutable after making */
@@ -17,10 +16,13 @@ struct image_tree {
         bool writable;
         struct vhdfuse_node *disk, *partitions, *layers;
 
-        _Atomic bool table_written; /* somebody wrote where the partition table is */
-        pthread_mutex_t table_lock;
-        /* guarded by table_lock, which is only ever tried for */
-        struct partition_table *table;
+        _Atomic bool table_written;  /* somebody wrote where the partition table is */
+        pthread_rwlock_t table_lock; /* held for moments: nothing that may wait for the kernel */
+        struct partition_table
+                *table; /* guarded by table_lock; replaced by the showing lock's holder */
+
+        pthread_mutex_t showing_lock; /* only ever tried for */
+        /* guarded by showing_lock */
         struct vhdfuse_node *nodes[PARTITION_TABLE_MAX]; /* of its entries; NULL: it has no file */
         struct vhdfuse_node *table_info;
 };
@@ -43,13 +45,11 @@ void image_tree_owner(struct chain *chain, struct vhdfuse_owner *ret)
 
 static void note_table(struct image_tree *image, uint64_t offset, uint64_t length)
 {
-        bool touched = true;
+        bool touched;
 
-        /* Whoever holds the lock is reading the table, and cannot be sure what it got. */
-        if (pthread_mutex_trylock(&image->table_lock) == 0) {
-                touched = partition_table_touches(image->table, offset, length);
-                pthread_mutex_unlock(&image->table_lock);
-        }
+        pthread_rwlock_rdlock(&image->table_lock);
+        touched = partition_table_touches(image->table, offset, length);
+        pthread_rwlock_unlock(&image->table_lock);
         if (touched)
                 atomic_store(&image->table_written, true);
 }
@@ -136,23 +136,33 @@ static bool is_same_table(const struct partition_table *a, const struct partitio
                 memcmp(a->entries, b->entries, a->n * sizeof(a->entries[0])) == 0;
 }
 
+/* Answers the one before, which is the caller's. */
+static struct partition_table *put_table(struct image_tree *image, struct partition_table *table)
+{
+        struct partition_table *before = image->table;
+
+        pthread_rwlock_wrlock(&image->table_lock);
+        image->table = table;
+        pthread_rwlock_unlock(&image->table_lock);
+        return before;
+}
+
 static void read_table_again(struct image_tree *image)
 {
         struct partition_table *table = malloc(sizeof(*table));
         struct error err = ERROR_INIT;
-        int r = table ? partition_table_read(image->chain, table, &err) : -ENOMEM;
+        bool same;
 
-        /* Without an answer, what was known is better than nothing. */
-        if (r == 0 && !is_same_table(image->table, table)) {
-                hide_table(image);
-                free(image->table);
-                image->table = TAKE_PTR(table);
-                show_table(image);
-        } else if (r == 0) {
-                free(image->table);
-                image->table = TAKE_PTR(table);
+        if (!table || partition_table_read(image->chain, table, &err) < 0) {
+                free(table); /* what was known is better than nothing */
+                return;
         }
-        free(table);
+        same = is_same_table(image->table, table);
+        if (!same)
+                hide_table(image);
+        free(put_table(image, table));
+        if (!same && show_table(image) < 0)
+                image->options.warn(image->options.opaque, "no memory for the partitions' files");
 }
 
 /* Tried for, because the kernel may wait, while nodes come and go, for somebody who is here as well. Who
@@ -162,10 +172,10 @@ static void look_at_table(void *opaque)
         struct image_tree *image = opaque;
 
         while (atomic_load(&image->table_written) &&
-                pthread_mutex_trylock(&image->table_lock) == 0) {
+                pthread_mutex_trylock(&image->showing_lock) == 0) {
                 atomic_store(&image->table_written, false);
                 read_table_again(image);
-                pthread_mutex_unlock(&image->table_lock);
+                pthread_mutex_unlock(&image->showing_lock);
         }
 }
 
@@ -233,7 +243,8 @@ int image_tree_new(struct vhdfuse_tree *tree, const struct image_tree_options *o
         image->options = *options;
         image->chain = options->chain;
         image->writable = chain_is_writable(options->chain);
-        pthread_mutex_init(&image->table_lock, NULL);
+        pthread_rwlock_init(&image->table_lock, NULL);
+        pthread_mutex_init(&image->showing_lock, NULL);
         r = add_span(image, vhdfuse_tree_root(tree), "disk", 0, chain_size(image->chain), true,
                 &image->disk);
         if (r == 0)
@@ -252,7 +263,8 @@ struct image_tree *image_tree_free(struct image_tree *image)
 {
         if (!image)
                 return NULL;
-        pthread_mutex_destroy(&image->table_lock);
+        pthread_mutex_destroy(&image->showing_lock);
+        pthread_rwlock_destroy(&image->table_lock);
         free(image->table);
         free(image);
         return NULL;

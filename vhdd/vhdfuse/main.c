@@ -257,10 +257,19 @@ static void report_failure(const struct options *options, const struct error *er
 
 /* --- the way of it */
 
+static int look_at_mountpoint(struct service *service, bool *ret_cleared, struct error *err)
+{
+        const char *directory = service->options->directory;
+        enum mountpoint_kind kind;
+
+        return service->options->dry_run ? mountpoint_look(directory, &kind, err)
+                                         : mountpoint_prepare(directory, ret_cleared, err);
+}
+
 static int prepare(struct service *service, struct error *err)
 {
-        bool cleared;
-        int r = mountpoint_prepare(service->options->directory, &cleared, err);
+        bool cleared = false;
+        int r = look_at_mountpoint(service, &cleared, err);
 
         if (r == 0 && cleared)
                 warn_sentence(
@@ -310,8 +319,12 @@ static int serve(struct service *service, struct error *err)
                 if (service->session) {
                         service->in_background = service->background.fd >= 0;
                         leave_directory(service);
-                        background_report(&service->background, 0, NULL);
-                        r = vhdfuse_session_run(service->session, err);
+                        r = background_report(&service->background, 0, NULL);
+                        if (r == 0)
+                                r = vhdfuse_session_run(service->session, err);
+                        else
+                                fail(err, -r, "'%s' is not mounted: nobody waits for it any more",
+                                        service->file);
                 }
         }
         r = finish(service, r, err);
