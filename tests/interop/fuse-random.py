@@ -144,6 +144,7 @@ class Run:
             at, length = at // 4096 * 4096, max(4096, length // 4096 * 4096)
         elif how < 0.8:
             at, length = at // 512 * 512, max(512, length // 512 * 512)
+        at = max(at, low)  # the table before it stays
         return at, min(length, high - at)
 
     def write(self, fd, data, at):
@@ -279,8 +280,9 @@ def main():
         run.check_image()
         print(f"fuse-random: {options.operations} steps, and the image holds what the model has")
     finally:
-        if run.pid:
+        if os.path.ismount(run.mnt) or run.pid:
             subprocess.run(["umount", "-l", run.mnt], check=False)
+        if run.pid:
             try:
                 os.kill(run.pid, signal.SIGKILL)
             except ProcessLookupError:
