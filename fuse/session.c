@@ -18,7 +18,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 
 #include "fuse/internal.h"
 #include "fuse/mountpoint.h"
@@ -76,6 +75,9 @@ static pthread_mutex_t said_lock = PTHREAD_MUTEX_INITIALIZER;
 static char said[256]; /* guarded by said_lock */
 
 /* It says one sentence in pieces. */
+static void on_log(enum fuse_log_level level, const char *format, va_list ap)
+        __attribute__((format(printf, 2, 0)));
+
 static void on_log(enum fuse_log_level level, const char *format, va_list ap)
 {
         size_t n;
