@@ -23,18 +23,20 @@
 #include "vhdd/describe/info.h"
 #include "vhdd/describe/partitions.h"
 #include "vhdd/describe/values.h"
+#include "vhdd/vhdfuse/live.h"
 #include "vhdd/vhdfuse/options.h"
 
 #define EXIT_FAILED 3
 
 struct service {
         const struct options *options;
-        char *file;         /* its path from the root: the working directory is left */
+        char *file;         /* its path from the root: the working directory is left; or "vhdd" */
         bool in_background; /* nobody reads stderr any more */
         struct background background;
         struct chain *chain;
         struct vhdfuse_tree *tree;
         struct image_tree *image;
+        struct live *live; /* instead of chain and image */
         struct vhdfuse_session *session;
 };
 
@@ -108,6 +110,7 @@ static void fill_chain_options(struct service *service, struct chain_options *re
 
         *ret = (struct chain_options){
                 .writable = o->writable,
+                .scratch = o->scratch,
                 .force = o->force,
                 .format = o->format,
                 .image_roots = o->image_roots,
@@ -178,6 +181,17 @@ static void fill_statfs(void *opaque, struct statvfs *ret)
         image_tree_statfs(((struct service *)opaque)->image, ret);
 }
 
+/* Only who mounts it reads it, unless allow_other lets others: then root's is still root's. */
+static int make_live_tree(struct service *service, struct error *err)
+{
+        const struct vhdfuse_owner owner = {.uid = geteuid(), .gid = getegid(), .mode = 0400};
+        int r = vhdfuse_tree_new(&owner, &service->tree);
+
+        if (r < 0)
+                return fail_os(err, -r, "cannot make the files of the mount");
+        return live_new(service->tree, service->options->control, &service->live, err);
+}
+
 static int make_tree(struct service *service, struct error *err)
 {
         const struct image_tree_options image_options = {
@@ -197,6 +211,11 @@ static int make_tree(struct service *service, struct error *err)
         return image_tree_new(service->tree, &image_options, &service->image, err);
 }
 
+static bool is_writable(const struct service *service)
+{
+        return service->chain && chain_is_writable(service->chain);
+}
+
 static int mount_tree(struct service *service, struct error *err)
 {
         const struct vhdfuse_session_options session_options = {
@@ -204,8 +223,8 @@ static int mount_tree(struct service *service, struct error *err)
                 .mountpoint = service->options->directory,
                 .source = service->file,
                 .options = service->options->mount_options,
-                .read_only = !chain_is_writable(service->chain),
-                .statfs = fill_statfs,
+                .read_only = !is_writable(service),
+                .statfs = service->image ? fill_statfs : NULL,
                 .in_use = warn_in_use,
                 .opaque = service,
         };
@@ -228,6 +247,25 @@ static void announce_json(const struct service *service)
         json_object_set_new(
                 answer, "pid", service->session ? json_size((uint64_t)getpid()) : json_null());
         json_print(answer);
+}
+
+static void announce_live(const struct service *service)
+{
+        _cleanup_free_ char *directory = text_safe(service->options->directory);
+        json_t *answer;
+
+        if (service->options->json) {
+                answer = must(json_object());
+                json_object_set_new(answer, "mountpoint", json_text(service->options->directory));
+                json_object_set_new(answer, "read-only", json_true());
+                json_object_set_new(answer, "pid",
+                        service->session ? json_size((uint64_t)getpid()) : json_null());
+                json_print(answer);
+        } else if (!service->options->quiet) {
+                fprintf(stderr, "%s: the daemon's vms %s mounted at '%s', read-only\n",
+                        service->options->program, service->session ? "are" : "can be", directory);
+        }
+        fflush(stdout);
 }
 
 static void announce(const struct service *service)
@@ -274,10 +312,10 @@ static int prepare(struct service *service, struct error *err)
         if (r == 0 && cleared)
                 warn_sentence(
                         service, "a mount that was left over here is taken away: its vhdfuse died");
-        if (r == 0)
+        if (r == 0 && !service->options->live)
                 r = open_chain(service, err);
         if (r == 0)
-                r = make_tree(service, err);
+                r = service->options->live ? make_live_tree(service, err) : make_tree(service, err);
         if (r == 0 && !service->options->dry_run)
                 r = mount_tree(service, err);
         return r;
@@ -289,9 +327,12 @@ static int finish(struct service *service, int r, struct error *err)
         struct error later = ERROR_INIT;
         int r_close;
 
+        if (service->live)
+                live_stop(service->live);
         service->session = vhdfuse_session_free(service->session);
         service->tree = vhdfuse_tree_free(service->tree);
         service->image = image_tree_free(service->image);
+        service->live = live_free(service->live);
         if (service->chain) {
                 r_close = chain_close(service->chain, r == 0 ? err : &later);
                 if (r == 0)
@@ -304,10 +345,32 @@ static int finish(struct service *service, int r, struct error *err)
  * needed again (make_info). */
 static void leave_directory(const struct service *service)
 {
-        bool needed = chain_is_writable(service->chain) && service->options->file[0] != '/';
+        bool needed = is_writable(service) && service->options->file[0] != '/';
 
         if (service->in_background && !needed && chdir("/") < 0)
                 syslog(LOG_WARNING, "cannot leave the working directory: %m");
+}
+
+/* Whoever started us learns that all is well. */
+static int go_on_alone(struct service *service, struct error *err)
+{
+        int r = background_report(&service->background, 0, NULL);
+
+        return r < 0
+                ? fail(err, -r, "'%s' is not mounted: nobody waits for it any more", service->file)
+                : 0;
+}
+
+/* To the system's log, and for `vhdctl umount', which waits for our end. */
+static void tell_bad_end(const struct service *service, const struct error *err)
+{
+        FILE *report = service->options->report ? fopen(service->options->report, "we") : NULL;
+
+        syslog(LOG_ERR, "%s", err->message);
+        if (report) {
+                fprintf(report, "%s\n", err->message);
+                fclose(report);
+        }
 }
 
 static int serve(struct service *service, struct error *err)
@@ -315,23 +378,25 @@ static int serve(struct service *service, struct error *err)
         int r = prepare(service, err);
 
         if (r == 0) {
-                announce(service);
+                if (service->live)
+                        announce_live(service);
+                else
+                        announce(service);
                 if (service->session) {
                         service->in_background = service->background.fd >= 0;
                         leave_directory(service);
-                        r = background_report(&service->background, 0, NULL);
+                        r = service->live ? live_start(service->live, err) : 0;
+                        if (r == 0)
+                                r = go_on_alone(service, err);
                         if (r == 0)
                                 r = vhdfuse_session_run(service->session, err);
-                        else
-                                fail(err, -r, "'%s' is not mounted: nobody waits for it any more",
-                                        service->file);
                 }
         }
         r = finish(service, r, err);
         if (r == 0 || service->background.fd >= 0)
                 background_report(&service->background, r, err);
         else if (service->in_background)
-                syslog(LOG_ERR, "%s", err->message);
+                tell_bad_end(service, err);
         else
                 report_failure(service->options, err);
         return r;
@@ -350,7 +415,7 @@ int main(int argc, char **argv)
         signal(SIGPIPE, SIG_IGN);
         signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is EFBIG */
         options_read(argc, argv, &options);
-        service.file = absolute_path(options.file);
+        service.file = options.live ? must(strdup("vhdd")) : absolute_path(options.file);
         make_absolute(options.image_roots, options.n_image_roots);
         make_absolute(options.parents, options.n_parents);
         openlog("vhdfuse", LOG_PID, LOG_DAEMON);

@@ -12,6 +12,9 @@
 
 enum {
         KEY_WRITABLE = 0x400,
+        KEY_SCRATCH,
+        KEY_LIVE,
+        KEY_CONTROL,
         KEY_IMAGE_ROOT,
         KEY_PARENT,
         KEY_FORMAT,
@@ -20,10 +23,14 @@ enum {
         KEY_JSON,
         KEY_DRY_RUN,
         KEY_FOR_VHDCTL,
+        KEY_REPORT,
 };
 
 static const struct argp_option argp_options[] = {
         {"writable", KEY_WRITABLE, NULL, 0, "Writes go into the image (else it is read-only)", 0},
+        {"scratch", KEY_SCRATCH, NULL, 0, "Writes go to a child that is thrown away at the end", 0},
+        {"live", KEY_LIVE, NULL, 0, "Show the daemon's vms, their disks and snapshots at DIR", 0},
+        {"control", KEY_CONTROL, "PATH", 0, "With --live: the daemon's socket", 0},
         {"foreground", 'f', NULL, 0, "Stay in the foreground until it is unmounted", 0},
         {NULL, 'o', "OPT[,OPT...]", 0,
                 "Options of the mount: rw (as --writable), allow_other, ...; mount.fuse3(8)", 0},
@@ -38,6 +45,7 @@ static const struct argp_option argp_options[] = {
         {"dry-run", KEY_DRY_RUN, NULL, 0, "Open the image, look at the directory, mount nothing",
                 0},
         {"for-vhdctl", KEY_FOR_VHDCTL, NULL, OPTION_HIDDEN, NULL, 0},
+        {"report", KEY_REPORT, "FILE", OPTION_HIDDEN, NULL, 0},
         {0},
 };
 
@@ -77,12 +85,33 @@ static void take_mount_options(struct options *options, const char *text)
                 take_mount_option(options, word);
 }
 
+/* With --live there is no image, and the one operand is the directory. */
+static void check_operands(struct options *options, const struct argp_state *state)
+{
+        if (options->live && options->directory)
+                argp_error(state, "--live shows the daemon's vms and takes no image");
+        if (options->live) {
+                options->directory = options->file;
+                options->file = NULL;
+        }
+        if (options->live && (options->writable || options->scratch))
+                argp_error(state, "--live takes no writes");
+        if (options->writable && options->scratch)
+                argp_error(state, "--writable or --scratch: which of the two?");
+        if (!options->directory)
+                argp_error(state,
+                        options->file || options->live ? "at which directory?" : "which image?");
+}
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
         struct options *options = state->input;
 
         switch (key) {
         case KEY_WRITABLE: options->writable = true; return 0;
+        case KEY_SCRATCH: options->scratch = true; return 0;
+        case KEY_LIVE: options->live = true; return 0;
+        case KEY_CONTROL: options->control = arg; return 0;
         case 'f': options->foreground = true; return 0;
         case 'o': take_mount_options(options, arg); return 0;
         case KEY_IMAGE_ROOT: append(&options->image_roots, &options->n_image_roots, arg); return 0;
@@ -96,16 +125,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         case KEY_QUIET: options->quiet = true; return 0;
         case KEY_JSON: options->json = true; return 0;
         case KEY_DRY_RUN: options->dry_run = true; return 0;
+        case KEY_REPORT: options->report = arg; return 0;
         case KEY_FOR_VHDCTL: options->program = "vhdctl"; return 0;
         case ARGP_KEY_ARG:
                 if (options->directory)
                         argp_error(state, "'%s' is one operand too many", arg);
                 *(options->file ? &options->directory : &options->file) = arg;
                 return 0;
-        case ARGP_KEY_END:
-                if (!options->directory)
-                        argp_error(state, options->file ? "at which directory?" : "which image?");
-                return 0;
+        case ARGP_KEY_END: check_operands(options, state); return 0;
         default: return ARGP_ERR_UNKNOWN;
         }
 }
@@ -115,7 +142,7 @@ void options_read(int argc, char **argv, struct options *ret)
         static const struct argp argp = {
                 .options = argp_options,
                 .parser = parse,
-                .args_doc = "FILE DIR",
+                .args_doc = "FILE DIR\n--live DIR",
                 .doc = "Show the disk that FILE and its parents are as a file, DIR/disk. `vhdctl mount' "
                        "runs this program; mount(8) does, too, for the type fuse.vhdfuse.",
         };

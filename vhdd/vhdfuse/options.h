@@ -13,9 +13,11 @@
 
 struct options {
         const char *program; /* in whose name we speak: "vhdfuse", or "vhdctl" that started us */
-        const char *file, *directory;
-        char *mount_options; /* of all -o, joined; NULL: none */
-        bool writable, foreground, force, quiet, json, dry_run;
+        const char *file, *directory; /* file NULL: the daemon's vms (live) */
+        const char *report;           /* where a bad end is told; NULL: the system's log alone */
+        const char *control;          /* the daemon's socket; NULL: look for it */
+        char *mount_options;          /* of all -o, joined; NULL: none */
+        bool writable, scratch, live, foreground, force, quiet, json, dry_run;
         const char *format;
         const char **image_roots, **parents;
         size_t n_image_roots, n_parents;
