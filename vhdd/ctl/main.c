@@ -32,7 +32,8 @@
         X(compare)   \
         X(hash)      \
         X(serve)     \
-        X(mount)
+        X(mount)     \
+        X(umount)
 
 #define DAEMON_COMMANDS(X)    \
         X(vm_create)          \
