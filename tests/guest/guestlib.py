@@ -72,7 +72,7 @@ def find_guest(build):
 
 
 class Machine:
-    """A folder, and a guest with one disk over NBD; end() ends it."""
+    """A folder, and a guest with one disk, over NBD mostly; end() ends it."""
 
     def __init__(self, build, folder, guest):
         self.vhdctl = os.path.join(build, "vhdd/ctl/vhdctl")
@@ -95,7 +95,8 @@ class Machine:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
         ).returncode
 
-    def start_guest(self, export="", more=()):
+    def start_guest(self, export="", more=(), disk=None):
+        """@disk: what QEMU is to open (the node is called "disk"); else the export over NBD."""
         nbd = (f"driver=nbd,node-name=disk,server.type=unix,server.path={self.path('nbd.sock')},"
                f"export={export},reconnect-delay={RECONNECT_S},discard=unmap,detect-zeroes=unmap")
         with open(self.path("qemu.log"), "wb") as log:
@@ -107,7 +108,7 @@ class Machine:
                  "-append", "console=ttyS0 panic=-1 guest.mods=ext4",
                  "-serial", f"file:{self.path('console')}",
                  "-serial", f"unix:{self.path('ctl.sock')},server=on,wait=off",
-                 "-blockdev", nbd, "-device", "virtio-blk-pci,drive=disk,discard=on", *more],
+                 "-blockdev", disk or nbd, "-device", "virtio-blk-pci,drive=disk,discard=on", *more],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )
         self.guest = guestctl.Guest(self.path("ctl.sock")).ready(timeout=WAIT_S)

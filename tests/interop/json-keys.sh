@@ -90,6 +90,8 @@ cp base.vhd alone.vhd
 "$vhdctl" merge --json --dry-run child.avhd >merge-1
 "$vhdctl" merge --json grandchild.avhd --output flat.vhd >convert-2
 "$vhdctl" merge --json child.avhd >merge-2
+mkdir mnt
+"$vhdctl" mount --json --dry-run base.vhd mnt >mount-1 2>/dev/null
 "$vhdctl" serve --json --read-only --socket nbd.sock base.vhd >serve-1 2>/dev/null &
 server=$!
 tries=0
@@ -110,7 +112,7 @@ if "$vhdctl" hash --json dynamic.vhd >failure-3 2>/dev/null; then exit 1; fi
 chapter 'Failures' failure-*
 chapter 'Progress' progress-*
 chapter 'create, convert' create-* convert-*
-for verb in tree info map check seal compare hash relink merge resize compact serve; do
+for verb in tree info map check seal compare hash relink merge resize compact serve mount; do
         chapter "$verb" "$verb"-*
 done
 [ "$checked" -gt 100 ] || { echo "only $checked keys were seen" && exit 1; }

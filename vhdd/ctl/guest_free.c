@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/fs.h>
-#include <linux/loop.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -22,13 +21,13 @@
 
 #include "base/arith.h"
 #include "base/cleanup.h"
+#include "vhdd/ctl/loop.h"
 #include "vhdd/ctl/output.h"
 
 #define PATH_SIZE      128u
 #define WAIT_MS        20000 /* for a server or a file to be there */
 #define PAUSE_NS       10000000L
 #define MAX_ARGUMENTS  256u
-#define LOOP_TRIES     20
 #define MAX_PARTITIONS 256
 
 struct guest {
@@ -158,51 +157,6 @@ static int start_nbdfuse(struct guest *g, struct error *err)
         return -ENOENT;
 }
 
-/* --- a loop device that ends when nobody uses it */
-
-static int configure(int loop, int file, uint64_t offset, uint64_t size)
-{
-        struct loop_config config = {
-                .fd = (uint32_t)file,
-                .block_size = 512,
-                .info = {.lo_offset = offset, .lo_sizelimit = size, .lo_flags = LO_FLAGS_AUTOCLEAR},
-        };
-
-        return ioctl(loop, LOOP_CONFIGURE, &config) < 0 ? -errno : 0;
-}
-
-/* Its descriptor, and its name in @name. */
-static int loop_open(const struct guest *g, uint64_t offset, uint64_t size, char name[PATH_SIZE])
-{
-        int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC), file, r = -EBUSY;
-
-        if (control < 0)
-                return -errno;
-        file = open(g->disk, O_RDWR | O_CLOEXEC);
-        if (file < 0)
-                r = -errno;
-        /* Another may take the free one before we do. */
-        for (int i = 0; i < LOOP_TRIES && r == -EBUSY; i++) {
-                int number = ioctl(control, LOOP_CTL_GET_FREE), loop;
-
-                if (number < 0) {
-                        r = -errno;
-                        break;
-                }
-                snprintf(name, PATH_SIZE, "/dev/loop%d", number);
-                loop = open(name, O_RDWR | O_CLOEXEC);
-                r = loop < 0 ? -errno : configure(loop, file, offset, size);
-                if (r == 0)
-                        r = loop;
-                else if (loop >= 0)
-                        close(loop);
-        }
-        if (file >= 0)
-                close(file);
-        close(control);
-        return r;
-}
-
 /* --- one file system */
 
 /* What the kernel calls it. */
@@ -253,11 +207,12 @@ static void leave(struct guest *g, const char *what, const char *why)
 /* The file system at [offset, offset + size) of the disk, which a person calls @what. */
 static void free_inside(struct guest *g, uint64_t offset, uint64_t size, const char *what)
 {
-        char device[PATH_SIZE], why[256];
+        const struct loop_part part = {.path = g->disk, .offset = offset, .size = size};
+        char device[LOOP_NAME_SIZE], why[256];
         uint64_t bytes = 0;
         bool mounted;
         char *type;
-        int loop = loop_open(g, offset, size, device), r;
+        int loop = loop_attach(&part, device), r;
 
         if (loop < 0) {
                 snprintf(why, sizeof(why), "no loop device: %s", strerror(-loop));

@@ -31,7 +31,9 @@
         X(merge)     \
         X(compare)   \
         X(hash)      \
-        X(serve)
+        X(serve)     \
+        X(mount)     \
+        X(umount)
 
 #define DAEMON_COMMANDS(X)    \
         X(vm_create)          \
@@ -351,21 +353,8 @@ int ctl_usage(const struct ctl *ctl, const char *format, ...)
 
 void ctl_print_error(const struct ctl *ctl, const struct error *err)
 {
-        _cleanup_free_ char *message = text_safe(err->message);
-        _cleanup_free_ char *file = text_safe(err->file);
-        const char *slash = strrchr(file, '/');
-
         (void)ctl;
-        /* Every sentence names its file; those from deep inside know it by its fields only. */
-        if (file[0] && !strstr(message, slash ? slash + 1 : file))
-                fprintf(stderr, "vhdctl: %s: %s\n", file, message);
-        else
-                fprintf(stderr, "vhdctl: %s\n", message);
-        if (err->hint[0]) {
-                _cleanup_free_ char *hint = text_safe(err->hint);
-
-                fprintf(stderr, "        %s\n", hint);
-        }
+        error_print("vhdctl", err);
 }
 
 void ctl_warn(const struct ctl *ctl, const char *format, ...)
