@@ -126,8 +126,8 @@ int mountpoint_prepare(const char *path, bool *ret_cleared, struct error *err)
         if (r < 0)
                 return r;
         if (kind == MOUNTPOINT_OURS) {
-                fail(err, EBUSY, "an image is mounted at '%s' already", path);
-                error_set_hint(err, "fusermount3 -u %s ends it",
+                fail(err, EBUSY, "'%s' is a mount of vhdfuse's already", path);
+                error_set_hint(err, "vhdctl umount %s ends it",
                         shell_quote(path, quoted, sizeof(quoted)));
                 return -EBUSY;
         }
