@@ -90,15 +90,23 @@ class Guest:
                 except nbd.Error as e:
                     if not may_be_cut:
                         raise
-                    # What was under way is sent again, as QEMU does.
-                    self.content[:] = before
-                    self.cuts += 1
-                    handle = self.daemon.connect(self.export())
-                    self._redo(handle)
                     del e
+                    self.content[:] = before
+                    handle = self._again()
             daemonlib.leave(handle)
         except Exception as e:  # a thread's failure is the test's
             self.problem = e
+
+    def _again(self):
+        """What was under way is sent again, as QEMU does, until it is answered."""
+        while True:
+            self.cuts += 1
+            handle = self.daemon.connect(self.export())
+            try:
+                self._redo(handle)
+                return handle
+            except nbd.Error:
+                demand(self.cuts < 1000, f"{self.export()}: no request comes through")
 
     def _step(self, handle):
         length = self.chance.choice([512, 4096, PIECE])

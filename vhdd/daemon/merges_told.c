@@ -377,6 +377,22 @@ static void add_numbers(
         json_object_set_new(object, "limit", json_integer(merge_job_number(job, "rate")));
 }
 
+/* One that goes together with another waits for what that one waits for. */
+static bool is_stuck(struct broker *broker, const struct merge_job *job)
+{
+        int64_t leader = merge_job_number(job, "leader");
+        _cleanup_(job_row_done) struct job_row row = {0};
+        json_auto_t *payload = NULL;
+
+        if (!merge_job_is(job, JOB_WAITING))
+                return false;
+        if (leader == 0 || catalog_job_find(broker->catalog, leader, &row, NULL) < 0)
+                return merge_job_flag(job, "stuck");
+        payload = json_loads(row.payload, 0, NULL);
+        return strcmp(row.state, JOB_WAITING) == 0 &&
+                json_is_true(json_object_get(payload, "stuck"));
+}
+
 json_t *merge_job_to_json(struct broker *broker, const struct job_row *row)
 {
         json_auto_t *payload = json_loads(row->payload, 0, NULL);
@@ -402,8 +418,7 @@ json_t *merge_job_to_json(struct broker *broker, const struct job_row *row)
         if (!object)
                 return NULL;
         add_numbers(broker, &job, vm, object);
-        json_object_set_new(object, "stuck",
-                json_boolean(merge_job_is(&job, JOB_WAITING) && merge_job_flag(&job, "stuck")));
+        json_object_set_new(object, "stuck", json_boolean(is_stuck(broker, &job)));
         if (merge_job_is_compact(&job) || job_is_seal(row))
                 return object;
         json_object_set_new(object, "merge",
