@@ -660,6 +660,17 @@ static char *state_text(void)
         return text;
 }
 
+/* But for what is open to be sealed in the background. */
+static size_t count_chains(const json_t *worker)
+{
+        json_t *chains = json_object_get(worker, "chains"), *chain;
+        const char *name;
+        size_t n = 0;
+
+        json_object_foreach(chains, name, chain) n += strncmp(name, "seal:", 5) != 0;
+        return n;
+}
+
 /* No file without a name, and the worker has what the catalog says, with no flush held. */
 static void check_whole(unsigned cut)
 {
@@ -684,7 +695,7 @@ static void check_whole(unsigned cut)
         cr_expect(eq(ptr, json_object_get(worker, "switched"), json_null()),
                 "cut %u: a record stays", cut);
         catalog_disk_list(broker.catalog, NULL, &disks, &n, NULL);
-        cr_expect(eq(sz, json_object_size(json_object_get(worker, "chains")), n), "cut %u", cut);
+        cr_expect(eq(sz, count_chains(worker), n), "cut %u", cut);
         for (size_t i = 0; i < n; i++) {
                 json_t *paths = json_object_get(json_object_get(worker, "chains"), disks[i].id);
                 const char *leaf = json_string_value(json_array_get(paths, 0));
