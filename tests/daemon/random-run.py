@@ -201,6 +201,7 @@ class Run:
         self.pool = self.chance.randbytes(POOL_SIZE)
         self.daemon = daemonlib.Daemon(folder)
         self.vms, self.clients, self.detached, self.kept = {}, {}, {}, {}
+        self.log_shown = 25  # lines of what came before
         self.came_back = set()  # (vm, disk): detached, kept, and attached again
         self.made = self.kills = self.requests = self.step = 0
         self.log = []
@@ -776,7 +777,11 @@ class Run:
             demand(os.path.exists(file), f"'{file}', which was to be kept, is gone")
             named += self.daemon.ctl("info", "--chain", "--json", "--image-root", self.folder, file).out
         lost = [f for f in images if f not in named]
-        demand(not lost, f"files that nobody names, doctor neither: {lost}")
+        if lost:
+            # How they came to be nobody's is long ago.
+            self.log_shown = len(self.log)
+        demand(not lost, f"files that nobody names, doctor neither: {lost}; kept: {self.kept}; "
+               f"detached: {sorted(self.detached)}")
 
     def check_seals(self):
         """Whatever there is, is right; the daemon has ended."""
@@ -836,7 +841,7 @@ class Run:
                 self.verify(vm)
             self.daemon.stop()
         except (TestFailed, nbd.Error, OSError) as e:
-            story = "\n  ".join(self.log[-25:])
+            story = "\n  ".join(self.log[-self.log_shown:])
             raise TestFailed(f"--seed {self.seed} --steps {self.steps}, step {self.step}: {e}\n"
                              f"what came before:\n  {story}\nvhdd said:\n{self.daemon.tail()}"
                              ) from None
