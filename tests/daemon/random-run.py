@@ -201,6 +201,9 @@ class Run:
         self.pool = self.chance.randbytes(POOL_SIZE)
         self.daemon = daemonlib.Daemon(folder)
         self.vms, self.clients, self.detached, self.kept = {}, {}, {}, {}
+        # Images of disks that were their owner's for a while. Of these a file that the owner made stays when
+        # the vm has no use for it any more, and nobody needs to name it.
+        self.handed_back = set()
         self.log_shown = 25  # lines of what came before
         self.came_back = set()  # (vm, disk): detached, kept, and attached again
         self.made = self.kills = self.requests = self.step = 0
@@ -495,6 +498,7 @@ class Run:
         if self.control(vm, after, "snapshot.apply", name=name, **options):
             for disk in set(state.disks) - set(after.disks):
                 file = self.leaf_now(dropped[disk])
+                self.handed_back.update(dropped[disk])
                 if save:
                     self.kept[file] = (disk, dropped[disk])
                 else:
@@ -679,6 +683,7 @@ class Run:
         self.leave(vm, name)
         files = self.files(vm)[name]
         if self.control(vm, state.detach(name), "disk.detach", disk=name):
+            self.handed_back.update(files)
             self.detached[self.leaf_now(files)] = state.disks[name].content
 
     def step_reconnect(self, vm):
@@ -776,7 +781,8 @@ class Run:
         for file in theirs:
             demand(os.path.exists(file), f"'{file}', which was to be kept, is gone")
             named += self.daemon.ctl("info", "--chain", "--json", "--image-root", self.folder, file).out
-        lost = [f for f in images if f not in named]
+        lost = [f for f in images if f not in named and
+                not (f.endswith(".vhd") and os.path.join(self.folder, f) in self.handed_back)]
         if lost:
             # How they came to be nobody's is long ago.
             self.log_shown = len(self.log)
