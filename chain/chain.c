@@ -142,8 +142,6 @@ static int complete_intent_of_parent(struct opening *o, struct file **file)
         struct file_stat st;
         int r;
 
-        if (!is_for_writing(o) || intent_look(*file, NULL) != 1)
-                return 0;
         r = file_stat_get(*file, &st);
         if (r < 0)
                 return fail_os(o->err, -r, "cannot look at '%s'", (*file)->path);
@@ -194,14 +192,14 @@ static int open_layer(struct opening *o, struct file *file, const char *format, 
 {
         struct locate_roots roots = roots_of(o);
         struct image *image;
-        int r = 0;
+        int found, r = 0;
 
         if (!(is_leaf && is_for_writing(o)) && open_shared(o, file))
                 return 0;
-        if (!is_leaf)
-                r = complete_intent_of_parent(o, &file);
-        else if (is_for_writing(o) && intent_look(file, NULL) == 1)
-                r = recover_intent(file, &roots, o->err);
+        found = is_for_writing(o) ? intent_look(file, NULL) : 0;
+        if (found == 1)
+                r = is_leaf ? recover_intent(file, &roots, o->err)
+                            : complete_intent_of_parent(o, &file);
         if (r < 0) {
                 file_close(file);
                 return r;
@@ -209,6 +207,8 @@ static int open_layer(struct opening *o, struct file *file, const char *format, 
         r = open_image(o, file, format, image_flags_of(o, is_leaf), &image);
         if (r < 0)
                 return r;
+        if (found == 2 && !is_leaf)
+                intent_tidy(image->file);
         if (is_leaf)
                 r = check_mark(o, image);
         if (r < 0) {

@@ -249,6 +249,9 @@ int image_settle(struct image *image, struct error *err)
 
 int image_close(struct image *image, struct error *err)
 {
+        /* What could not be removed when it had served: whoever hands out names may be back. */
+        if (image->writable)
+                intent_tidy(image->file);
         return image->format->close(image, true, err);
 }
 

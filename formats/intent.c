@@ -7,6 +7,9 @@
  *       hold a mixture, its opener finds the intent beside it, or beside the parent it opens next.
  *   I4  So a copy that some other image lacks says nothing (it was not begun, or all of it is durable)
  *       as long as its own image is whole: it is not shown, and goes.
+ *   I5  A copy is gone when its name is, or when what it says is: who cannot remove it any more (a
+ *       daemon's worker whose broker died) makes it a torn one, through the descriptor that it wrote it
+ *       with. While neither could be done the bytes it names do not change (E13).
  */
 #include "formats/intent.h"
 
@@ -21,6 +24,8 @@
 #include "formats/intent_internal.h"
 #include "formats/sync_note.h"
 #include "formats/vhd/metadata.h"
+
+#define VOID_SIZE 8u /* of the cookie */
 
 struct intent *intent_new(void)
 {
@@ -38,6 +43,7 @@ struct intent *intent_free(struct intent *intent)
         for (uint32_t i = 0; i < intent->n_images; i++) {
                 if (intent->images[i].own_file)
                         file_close(intent->images[i].file);
+                file_close(intent->images[i].copy);
                 free(intent->images[i].path);
         }
         for (uint32_t i = 0; i < intent->n_changes; i++)
@@ -137,7 +143,7 @@ static int image_holds(
         return 1;
 }
 
-static int copy_remove(const struct intent *intent, uint32_t index, struct error *err);
+static int copy_remove(struct intent *intent, uint32_t index, struct error *err);
 
 /* Do all images of @there hold its new bytes, or, not @new, the old ones? 0 also if one is not ours. */
 static int all_hold(const struct intent *there, bool new, struct error *err)
@@ -235,7 +241,7 @@ static int copy_look(const struct intent *intent, uint32_t index, struct error *
 /* One that a dead process wrote looks durable, and may not be: neither it nor its name. Its sync may have
  * failed, which is told once (E5), so the same bytes are written anew: in place, where a cut changes
  * nothing. */
-static int copy_sync(struct fs *fs, const char *name, struct error *err)
+static int copy_sync(struct fs *fs, const char *name, struct file **ret, struct error *err)
 {
         _cleanup_(file_closep) struct file *file = NULL;
         _cleanup_free_ uint8_t *bytes = NULL;
@@ -257,13 +263,16 @@ static int copy_sync(struct fs *fs, const char *name, struct error *err)
                 r = file_sync(file);
         if (r == 0)
                 r = fs_sync_directory(fs, name);
-        return r < 0 ? fail_os(err, -r, "cannot sync '%s'", name) : 0;
+        if (r < 0)
+                return fail_os(err, -r, "cannot sync '%s'", name);
+        *ret = TAKE_PTR(file);
+        return 0;
 }
 
-static int copy_write(const struct intent *intent, uint32_t index, struct error *err)
+static int copy_write(struct intent *intent, uint32_t index, struct error *err)
 {
-        struct fs *fs = intent->images[index].file->fs;
-        _cleanup_(file_closep) struct file *file = NULL;
+        struct intent_image *image = &intent->images[index];
+        struct fs *fs = image->file->fs;
         _cleanup_free_ uint8_t *bytes = NULL;
         char name[INTENT_MAX_IMAGE_PATH + 32];
         bool is_there;
@@ -278,17 +287,17 @@ static int copy_write(const struct intent *intent, uint32_t index, struct error 
         if (r < 0)
                 return r;
         if (is_there)
-                return copy_sync(fs, name, err);
+                return copy_sync(fs, name, &image->copy, err);
         bytes = intent_encode(intent, index, &size);
         if (!bytes || size > INTENT_MAX_SIZE)
                 return fail(err, bytes ? E2BIG : ENOMEM, "the intent '%s' cannot be made", name);
-        r = file_open(
-                fs, name, FILE_WRITE | FILE_CREATE | FILE_TRUNCATE | FILE_NOFOLLOW, &file, err);
+        r = file_open(fs, name, FILE_WRITE | FILE_CREATE | FILE_TRUNCATE | FILE_NOFOLLOW,
+                &image->copy, err);
         if (r < 0)
                 return r;
-        r = file_write(file, bytes, size, 0, 0);
+        r = file_write(image->copy, bytes, size, 0, 0);
         if (r == 0)
-                r = file_sync(file);
+                r = file_sync(image->copy);
         if (r == 0)
                 r = fs_sync_directory(fs, name);
         if (r < 0) {
@@ -298,9 +307,20 @@ static int copy_write(const struct intent *intent, uint32_t index, struct error 
         return 0;
 }
 
-static int copy_remove(const struct intent *intent, uint32_t index, struct error *err)
+/* I5. Without its cookie it is none; a sector does not tear. Its name stays, and is the next opener's or
+ * the next intent's to take. Never by its name: who knows what has that by now. */
+static int copy_void(struct file *copy)
 {
-        struct fs *fs = intent->images[index].file->fs;
+        static const uint8_t nothing[VOID_SIZE];
+        int r = copy ? file_write(copy, nothing, sizeof(nothing), 0, 0) : -EBADF;
+
+        return r == 0 ? file_sync(copy) : r;
+}
+
+static int copy_remove(struct intent *intent, uint32_t index, struct error *err)
+{
+        struct intent_image *image = &intent->images[index];
+        struct fs *fs = image->file->fs;
         char name[INTENT_MAX_IMAGE_PATH + 32];
         int r;
 
@@ -312,13 +332,14 @@ static int copy_remove(const struct intent *intent, uint32_t index, struct error
                 r = 0;
         if (r == 0)
                 r = fs_sync_directory(fs, name);
-        if (r < 0)
+        if (r < 0 && copy_void(image->copy) < 0)
                 return fail_os(err, -r, "cannot remove '%s'", name);
+        image->copy = file_close(image->copy);
         return 0;
 }
 
 /* The copies that are not there yet. *ret_n: how many images have theirs. */
-static int copies_write(const struct intent *intent, uint32_t *ret_n, struct error *err)
+static int copies_write(struct intent *intent, uint32_t *ret_n, struct error *err)
 {
         for (*ret_n = 0; *ret_n < intent->n_images; ++*ret_n) {
                 int r = copy_write(intent, *ret_n, err);
@@ -340,6 +361,14 @@ int intent_write(struct intent *intent, struct error *err)
                 while (n > 0)
                         copy_remove(intent, --n, NULL);
         return r;
+}
+
+bool intent_is_left(const struct intent *intent)
+{
+        for (uint32_t i = 0; i < intent->n_images; i++)
+                if (intent->images[i].copy)
+                        return true;
+        return false;
 }
 
 int intent_remove(struct intent *intent, struct error *err)
@@ -656,6 +685,33 @@ static int forget_copy(struct intent *intent, int self, struct file *file, struc
         return copy_remove(intent, (uint32_t)self, err);
 }
 
+/* One that was made to say nothing goes (I5). A dead process's page cache may be all that says so: the disk does,
+ * before anybody changes the image. What is torn otherwise never said anything, and stays for who wonders. */
+static int forget_void(struct fs *fs, const char *path, struct error *err)
+{
+        _cleanup_(file_closep) struct file *file = NULL;
+        char name[INTENT_MAX_IMAGE_PATH + 32];
+        uint8_t head[VOID_SIZE];
+        ssize_t n;
+        int r;
+
+        if (snprintf(name, sizeof(name), "%s" INTENT_ENDING, path) >= (int)sizeof(name))
+                return fail(err, ENAMETOOLONG, "the name of '%s' is too long", path);
+        r = file_open(fs, name, FILE_READ | FILE_NOFOLLOW, &file, err);
+        if (r < 0)
+                return r;
+        n = file_read(file, head, sizeof(head), 0, 0);
+        if (n < 0)
+                return fail_os(err, (int)-n, "cannot read '%s'", name);
+        if (!bytes_are_zero(head, (size_t)n))
+                return 0;
+        r = file_sync(file);
+        if (r < 0)
+                return fail_os(err, -r, "cannot sync '%s'", name);
+        (void)fs_unlink(fs, name); /* if it stays it is in nobody's way */
+        return 0;
+}
+
 static int show(struct intent *intent, int self, struct file *file, struct file **ret_view,
         struct error *err)
 {
@@ -686,9 +742,11 @@ int intent_recover(struct file *file, bool writable, const struct intent_opener 
         if (!st.is_regular)
                 return 0;
         r = intent_load(file->fs, path, st.owner, &intent, err);
-        if (r == -ENOENT || r == -EBADMSG)
+        if (r == -ENOENT || (r == -EBADMSG && !writable))
                 return 0;
-        if (r == 0) {
+        if (r == -EBADMSG)
+                r = forget_void(file->fs, path, err);
+        else if (r == 0) {
                 self = own_index(intent, path);
                 if (self < 0)
                         r = fail(err, EUCLEAN, "'%s" INTENT_ENDING "' is a change of other images",
@@ -727,4 +785,12 @@ int intent_look(struct file *file, struct error *err)
         if (r == -EBADMSG)
                 return 2;
         return r < 0 ? r : 1;
+}
+
+void intent_tidy(struct file *file)
+{
+        _cleanup_free_ char *path = intent_path_of(file);
+
+        if (path && intent_look(file, NULL) == 2)
+                (void)forget_void(file->fs, path, NULL);
 }

@@ -10,10 +10,11 @@
  *
  *   intent_write    beside image 0 (of several: the parent that changes), then beside each other
  *   intent_apply    each sector is compared (old or new, nothing else), written, the files synced
- *   intent_remove   beside the others, then beside image 0; the directories synced
+ *   intent_remove   beside the others, then beside image 0; the directories synced. One that cannot be
+ *                   removed is made void: its first bytes become zeros
  *
- * One that is not whole (its checksum is wrong) was never durable, so nothing of it was applied:
- * it is ignored.
+ * One that is not whole (its checksum is wrong) was never durable, so nothing of it was applied, or was
+ * made void when it had served: it is ignored.
  *
  * The file, big-endian:
  *      0   8  "vhddint1"
@@ -60,12 +61,15 @@ int intent_add_image(struct intent *intent, struct file *file, const uint8_t id_
 int intent_add(struct intent *intent, unsigned image, uint64_t offset, const void *bytes,
         size_t length, struct error *err);
 
-/* The three steps. After a failed write nothing is left beside the images (or its sentence says what
- * is); after a failed apply the intent stays, for the next opener to complete.
+/* The three steps. After a failed write nothing is left beside the images that counts, if that could be
+ * done (intent_is_left); after a failed apply the intent stays, for the next opener to complete.
  *   -EBUSY  another intent lies there already: whoever opens the image must complete it first */
 int intent_write(struct intent *intent, struct error *err);
 int intent_apply(struct intent *intent, struct error *err);
 int intent_remove(struct intent *intent, struct error *err);
+/* Does one of the copies that we wrote still count, or may it? Then the next opener completes the intent, or
+ * not: until then nobody may change the bytes that it names (E13). */
+bool intent_is_left(const struct intent *intent);
 /* Whatever lies beside these images, open for writing and the caller's, from somebody who had them open
  * and could not take it away: it goes, unless it was written in part. */
 int intent_clear(struct file *const *files, size_t n, struct error *err);
@@ -99,3 +103,6 @@ void intent_view_dismiss(struct file *view);
 
 /* Is a whole intent beside @file? For `check`. 0 no, 1 yes, 2 one that is torn, or -errno. */
 int intent_look(struct file *file, struct error *err);
+/* A void one goes, if it can. The caller holds a lock on @file, a reader's is enough: nobody is writing it
+ * now. */
+void intent_tidy(struct file *file);

@@ -12,6 +12,7 @@ struct intent_image {
         struct file *file; /* NULL: not opened (recovery) */
         bool own_file;     /* opened by recovery: closed by intent_free */
         char *path;        /* where it lies, or is said to lie */
+        struct file *copy; /* what we wrote beside it, open for as long as it counts */
         uint8_t id_before[16], id_after[16];
 };
 

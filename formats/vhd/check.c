@@ -326,7 +326,7 @@ static int check_intent(struct checker *checker, struct error *err)
                         "complete, and whoever opens the image for writing completes it");
         else if (r == 2)
                 check_found(checker, VHD_INFO, "intent-torn", ERROR_NO_OFFSET, 0, false,
-                        "beside the image lies a change that was never begun; it is ignored");
+                        "beside the image lies a change that was never begun, or is over; it is ignored");
         return r < 0 ? r : 0;
 }
 

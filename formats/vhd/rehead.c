@@ -103,8 +103,7 @@ static int gather(const struct vhd_rehead *rehead, const struct vhd_new_head *he
         if (r == 0 && !is_fixed(rehead->image))
                 r = overlay_put(&overlay, &after->header.raw, sizeof(after->header.raw),
                         before->footer.data_offset, err);
-        /* Footers that stay as they are stay out of it: the one at the end moves on when an intent was
-         * left behind by somebody who could not take it away. */
+        /* Footers that stay as they are stay out of it. */
         footers = memcmp(&before->footer.raw, &after->footer.raw, VHD_FOOTER_SIZE) != 0;
         if (r == 0 && footers && !is_fixed(rehead->image))
                 r = overlay_put(&overlay, &after->footer.raw, VHD_FOOTER_SIZE, 0, err);
@@ -204,7 +203,7 @@ void vhd_rehead_end(struct vhd_rehead *rehead, enum vhd_rehead_outcome outcome)
         rehead_free(rehead);
 }
 
-/* What was begun is for the next opener to complete, who compares sector by sector: nobody may change
+/* E13: what is left is for the next opener to complete, who compares sector by sector: nobody may change
  * these images before that, not even move an end footer. And if it was a sync that failed, it was the
  * only one that tells of what requests had written before (E5). */
 static void poison_all(struct vhd_rehead *const *reheads, size_t n, int code)
@@ -213,32 +212,23 @@ static void poison_all(struct vhd_rehead *const *reheads, size_t n, int code)
                 reheads[i]->image->format->poison(reheads[i]->image, code);
 }
 
-/* Whoever cannot write an intent may not be able to take it away again either (a worker whose broker
- * died): then the next opener completes it, or not. */
-static enum vhd_rehead_outcome after_failed_write(struct vhd_rehead *const *reheads, size_t n)
-{
-        for (size_t i = 0; i < n; i++)
-                if (intent_look(reheads[i]->image->file, NULL) != 0)
-                        return REHEAD_UNKNOWN;
-        return REHEAD_DROPPED;
-}
-
 int vhd_rehead_run(
         struct vhd_rehead *const *reheads, size_t n, struct intent *intent, struct error *err)
 {
         enum vhd_rehead_outcome outcome = REHEAD_UNKNOWN;
         int r = intent_write(intent, err);
 
-        if (r < 0)
-                outcome = after_failed_write(reheads, n);
+        if (r < 0 && !intent_is_left(intent))
+                outcome = REHEAD_DROPPED;
         if (r == 0) {
                 r = intent_apply(intent, err);
-                outcome = r == 0 ? REHEAD_APPLIED : REHEAD_UNKNOWN;
-                if (r < 0)
-                        poison_all(reheads, n, -r);
+                if (r == 0)
+                        outcome = REHEAD_APPLIED;
         }
         if (r == 0)
                 r = intent_remove(intent, err);
+        if (intent_is_left(intent))
+                poison_all(reheads, n, -r);
         for (size_t i = 0; i < n; i++)
                 vhd_rehead_end(reheads[i], outcome);
         return r;

@@ -8,11 +8,12 @@
 #include "formats/intent.h"
 #include "tests/crash/simdisk.h"
 
-#define A          "/d/a.vhd"
-#define B          "/d/b.vhd"
-#define SECTORS    4u /* of each, before */
-#define NEW_LENGTH 6u /* of A, after: the intent makes it grow */
-#define MAX_STATES 600u
+#define A           "/d/a.vhd"
+#define B           "/d/b.vhd"
+#define SECTORS     4u /* of each, before */
+#define NEW_LENGTH  6u /* of A, after: the intent makes it grow */
+#define MAX_STATES  600u
+#define VOID_LENGTH 8u /* of the write that makes an intent that cannot be removed say nothing */
 
 /* What the lying disk leaves out. */
 enum lie {
@@ -22,6 +23,7 @@ enum lie {
         NO_IMAGE_SYNC, /* the images, before the intents go */
         EARLY_REMOVE,  /* the intents go before the images are written */
         ONE_COPY,      /* none beside the child */
+        NO_VOID,       /* what says that an intent counts no more */
 };
 
 static enum lie lie;
@@ -48,6 +50,14 @@ static int lying_sync(struct file *file)
         return true_file_ops->sync(file);
 }
 
+static ssize_t lying_writev(
+        struct file *file, const struct iovec *iov, int n, uint64_t offset, unsigned flags)
+{
+        if (lying && lie == NO_VOID && is_copy(file->path) && iov[0].iov_len == VOID_LENGTH)
+                return VOID_LENGTH;
+        return true_file_ops->writev(file, iov, n, offset, flags);
+}
+
 static int lying_open(
         struct fs *fs, const char *path, unsigned flags, unsigned mode, struct file **ret)
 {
@@ -57,6 +67,7 @@ static int lying_open(
                 true_file_ops = (*ret)->ops;
                 lying_file_ops = *true_file_ops;
                 lying_file_ops.sync = lying_sync;
+                lying_file_ops.writev = lying_writev;
                 (*ret)->ops = &lying_file_ops;
         }
         return r;
@@ -350,8 +361,11 @@ static bool run_failing(enum sim_call kind, enum sim_failure failure, unsigned a
         r = intent_run(intent, &err);
         hit = fs->fault_hit;
         fs->fault_armed = false;
-        cr_expect(hit == (r < 0));
-        cr_expect(!hit || err.message[0]);
+        /* Names that cannot be removed: what stands under them was made to say nothing. */
+        cr_expect(hit || r == 0);
+        cr_expect(!hit || r < 0 || kind == SIM_UNLINK || kind == SIM_SYNC_DIRECTORY);
+        cr_expect(r == 0 || err.message[0]);
+        cr_expect(r < 0 || !intent_is_left(intent));
         cut_here(fs, 200, failure == SIM_LOSE ? cut_again : NULL);
         intent_free(intent);
         file_close(a);
@@ -387,4 +401,114 @@ Test(intent_cut, survives_a_sync_that_loses_what_it_was_for)
         }
         alone = false;
         cr_expect(n_bad == 0, "%llu states are wrong", (unsigned long long)n_bad);
+}
+
+/* Somebody else's bytes, in the middle of what the intent was about: the sectors of a footer that moves on. */
+static void write_later(struct file *file)
+{
+        uint8_t bytes[SIM_SECTOR];
+
+        memset(bytes, 'l', sizeof(bytes));
+        cr_assert(file_write(file, bytes, sizeof(bytes), SIM_SECTOR, 0) == 0);
+        cr_assert(file_sync(file) == 0);
+}
+
+static void check_later(const struct sim_world *state)
+{
+        for (int i = 0; i < 2; i++) {
+                _cleanup_(sim_fs_freep) struct sim_fs *fs = fs_over(sim_world_clone(state));
+                struct file *file = open_image(fs, i == 0 ? A : B), *view = NULL;
+                struct error err = ERROR_INIT;
+                uint8_t byte = 0;
+
+                if (intent_recover(file, true, NULL, &view, &err) < 0 ||
+                        file_read(file, &byte, 1, SIM_SECTOR, 0) != 1 || byte != 'l')
+                        bad();
+                intent_tidy(file);
+                if (sim_world_has(fs->world, i == 0 ? A INTENT_ENDING : B INTENT_ENDING))
+                        bad();
+                file_close(file);
+        }
+}
+
+/* What the next process sees is the page cache of the one that died here; the power goes after it changed the
+ * images. */
+static void die_here(struct sim_fs *fs, enum sim_call call)
+{
+        _cleanup_(sim_fs_freep) struct sim_fs *next = fs_over(sim_fs_snapshot(fs));
+        struct random random = {n_states++};
+        bool was_lying = lying;
+
+        lying = false;
+        for (int i = 0; i < 2; i++) {
+                struct file *file = open_image(next, i == 0 ? A : B), *view = NULL;
+
+                if (intent_recover(file, true, NULL, &view, NULL) < 0)
+                        bad();
+                write_later(file);
+                file_close(file);
+        }
+        for (unsigned i = 0; i < 20; i++) {
+                _cleanup_(sim_world_freep) struct sim_world *world = sim_fs_snapshot(next);
+                _cleanup_(sim_cut_freep) struct sim_cut *cut = sim_cut_new(world);
+                _cleanup_(sim_world_freep) struct sim_world *state = sim_cut_sample(cut, &random);
+
+                check_later(state);
+        }
+        lying = was_lying;
+}
+
+/* Nothing can be removed: the intent is cut at every instant as any other, and once it is over both images
+ * are changed by others, who are not stopped by it. */
+static uint64_t run_unremovable(
+        enum lie which, void (*on_change)(struct sim_fs *fs, enum sim_call call))
+{
+        _cleanup_(sim_fs_freep) struct sim_fs *fs = fs_over(world_before());
+        struct file *a = open_image(fs, A), *b = open_image(fs, B);
+        struct intent *intent = intent_over(a, b);
+        struct sim_fault fault = {.call = SIM_UNLINK, .error = EHOSTDOWN, .forever = true};
+        struct random random = {1};
+
+        lie = which;
+        lying = true;
+        n_bad = n_states = 0;
+        sim_fs_arm(fs, &fault);
+        fs->on_change = on_change;
+        cr_expect(intent_run(intent, NULL) == 0);
+        cr_expect(!intent_is_left(intent));
+        fs->on_change = NULL;
+        lying = false;
+        cr_expect(sim_world_has(fs->world, A INTENT_ENDING), "it was removed all the same");
+        write_later(a);
+        write_later(b);
+        for (unsigned i = 0; i < 50; i++) {
+                _cleanup_(sim_world_freep) struct sim_world *world = sim_fs_snapshot(fs);
+                _cleanup_(sim_cut_freep) struct sim_cut *cut = sim_cut_new(world);
+                _cleanup_(sim_world_freep) struct sim_world *state = sim_cut_sample(cut, &random);
+
+                check_later(i == 0 ? world : state);
+        }
+        intent_free(intent);
+        file_close(a);
+        file_close(b);
+        return n_bad;
+}
+
+Test(intent_cut, what_cannot_be_removed_says_nothing_any_more)
+{
+        cr_expect(run_unremovable(TRUTH, cut_once) == 0, "%llu states are wrong",
+                (unsigned long long)n_bad);
+        cr_expect(n_states > 200, "%llu states", (unsigned long long)n_states);
+}
+
+Test(intent_cut, what_a_dead_process_could_not_remove_does_not_come_back)
+{
+        cr_expect(run_unremovable(TRUTH, die_here) == 0, "%llu states are wrong",
+                (unsigned long long)n_bad);
+        cr_expect(n_states > 10, "%llu instants", (unsigned long long)n_states);
+}
+
+Test(intent_cut, notices_one_that_cannot_be_removed_and_counts)
+{
+        cr_expect(run_unremovable(NO_VOID, cut_once) > 0);
 }

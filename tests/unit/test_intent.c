@@ -235,7 +235,7 @@ Test(intent, ignores_one_that_is_not_whole)
                 write_bytes(copy_path, bytes, i);
                 cr_assert(recover(a_path, true, NULL, NULL) == 0);
                 cr_assert(letter_at(a_path, 512) == 'o', "cut at %zu", i);
-                cr_expect(intent_look(a, NULL) == 2);
+                cr_expect(intent_look(a, NULL) == (i == 0 ? 0 : 2));
                 memcpy(broken, bytes, size);
                 broken[i] ^= 0x20;
                 write_bytes(copy_path, broken, size);

@@ -16,6 +16,7 @@
 #include "base/uuid.h"
 #include "chain/push.h"
 #include "chain/seal.h"
+#include "formats/intent.h"
 #include "formats/vhd/create.h"
 #include "formats/vhd/metadata.h"
 #include "merge/merge.h"
@@ -879,6 +880,203 @@ static struct fs *faulty_fs(void)
         faulty_path = NULL;
         n_faults = 0;
         return &fs;
+}
+
+/* --- names that are not to be had any more */
+
+static bool names_die;
+static bool voids_die;           /* and intents cannot be made void either */
+static _Atomic int n_names_left; /* calls until they do */
+
+static bool names_are_gone(void)
+{
+        return names_die && atomic_fetch_sub(&n_names_left, 1) <= 0;
+}
+
+static ssize_t mortal_writev(
+        struct file *file, const struct iovec *iov, int n_iov, uint64_t offset, unsigned flags)
+{
+        if (voids_die && strstr(file->path, INTENT_ENDING) && iov[0].iov_len == 8)
+                return -EIO;
+        return true_file_ops->writev(file, iov, n_iov, offset, flags);
+}
+
+static int mortal_open(
+        struct fs *fs, const char *path, unsigned flags, unsigned mode, struct file **ret)
+{
+        int r = names_are_gone() ? -EHOSTDOWN : true_fs_ops->open(fs, path, flags, mode, ret);
+
+        if (r == 0) {
+                true_file_ops = (*ret)->ops;
+                faulty_file_ops = *true_file_ops;
+                faulty_file_ops.writev = mortal_writev;
+                (*ret)->ops = &faulty_file_ops;
+        }
+        return r;
+}
+
+static int mortal_unlink(struct fs *fs, const char *path)
+{
+        return names_are_gone() ? -EHOSTDOWN : true_fs_ops->unlink(fs, path);
+}
+
+static int mortal_sync_directory(struct fs *fs, const char *path)
+{
+        return names_are_gone() ? -EHOSTDOWN : true_fs_ops->sync_directory(fs, path);
+}
+
+static struct fs *mortal_fs(void)
+{
+        static struct fs_ops ops;
+        static struct fs fs;
+
+        fs = *host_fs();
+        true_fs_ops = fs.ops;
+        ops = *true_fs_ops;
+        ops.open = mortal_open;
+        ops.unlink = mortal_unlink;
+        ops.sync_directory = mortal_sync_directory;
+        fs.ops = &ops;
+        names_die = voids_die = false;
+        return &fs;
+}
+
+/* Whoever could not remove an intent went on to write: then it must not count any more (E13). */
+static void check_no_intent(const char *path)
+{
+        _cleanup_(file_closep) struct file *file = NULL;
+
+        if (access(path, F_OK) != 0)
+                return;
+        cr_assert(file_open(host_fs(), path, 0, &file, NULL) == 0);
+        cr_assert(intent_look(file, NULL) != 1, "an intent is left beside '%s'", path);
+}
+
+/* What is on the disk: the layer in the middle is there yet, or is not. */
+static bool middle_is_gone(struct world *w)
+{
+        struct chain *chain;
+
+        if (try_open(w, 2, false, &chain, NULL) < 0)
+                return true;
+        cr_assert(chain_close(chain, NULL) == 0);
+        return false;
+}
+
+/* As a daemon's worker does whose broker dies: nothing can be opened, removed or made any more after the
+ * call number @at, of the merge's beginning or its end. The guest goes on; end footers move. Whoever opens
+ * the chain next finds it as the guest left it, and in the end there is nothing beside it. Were there so many
+ * calls? */
+static bool run_death(enum root root, bool at_the_end, int at)
+{
+        const struct merge_params params = {0};
+        struct error err = ERROR_INIT;
+        struct world w = {.fs = mortal_fs()};
+        struct merge_plan plan;
+        struct merge *merge = NULL;
+        bool died;
+        int r;
+
+        begin_chain(&w, root, 3);
+        plan = plan_of(&w, 1, 1, MERGE_DOWN);
+        n_names_left = at;
+        names_die = !at_the_end;
+        r = merge_begin(w.chain, &plan, &params, &merge, &err);
+        died = n_names_left < 0;
+        if (r == 0)
+                r = run(&w, merge, &err);
+        names_die = true;
+        if (r == 0)
+                r = merge_finish(merge, NULL, 0, &err);
+        else
+                merge_free(merge);
+        if (at_the_end)
+                died = n_names_left < 0;
+        cr_assert(died || !at_the_end || r == 0, "%s", err.message);
+        change_some(&w, 40);
+        check_reads(&w, w.chain);
+        close_tip(&w);
+        names_die = false;
+        for (unsigned i = 0; i < 3; i++)
+                check_no_intent(w.paths[i]);
+        if (middle_is_gone(&w))
+                forget_layers(&w, 1, 1);
+        check_anew(&w, w.n - 1);
+        open_tip(&w);
+        check_reads(&w, w.chain);
+        end(&w);
+        return died;
+}
+
+static void run_mortal(enum root root, bool at_the_end)
+{
+        int at = 0;
+
+        while (run_death(root, at_the_end, at))
+                at++;
+        cr_expect(at > 5, "%d calls", at);
+}
+
+Test(merge, goes_on_or_stops_when_names_are_gone)
+{
+        run_mortal(ROOT_DYNAMIC, false);
+        run_mortal(ROOT_DYNAMIC, true);
+        run_mortal(ROOT_FIXED, true);
+}
+
+/* Nor can it be made void, on a disk that fails: then nobody changes its bytes any more (E13), and whoever comes
+ * next completes it. Was the call number @at one of the merge's end? *ret_left: an intent was left. */
+static bool run_left(int at, bool *ret_left)
+{
+        const struct merge_params params = {0};
+        struct error err = ERROR_INIT;
+        struct world w = {.fs = mortal_fs()};
+        struct merge_plan plan;
+        struct merge *merge = NULL;
+        bool died;
+        int r;
+
+        begin_chain(&w, ROOT_DYNAMIC, 3);
+        plan = plan_of(&w, 1, 1, MERGE_DOWN);
+        OK(merge_begin(w.chain, &plan, &params, &merge, &err));
+        OK(run(&w, merge, &err));
+        OK(-chain_flush(w.chain));
+        n_names_left = at;
+        names_die = voids_die = true;
+        r = merge_finish(merge, NULL, 0, &err);
+        died = n_names_left < 0;
+        /* One whose name went, but not durably, is left as well. */
+        *ret_left = chain_flush(w.chain) == -EIO;
+        cr_assert(r < 0 || !*ret_left, "an intent is left, and nobody was told");
+        for (unsigned i = 0; i < 3; i++) {
+                char name[128];
+
+                snprintf(name, sizeof(name), "%s" INTENT_ENDING, w.paths[i]);
+                cr_assert(*ret_left || access(name, F_OK) != 0, "'%s' is left", name);
+        }
+        check_reads(&w, w.chain);
+        r = chain_close(w.chain, &err);
+        cr_assert(*ret_left ? r < 0 : r == 0);
+        w.chain = NULL;
+        names_die = voids_die = false;
+        for (unsigned i = 0; *ret_left && i < 3; i++)
+                OK(chain_forget_image(w.fs, w.paths[i], &err));
+        if (middle_is_gone(&w))
+                forget_layers(&w, 1, 1);
+        open_tip(&w);
+        check_reads(&w, w.chain);
+        end(&w);
+        return died;
+}
+
+Test(merge, stops_where_an_intent_cannot_even_be_made_void)
+{
+        unsigned n_left = 0;
+        bool left;
+
+        for (int at = 0; run_left(at, &left); at++)
+                n_left += left;
+        cr_expect(n_left > 3, "%u times", n_left);
 }
 
 /* One block of the source, or of the destination, cannot be read or written: the merge says so, the disk
