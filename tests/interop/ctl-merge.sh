@@ -4,7 +4,7 @@
 # cannot go on after it was cut off. Parents of every type, images by others, every refusal, kill -9,
 # full and read-only disks: what is left reads as the child read, to us and to others.
 source "$(dirname "$0")/lib.sh"
-need python3 qemu-img
+need python3 qemu-img strace
 python3 -c 'import nbd' 2>/dev/null || skip "python3 has no libnbd"
 sevenzip=$(command -v 7zz || command -v 7z || true)
 cd "$tmp"
@@ -502,6 +502,40 @@ done
 agreed "$sum" cut/base.vhd
 agreed "$tip" cut/tip.avhd
 nothing_left_beside
+
+# At each name that is removed on the way: what began in the end of a merge goes on, too.
+mkdir ends
+"$vhdctl" create --quiet ends/base.vhd --size 16M
+guest ends/base.vhd 20 20
+"$vhdctl" create --quiet ends/child.avhd --parent ends/base.vhd
+guest ends/child.avhd 21 20
+for one in tip other; do
+        "$vhdctl" create --quiet ends/$one.avhd --parent ends/child.avhd
+        guest ends/$one.avhd 22 5
+done
+end_sum=$(hash_of ends/child.avhd)
+end_tip=$(hash_of ends/tip.avhd)
+end_other=$(hash_of ends/other.avhd)
+cp -r ends ends.before
+for ((n = 1; n < 100; n++)); do
+        code=0
+        strace -f -qq -o /dev/null -e trace=unlink,unlinkat -e inject=unlink,unlinkat:signal=SIGKILL:when=$n \
+                "$vhdctl" merge --quiet ends/child.avhd 2>.err || code=$?
+        [ $code -ne 0 ] || break
+        reads "$end_tip" ends/tip.avhd
+        reads "$end_other" ends/other.avhd
+        if [ -e ends/child.avhd ]; then
+                reads "$end_sum" ends/child.avhd
+                expect 0 "$vhdctl" merge --quiet ends/child.avhd
+        fi
+        reads "$end_sum" ends/base.vhd
+        reads "$end_tip" ends/tip.avhd
+        reads "$end_other" ends/other.avhd
+        rm -r ends
+        cp -r ends.before ends
+done
+[ $n -gt 4 ] || fail "only $n names are removed: $(cat .err)"
+rm -r ends ends.before
 
 # Two at once: one of them wins, the other says why not, and nothing is lost.
 rm -r cut

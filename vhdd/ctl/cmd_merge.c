@@ -310,6 +310,7 @@ static int check_folders(const struct merging *merging, struct error *err)
 static int decide(struct merging *merging, struct error *err)
 {
         const struct image *stays, *child;
+        bool moves_nothing, others;
         int r = find_layers(merging, err);
 
         if (r == 0)
@@ -326,10 +327,12 @@ static int decide(struct merging *merging, struct error *err)
         child = chain_layer(merging->chain, merging->last);
         memcpy(merging->id, stays->id, sizeof(merging->id));
         merging->size = child->size;
-        merging->is_empty = merging->plan.bytes == 0 && merging->n_children == 0 &&
-                stays->size == child->size && !stays->merging;
-        for (unsigned i = merging->first - (merging->is_empty ? 0 : 1); r == 0 && i < merging->last;
-                i++)
+        moves_nothing = merging->plan.bytes == 0 && stays->size == child->size;
+        merging->is_empty = moves_nothing && merging->n_children == 0 && !stays->merging;
+        /* One that was cut off in its end may have linked some of CHILD's children already; nobody else can
+         * have come to stand on it meanwhile (E12). */
+        others = !merging->is_empty && !(moves_nothing && stays->merging);
+        for (unsigned i = merging->first - (others ? 1 : 0); r == 0 && i < merging->last; i++)
                 r = refuse_others(merging, i, err);
         if (r == 0)
                 r = check_children(merging, err);
