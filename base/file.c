@@ -179,20 +179,13 @@ int file_read_exact(struct file *file, void *data, size_t length, uint64_t offse
         return (size_t)got == length ? 0 : -ENODATA;
 }
 
-static int counted(_Atomic uint64_t *count, int r)
-{
-        atomic_fetch_add(count, 1);
-        return r;
-}
-
 int file_write(struct file *file, const void *data, size_t length, uint64_t offset, unsigned flags)
 {
         struct iovec iov = {.iov_base = (void *)(uintptr_t)data, .iov_len = length};
 
         if (length == 0)
                 return 0;
-        atomic_fetch_add(&file->n_writes, 1);
-        return counted(&file->n_writes, writev_all(file, &iov, 1, offset, flags));
+        return writev_all(file, &iov, 1, offset, flags);
 }
 
 int file_writev(
@@ -204,8 +197,7 @@ int file_writev(
                 int r;
 
                 memcpy(part, iov, (size_t)n * sizeof(*iov));
-                atomic_fetch_add(&file->n_writes, 1);
-                r = counted(&file->n_writes, writev_all(file, part, n, offset, flags));
+                r = writev_all(file, part, n, offset, flags);
                 if (r < 0)
                         return r;
                 for (int i = 0; i < n; i++)
@@ -244,30 +236,9 @@ static int sync_end(struct file *file, int r)
 
 int file_sync(struct file *file)
 {
-        uint64_t n_writes, n_punches;
         int r = sync_begin(file, false);
 
-        if (r < 0)
-                return r;
-        n_writes = atomic_load(&file->n_writes);
-        n_punches = atomic_load(&file->n_punches);
-        r = file->ops->sync(file);
-        if (r == 0) { /* it is our turn: nobody else writes these */
-                MUTEX_GUARD(&file->sync_lock);
-                file->synced = true;
-                file->writes_synced = n_writes;
-                file->punches_synced = n_punches;
-        }
-        return sync_end(file, r);
-}
-
-bool file_needs_sync(struct file *file, bool punches)
-{
-        MUTEX_GUARD(&file->sync_lock);
-        if (!file->synced || file->sync_error)
-                return true;
-        return file->writes_synced != atomic_load(&file->n_writes) ||
-                (punches && file->punches_synced != atomic_load(&file->n_punches));
+        return r < 0 ? r : sync_end(file, file->ops->sync(file));
 }
 
 int file_sync_error(struct file *file)
@@ -289,8 +260,7 @@ int file_write_durable(struct file *file, const void *data, size_t length, uint6
 
 int file_truncate(struct file *file, uint64_t size)
 {
-        atomic_fetch_add(&file->n_writes, 1);
-        return counted(&file->n_writes, file->ops->truncate(file, size));
+        return file->ops->truncate(file, size);
 }
 
 int file_write_zeros(struct file *file, uint64_t offset, uint64_t length)
@@ -322,10 +292,8 @@ static int punch_inside(struct file *file, uint64_t offset, uint64_t length)
         if (first >= last)
                 return file_write_zeros(file, offset, length);
         r = file_write_zeros(file, offset, first - offset);
-        if (r == 0) {
-                atomic_fetch_add(&file->n_punches, 1);
-                r = counted(&file->n_punches, file->ops->punch(file, first, last - first));
-        }
+        if (r == 0)
+                r = file->ops->punch(file, first, last - first);
         if (r == -EOPNOTSUPP || r == -ENOSYS || r == -EINVAL)
                 r = file_write_zeros(file, first, last - first);
         if (r == 0)
@@ -345,8 +313,7 @@ int file_punch(struct file *file, uint64_t offset, uint64_t length)
         length = MIN_OF(length, size - offset);
         if (length == 0)
                 return 0;
-        atomic_fetch_add(&file->n_punches, 1);
-        r = counted(&file->n_punches, file->ops->punch(file, offset, length));
+        r = file->ops->punch(file, offset, length);
         if (r == -EINVAL)
                 return punch_inside(file, offset, length);
         if (r == -EOPNOTSUPP || r == -ENOSYS)
@@ -356,8 +323,7 @@ int file_punch(struct file *file, uint64_t offset, uint64_t length)
 
 int file_reserve(struct file *file, uint64_t offset, uint64_t length)
 {
-        atomic_fetch_add(&file->n_writes, 1);
-        return counted(&file->n_writes, file->ops->reserve(file, offset, length));
+        return file->ops->reserve(file, offset, length);
 }
 
 int file_seek_data(struct file *file, uint64_t offset, uint64_t *ret)
@@ -478,21 +444,20 @@ int file_clone(struct file *to, uint64_t to_offset, struct file *from, uint64_t 
                 .src_length = length,
                 .dest_offset = to_offset,
         };
-        int r;
 
         if (to->fd < 0 || from->fd < 0 || length == 0)
                 return -EOPNOTSUPP;
-        atomic_fetch_add(&to->n_writes, 1);
-        r = ioctl(to->fd, FICLONERANGE, &range) == 0 ? 0 : errno;
-        atomic_fetch_add(&to->n_writes, 1);
-        switch (r) {
-        case 0: return 0;
+        if (ioctl(to->fd, FICLONERANGE, &range) == 0)
+                return 0;
+        switch (errno) {
         case EXDEV:
         case EINVAL:
         case ENOTTY:
         case ENOSYS:
         case EPERM: /* a sandbox that has not heard of it */
-        case ETXTBSY: return -EOPNOTSUPP;
-        default: return -r;
+        case ETXTBSY:
+                return -EOPNOTSUPP;
+        default:
+                return -errno;
         }
 }

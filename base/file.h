@@ -16,7 +16,6 @@
 #pragma once
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -92,17 +91,11 @@ struct file {
         int fd;         /* the host's descriptor, or -1 in a simulated disk */
         unsigned flags; /* enum file_flags */
 
-        /* Counts the beginning and the end of each change that was made through this file: what was the
-         * same before a sync and is now was made durable by it. */
-        _Atomic uint64_t n_writes, n_punches;
-
         /* guarded by sync_lock */
         pthread_mutex_t sync_lock;
         pthread_cond_t sync_ended;
         bool syncing;
         int sync_error; /* -errno of the sync that failed, or 0 */
-        bool synced;    /* once; and then, as they were when the last sync that succeeded began: */
-        uint64_t writes_synced, punches_synced;
 };
 
 struct fs_ops {
@@ -159,9 +152,6 @@ int file_writev(
 /* fdatasync. Linux tells of a lost writeback once, to one caller: so syncs of one file take turns, and
  * after the first that failed none is tried (E5): they all answer its errno. */
 int file_sync(struct file *file);
-/* Would a sync have something to do? No, if one succeeded since the last change that was made through this
- * file; @punches: those that only freed space count, too. Other openers' changes are not known. */
-bool file_needs_sync(struct file *file, bool punches);
 /* The -errno of the sync that failed, or 0. */
 int file_sync_error(struct file *file);
 /* A write that is durable when it answers 0.

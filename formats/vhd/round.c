@@ -565,14 +565,6 @@ static int flush_first(struct vhd_image *vhd)
         return r;
 }
 
-/* (1) is for what was written before it; a merge's sources are given up block by block, and nothing is
- * written into them. A place that was punched is known to be zero after a round: of one with blocks (3)
- * is the sync for that. */
-static bool needs_first_sync(struct vhd_image *vhd, const struct round *round)
-{
-        return file_needs_sync(vhd->image.file, round->n_blocks == 0);
-}
-
 static int run_round(struct vhd_image *vhd)
 {
         _cleanup_free_ struct vhd_dirty **blocks = NULL;
@@ -594,7 +586,7 @@ static int run_round(struct vhd_image *vhd)
         }
         if (r < 0)
                 return r;
-        if (needs_first_sync(vhd, &round) && (round.n_blocks == 0 || !MUTANT("skip-sync-1")))
+        if (round.n_blocks == 0 || !MUTANT("skip-sync-1"))
                 r = sync_or_poison(vhd); /* (1) */
         if (r == 0 && round.n_blocks) {
                 r = write_old_bitmaps(vhd, &round); /* (2) */

@@ -226,13 +226,14 @@ class Case:
         demand(hashlib.sha256(got.stdout).digest() == hashlib.sha256(guest.content).digest(),
                f"7zz reads something else out of '{self.file(guest.disk)}'")
 
-    def demand_no_locks(self, names):
-        """On images of other branches, which nobody has open."""
+    def locked(self, names):
         with open("/proc/locks", encoding="ascii") as lines:
             held = {int(word.split(":")[2]) for line in lines for word in line.split() if word.count(":") == 2}
-        for name in names:
-            inode = os.stat(os.path.join(self.folder, name)).st_ino
-            demand(inode not in held, f"'{name}' is locked, and nobody reads it: {self.jobs()}")
+        return [name for name in names if os.stat(os.path.join(self.folder, name)).st_ino in held]
+
+    def demand_no_locks(self, names):
+        """On images of other branches, which nobody has open, once they are sealed."""
+        self.wait(f"nobody locks {names}", lambda: not self.locked(names), 30)
 
     def over(self):
         self.daemon.stop()

@@ -531,6 +531,7 @@ for ((n = 1; n < 100; n++)); do
         reads "$end_sum" ends/base.vhd
         reads "$end_tip" ends/tip.avhd
         reads "$end_other" ends/other.avhd
+        [ "$(echo ends/*)" = 'ends/base.vhd ends/other.avhd ends/tip.avhd' ] || fail "left are $(echo ends/*)"
         rm -r ends
         cp -r ends.before ends
 done

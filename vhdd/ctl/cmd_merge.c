@@ -307,6 +307,34 @@ static int check_folders(const struct merging *merging, struct error *err)
         return 0;
 }
 
+/* Those that a merge linked before it was cut off are linked once more: what it left beside them is completed
+ * by that. */
+static int add_linked(struct merging *merging, struct error *err)
+{
+        unsigned stays = merging->first - 1;
+        struct file_stat above;
+        char **found = NULL, **all;
+        size_t n = 0;
+        int r = file_stat_get(chain_layer(merging->chain, stays + 1)->file, &above);
+
+        if (r < 0)
+                return fail_os(err, -r, "cannot look at '%s'", merging->ctl->operands[0]);
+        r = list_children(merging, chain_layer_path(merging->chain, stays), &found, &n, err);
+        if (r < 0)
+                return r;
+        all = reallocarray(merging->children, merging->n_children + n + 1, sizeof(*all));
+        if (!all) {
+                strings_free(found, n);
+                return fail(err, ENOMEM, "no memory for a list of children");
+        }
+        merging->children = all;
+        for (size_t i = 0; i < n; i++)
+                if (!is_same_file(found[i], &above))
+                        all[merging->n_children++] = TAKE_PTR(found[i]);
+        strings_free(found, n);
+        return 0;
+}
+
 static int decide(struct merging *merging, struct error *err)
 {
         const struct image *stays, *child;
@@ -334,6 +362,8 @@ static int decide(struct merging *merging, struct error *err)
         others = !merging->is_empty && !(moves_nothing && stays->merging);
         for (unsigned i = merging->first - (others ? 1 : 0); r == 0 && i < merging->last; i++)
                 r = refuse_others(merging, i, err);
+        if (r == 0 && stays->merging && !others)
+                r = add_linked(merging, err);
         if (r == 0)
                 r = check_children(merging, err);
         if (r == 0)
