@@ -309,7 +309,7 @@ static int make_places(struct guest *g, struct error *err)
         if (mkdir(g->fuse, 0700) < 0 || mkdir(g->mount, 0700) < 0)
                 return fail_os(err, errno, "cannot make a folder in '%s'", g->directory);
         /* Nobody else sees what is mounted here, and nothing of it outlives us. */
-        if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
                 return fail_os(err, errno, "no mount namespace can be had");
         return 0;
 }
