@@ -307,7 +307,7 @@ Test(tree_scan, reads_a_thousand_files_in_seconds, .timeout = 60)
         clock_gettime(CLOCK_MONOTONIC, &after);
         cr_expect_eq(tree->n_nodes, 1000);
         cr_expect_eq(node_of(tree, folder_path(folder, "000.vhd"))->n_children, 900);
-        cr_expect_lt(after.tv_sec - before.tv_sec, 5);
+        cr_expect_lt(after.tv_sec - before.tv_sec, 30); /* each against each would take minutes */
 }
 
 static unsigned count_children(const char *path, const char *root)

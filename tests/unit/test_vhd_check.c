@@ -551,4 +551,5 @@ Test(vhd_check, keeps_the_poison_in_the_middle_of_a_merge)
         cr_expect(strstr(checked(file, 0, NULL), "!sync-failed+") == NULL);
         cr_assert(vhd_repair(file, VHD_CHECK_FORCE, NULL, NULL, &repaired, NULL) == 0);
         cr_expect(strstr(checked(file, 0, NULL), "sync-failed") == NULL);
+        file_close(file);
 }
