@@ -5,7 +5,9 @@
  */
 #pragma once
 
+#include <dirent.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -31,6 +33,20 @@ static inline void cleanup_fd(int *fd)
                 close(*fd);
 }
 #define _cleanup_fd_ _cleanup_(cleanup_fd)
+
+static inline void cleanup_dir(DIR **dir)
+{
+        if (*dir)
+                closedir(*dir);
+}
+#define _cleanup_dir_ _cleanup_(cleanup_dir)
+
+static inline void cleanup_stream(FILE **stream)
+{
+        if (*stream)
+                fclose(*stream);
+}
+#define _cleanup_stream_ _cleanup_(cleanup_stream)
 
 static inline void cleanup_unlock(pthread_mutex_t **mutex)
 {

@@ -38,3 +38,19 @@ char *shell_quote(const char *text, char *ret, size_t size)
         ret[used] = '\0';
         return ret;
 }
+
+void proc_unescape(char *text)
+{
+        char *out = text;
+
+        for (char *p = text; *p; p++) {
+                if (p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' &&
+                        p[3] >= '0' && p[3] <= '7') {
+                        *out++ = (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0'));
+                        p += 3;
+                } else {
+                        *out++ = *p;
+                }
+        }
+        *out = '\0';
+}

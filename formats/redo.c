@@ -18,6 +18,7 @@
 #define REDO_VERSION      2u
 #define HEAD_SIZE         4096u
 #define REGION_SIZE       (HEAD_SIZE + MIB)
+#define NAME_SIZE         64u                    /* of a region */
 #define SMALL_REGION_SIZE (HEAD_SIZE + 16 * KIB) /* a simulated disk copies it for every state */
 
 /* What the image's head says; its sum is right, or the place is empty. */
@@ -214,22 +215,32 @@ static int make_new(struct file *file, const struct file_stat *st, const char *n
         return 0;
 }
 
+/* What lies there under the file's name; *ret is NULL if nothing does. */
+static int find_region(struct file *file, struct file_stat *ret_st, char ret_name[NAME_SIZE],
+        struct region **ret, struct error *err)
+{
+        int r = file_stat_get(file, ret_st);
+
+        *ret = NULL;
+        if (r < 0)
+                return fail_os(err, -r, "cannot look at '%s'", file->path);
+        region_name(ret_st, ret_name, NAME_SIZE);
+        r = region_open(file->fs, ret_name, file->path, 0, false, ret, err);
+        return r == -ENOENT ? 0 : r;
+}
+
 int redo_open(struct file *file, const struct redo_ident *ident, bool writable, struct redo **ret,
         enum redo_found *found, struct error *err)
 {
         struct region *region = NULL;
         struct file_stat st;
         struct redo *redo;
-        char name[64];
-        int r = file_stat_get(file, &st);
+        char name[NAME_SIZE];
+        int r = find_region(file, &st, name, &region, err);
 
         if (r < 0)
-                return fail_os(err, -r, "cannot look at '%s'", file->path);
-        region_name(&st, name, sizeof(name));
-        r = region_open(file->fs, name, file->path, 0, false, &region, err);
-        if (r < 0 && r != -ENOENT)
                 return r;
-        if (r == 0 && !is_current(region, file, &st))
+        if (region && !is_current(region, file, &st))
                 region = region_close(region, writable);
         if (!region) {
                 *found = REDO_NONE;
@@ -258,17 +269,11 @@ int redo_find(struct file *file, struct redo **ret, struct error *err)
 {
         struct region *region = NULL;
         struct file_stat st;
-        char name[64];
-        int r = file_stat_get(file, &st);
+        char name[NAME_SIZE];
+        int r = find_region(file, &st, name, &region, err);
 
         *ret = NULL;
-        if (r < 0)
-                return fail_os(err, -r, "cannot look at '%s'", file->path);
-        region_name(&st, name, sizeof(name));
-        r = region_open(file->fs, name, file->path, 0, false, &region, err);
-        if (r == -ENOENT)
-                return 0;
-        if (r < 0)
+        if (!region)
                 return r;
         if (is_current(region, file, &st)) {
                 *ret = wrap(region);
@@ -332,16 +337,12 @@ int redo_forget(struct file *file, struct error *err)
 {
         struct region *region = NULL;
         struct file_stat st;
-        char name[64];
-        int r = file_stat_get(file, &st);
+        char name[NAME_SIZE];
+        int r = find_region(file, &st, name, &region, err);
 
-        if (r < 0)
-                return fail_os(err, -r, "cannot look at '%s'", file->path);
-        region_name(&st, name, sizeof(name));
-        r = region_open(file->fs, name, file->path, 0, false, &region, err);
-        if (r == 0)
+        if (region)
                 region_close(region, true);
-        return r == -ENOENT ? 0 : r;
+        return r;
 }
 
 int redo_each(struct redo *redo, int (*each)(void *opaque, const struct redo_record *record),

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/quote.h"
 
 #define FAMILY_MAX 512 /* a disk and its partitions: the kernel numbers 256 of them */
 #define NAME_SIZE  64
@@ -35,18 +36,6 @@ static void cleanup_family(struct family *family)
         free(family->members);
 }
 
-static void cleanup_dir(DIR **dir)
-{
-        if (*dir)
-                closedir(*dir);
-}
-
-static void cleanup_file(FILE **file)
-{
-        if (*file)
-                fclose(*file);
-}
-
 static bool host_device_of(const struct holders_root *root, const char *path, dev_t *ret)
 {
         struct stat st;
@@ -62,7 +51,7 @@ const struct holders_root holders_host = {.path = "", .device_of = host_device_o
 /* The first line of a small file without its newline. */
 static bool read_line(const char *directory, const char *name, char *ret, size_t size)
 {
-        _cleanup_(cleanup_file) FILE *file = NULL;
+        _cleanup_stream_ FILE *file = NULL;
         char path[2 * PATH_MAX];
 
         snprintf(path, sizeof(path), "%s/%s", directory, name);
@@ -100,7 +89,7 @@ static bool is_partition(const char *path)
 
 static void add_partitions(struct family *family, const char *disk)
 {
-        _cleanup_(cleanup_dir) DIR *dir = opendir(disk);
+        _cleanup_dir_ DIR *dir = opendir(disk);
         struct dirent *entry;
 
         while (dir && (entry = readdir(dir))) {
@@ -143,23 +132,6 @@ static const struct member *member_of(const struct family *family, dev_t device)
         return NULL;
 }
 
-/* /proc writes blanks in paths as \040. */
-static void unescape(char *text)
-{
-        char *out = text;
-
-        for (char *p = text; *p; p++) {
-                if (p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' &&
-                        p[3] >= '0' && p[3] <= '7') {
-                        *out++ = (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0'));
-                        p += 3;
-                } else {
-                        *out++ = *p;
-                }
-        }
-        *out = '\0';
-}
-
 /* The device behind "ext4 /dev/sdb1 rw": what stands behind the dash of a line of mountinfo. */
 static bool source_device(const struct holders_root *root, char *text, dev_t *ret)
 {
@@ -167,7 +139,7 @@ static bool source_device(const struct holders_root *root, char *text, dev_t *re
         if (!text)
                 return false;
         text[strcspn(text, " \n")] = '\0';
-        unescape(text);
+        proc_unescape(text);
         return root->device_of(root, text, ret);
 }
 
@@ -193,7 +165,7 @@ static const struct member *mounted_member(
                 m = member_of(family, device);
         if (!m)
                 return NULL;
-        unescape(fields[4]);
+        proc_unescape(fields[4]);
         *ret_where = fields[4];
         return m;
 }
@@ -209,7 +181,7 @@ static FILE *open_list(const struct holders_root *root, const char *name)
 static bool find_mount(
         const struct holders_root *root, const struct family *family, char *ret, size_t size)
 {
-        _cleanup_(cleanup_file) FILE *file = open_list(root, "self/mountinfo");
+        _cleanup_stream_ FILE *file = open_list(root, "self/mountinfo");
         _cleanup_free_ char *line = NULL;
         size_t room = 0;
 
@@ -228,7 +200,7 @@ static bool find_mount(
 static bool find_swap(
         const struct holders_root *root, const struct family *family, char *ret, size_t size)
 {
-        _cleanup_(cleanup_file) FILE *file = open_list(root, "swaps");
+        _cleanup_stream_ FILE *file = open_list(root, "swaps");
         _cleanup_free_ char *line = NULL;
         size_t room = 0;
 
@@ -237,7 +209,7 @@ static bool find_swap(
                 dev_t device;
 
                 line[strcspn(line, " \t\n")] = '\0';
-                unescape(line);
+                proc_unescape(line);
                 if (!root->device_of(root, line, &device))
                         continue;
                 m = member_of(family, device);
@@ -264,7 +236,7 @@ static void describe_holder(const char *path, const char *holder, char *ret, siz
 
 static bool is_stacked(const struct member *m, char *ret, size_t size)
 {
-        _cleanup_(cleanup_dir) DIR *dir = NULL;
+        _cleanup_dir_ DIR *dir = NULL;
         char path[PATH_MAX + NAME_SIZE];
         struct dirent *entry;
 
@@ -295,7 +267,7 @@ static bool find_stacked(const struct family *family, char *ret, size_t size)
 static bool find_loop(
         const struct holders_root *root, const struct family *family, char *ret, size_t size)
 {
-        _cleanup_(cleanup_dir) DIR *dir = NULL;
+        _cleanup_dir_ DIR *dir = NULL;
         char block[PATH_MAX], backing[PATH_MAX];
         struct dirent *entry;
 
@@ -333,7 +305,7 @@ bool holders_find(const struct holders_root *root, dev_t device, char *ret, size
 
 static bool process_has_open(const char *pid, dev_t device)
 {
-        _cleanup_(cleanup_dir) DIR *dir = NULL;
+        _cleanup_dir_ DIR *dir = NULL;
         struct dirent *entry;
         char path[NAME_SIZE];
 
@@ -351,7 +323,7 @@ static bool process_has_open(const char *pid, dev_t device)
 
 bool holders_find_process(dev_t device, char *ret, size_t size)
 {
-        _cleanup_(cleanup_dir) DIR *proc = opendir("/proc");
+        _cleanup_dir_ DIR *proc = opendir("/proc");
         struct dirent *entry;
 
         while (proc && (entry = readdir(proc))) {

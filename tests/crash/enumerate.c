@@ -21,7 +21,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -732,26 +731,10 @@ static void report(struct run *run)
 
 /* ---- jobs ---- */
 
-static void use_one_processor(unsigned job)
-{
-        cpu_set_t all, one;
-        unsigned n = 0;
-
-        /* The threads of a run take turns: on one processor that is cheap. */
-        if (sched_getaffinity(0, sizeof(all), &all) < 0 || CPU_COUNT(&all) == 0)
-                return;
-        job %= (unsigned)CPU_COUNT(&all);
-        CPU_ZERO(&one);
-        for (int i = 0; i < CPU_SETSIZE; i++)
-                if (CPU_ISSET(i, &all) && n++ == job)
-                        CPU_SET(i, &one);
-        sched_setaffinity(0, sizeof(one), &one);
-}
-
 static void job_main(unsigned job, double until)
 {
         schedule_on_deadlock = on_deadlock;
-        use_one_processor(job);
+        schedule_on_one_processor(job);
         for (uint64_t seed = options.first_seed + job; seed <= options.last_seed;
                 seed += options.jobs) {
                 struct run *run = run_seed(seed, options.ops, options.trace);

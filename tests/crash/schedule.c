@@ -577,3 +577,18 @@ int __wrap_usleep(useconds_t time)
 {
         return sched.on ? sleep_a_while() : __real_usleep(time);
 }
+
+void schedule_on_one_processor(unsigned job)
+{
+        cpu_set_t all, one;
+        unsigned n = 0;
+
+        if (sched_getaffinity(0, sizeof(all), &all) < 0 || CPU_COUNT(&all) == 0)
+                return;
+        job %= (unsigned)CPU_COUNT(&all);
+        CPU_ZERO(&one);
+        for (int i = 0; i < CPU_SETSIZE; i++)
+                if (CPU_ISSET(i, &all) && n++ == job)
+                        CPU_SET(i, &one);
+        sched_setaffinity(0, sizeof(one), &one);
+}

@@ -17,11 +17,11 @@
 #include <stdint.h>
 
 enum schedule_policy {
-        SCHEDULE_STAY,   /* never switch but where the running thread must wait */
-        SCHEDULE_RANDOM, /* at each point, with a chance that the seed decides, go to any other */
+        SCHEDULE_STAY,     /* never switch but where the running thread must wait */
+        SCHEDULE_RANDOM,   /* at each point, with a chance that the seed decides, go to any other */
         SCHEDULE_PRIORITY, /* highest priority runs; at a few points the running one becomes the
                             * lowest: another's whole call then runs inside this one's step */
-        SCHEDULE_INSIDE, /* the first thread runs to its point number @n_points; there the others
+        SCHEDULE_INSIDE,   /* the first thread runs to its point number @n_points; there the others
                           * run, one after the other, as far as they can; then it goes on */
 };
 
@@ -44,6 +44,10 @@ void schedule_step_aside(void);
 /* Until schedule_wake(@object): the turn goes to others. For the simulated disk's own waiting. */
 void schedule_wait(const void *object);
 void schedule_wake(const void *object);
+
+/* The threads of a run take turns: on one processor that is cheap. Job number @job, and all that it starts, stay
+ * on one. */
+void schedule_on_one_processor(unsigned job);
 
 /* Number of the running thread, 0 the first. */
 unsigned schedule_self(void);

@@ -5,8 +5,10 @@ Everything is seen from outside: the command line and NBD, never the engine. A D
 the processes that it started: each carries a mark in its environment, and is ended by its pid.
 Run with Debian's own Python: libnbd's module belongs to it."""
 
+import argparse
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -475,3 +477,37 @@ def run(name, test):
                                        ignore=shutil.ignore_patterns("*.sock"))
                 print(f"{name}: its files are in {kept}", file=sys.stderr)
             sys.exit(1)
+
+
+def run_cases(name, description, case_class, cases):
+    """The command line of a test that is made of cases, and its end. Each case gets its own
+    case_class(folder, name, chance, long), which has a daemon, over() when it went well, and close()."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--long", action="store_true", default=bool(os.environ.get("VHDD_LONG")))
+    parser.add_argument("--only", choices=[one.__name__ for one in cases])
+    parser.add_argument("--seed", type=int)
+    options = parser.parse_args()
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
+
+    def test(folder):
+        print(f"seed {seed}")
+        for one in cases:
+            if not options.only or one.__name__ == options.only:
+                run_case(folder, one)
+
+    def run_case(folder, one):
+        begun = time.monotonic()
+        case = case_class(folder, one.__name__, random.Random(f"{seed} {one.__name__}"), options.long)
+        try:
+            one(case)
+            case.over()
+        except TestFailed as e:
+            raise TestFailed(f"{one.__name__} (seed {seed}): {e}") from None
+        finally:
+            if os.environ.get("VHDD_KEEP"):
+                case.daemon.end()
+            else:
+                case.close()
+        print(f"{one.__name__}: {time.monotonic() - begun:.1f} s", flush=True)
+
+    run(name, test)

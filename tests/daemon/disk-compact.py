@@ -10,7 +10,6 @@ merges in between; kills the worker or the broker in the middle. It demands that
 read as the model says at every moment, that the job ends, that the file is smaller by then, and that
 `vhdctl check' finds nothing wrong with it."""
 
-import argparse
 import os
 import random
 import signal
@@ -249,28 +248,5 @@ def refused(case):
 CASES = [live, people, beside, deaths, refused]
 
 
-def test(folder, options):
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    for one in CASES:
-        if options.only and one.__name__ != options.only:
-            continue
-        begun = time.monotonic()
-        case = Case(folder, one.__name__, random.Random(f"{seed} {one.__name__}"), options.long)
-        try:
-            one(case)
-            case.over()
-        except daemonlib.TestFailed as e:
-            raise daemonlib.TestFailed(f"{one.__name__} (seed {seed}): {e}") from None
-        finally:
-            case.close()
-        print(f"{one.__name__}: {time.monotonic() - begun:.1f} s", flush=True)
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--long", action="store_true", default=bool(os.environ.get("VHDD_LONG")))
-    parser.add_argument("--only", choices=[case.__name__ for case in CASES])
-    parser.add_argument("--seed", type=int)
-    arguments = parser.parse_args()
-    daemonlib.run("disk-compact", lambda folder: test(folder, arguments))
+    daemonlib.run_cases("disk-compact", __doc__, Case, CASES)

@@ -10,7 +10,6 @@ It demands that running disks and remaining snapshots read as the model says, th
 files which went are gone, that `vhdctl check' finds nothing wrong with those that stay, that 7zz reads
 the same out of them, and that after the last snapshot one file is left, under its first name."""
 
-import argparse
 import hashlib
 import os
 import random
@@ -667,31 +666,5 @@ CASES = [newest_live, many_layers, deferred, branches, let_go, taken_away, push,
          deaths_at_the_end, readers, beside, full, changed]
 
 
-def test(folder, options):
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    for one in CASES:
-        if options.only and one.__name__ != options.only:
-            continue
-        begun = time.monotonic()
-        case = Case(folder, one.__name__, random.Random(f"{seed} {one.__name__}"), options.long)
-        try:
-            one(case)
-            case.over()
-        except daemonlib.TestFailed as e:
-            raise daemonlib.TestFailed(f"{one.__name__} (seed {seed}): {e}") from None
-        finally:
-            if not os.environ.get("VHDD_KEEP"):
-                case.close()
-            else:
-                case.daemon.end()
-        print(f"{one.__name__}: {time.monotonic() - begun:.1f} s", flush=True)
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--long", action="store_true", default=bool(os.environ.get("VHDD_LONG")))
-    parser.add_argument("--only", choices=[case.__name__ for case in CASES])
-    parser.add_argument("--seed", type=int)
-    arguments = parser.parse_args()
-    daemonlib.run("merge", lambda folder: test(folder, arguments))
+    daemonlib.run_cases("merge", __doc__, Case, CASES)

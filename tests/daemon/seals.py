@@ -9,9 +9,7 @@ byte that somebody changes behind the daemon's back, with the old time put back,
 Merges, applies, kills of workers and brokers leave seals that fit, or none, and nothing beside the images
 that nobody needs; at no time is anything said to be changed that was not."""
 
-import argparse
 import os
-import random
 import signal
 import sys
 import time
@@ -26,7 +24,7 @@ FALSE_ALARMS = ["is not what its seal says", "was changed after it was frozen", 
 
 
 class Case:
-    def __init__(self, folder, name, chance):
+    def __init__(self, folder, name, chance, _long):
         self.folder = os.path.join(folder, name)
         os.makedirs(self.folder)
         self.chance = chance
@@ -111,6 +109,9 @@ class Case:
             answer = self.daemon.try_ctl("check", "--deep", name)
             demand(answer.status == 0, f"{answer}: {answer.out}")
         self.daemon.start()
+
+    def over(self):
+        self.daemon.stop()
 
     def close(self):
         self.daemon.end()
@@ -277,27 +278,5 @@ def broken(case):
 CASES = [appears, merged, branches, people, deaths, broken]
 
 
-def test(folder, options):
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    for one in CASES:
-        if options.only and one.__name__ != options.only:
-            continue
-        begun = time.monotonic()
-        case = Case(folder, one.__name__, random.Random(f"{seed} {one.__name__}"))
-        try:
-            one(case)
-            case.daemon.stop()
-        except daemonlib.TestFailed as e:
-            raise daemonlib.TestFailed(f"{one.__name__} (seed {seed}): {e}") from None
-        finally:
-            case.close()
-        print(f"{one.__name__}: {time.monotonic() - begun:.1f} s", flush=True)
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=[case.__name__ for case in CASES])
-    parser.add_argument("--seed", type=int)
-    arguments = parser.parse_args()
-    daemonlib.run("seals", lambda folder: test(folder, arguments))
+    daemonlib.run_cases("seals", __doc__, Case, CASES)

@@ -14,48 +14,20 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/quote.h"
 #include "vhdd/ctl/program.h"
 
 #define SERVER_NAME "vhdfuse"
 #define WHO_SIZE    (PATH_MAX + 256)
 
-static void cleanup_dir(DIR **dir)
-{
-        if (*dir)
-                closedir(*dir);
-}
-
-static void cleanup_file(FILE **file)
-{
-        if (*file)
-                fclose(*file);
-}
-
 /* --- the table */
-
-/* /proc writes blanks in paths as \040. */
-static void unescape(char *text)
-{
-        char *out = text;
-
-        for (char *p = text; *p; p++) {
-                if (p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' &&
-                        p[3] >= '0' && p[3] <= '7') {
-                        *out++ = (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0'));
-                        p += 3;
-                } else {
-                        *out++ = *p;
-                }
-        }
-        *out = '\0';
-}
 
 static char *field(char **rest)
 {
         char *text = strsep(rest, " ");
 
         if (text)
-                unescape(text);
+                proc_unescape(text);
         return strdup(text ? text : "");
 }
 
@@ -96,7 +68,7 @@ void mount_table_done(struct mount_table *table)
 
 int mount_table_read(struct mount_table *ret, struct error *err)
 {
-        _cleanup_(cleanup_file) FILE *file = fopen("/proc/self/mountinfo", "re");
+        _cleanup_stream_ FILE *file = fopen("/proc/self/mountinfo", "re");
         _cleanup_free_ char *line = NULL;
         size_t room = 0;
 
@@ -161,7 +133,7 @@ int mount_path(const char *folder, char **ret, struct error *err)
 /* The number behind "NAME:" in /proc/PID/fdinfo/FD; -1: there is none. */
 static long fd_number(const char *pid, const char *fd, const char *name)
 {
-        _cleanup_(cleanup_file) FILE *file = NULL;
+        _cleanup_stream_ FILE *file = NULL;
         char path[128], line[256];
         size_t length = strlen(name);
 
@@ -175,7 +147,7 @@ static long fd_number(const char *pid, const char *fd, const char *name)
 
 static bool has_fd(const char *pid, const char *name, long number)
 {
-        _cleanup_(cleanup_dir) DIR *dir = NULL;
+        _cleanup_dir_ DIR *dir = NULL;
         struct dirent *entry;
         char path[64];
 
@@ -190,7 +162,7 @@ static bool has_fd(const char *pid, const char *name, long number)
 /* A kernel before 6.18 does not say which connection a descriptor of /dev/fuse is: the command line does. */
 static bool serves_by_name(const char *pid, const struct mount_entry *entry)
 {
-        _cleanup_(cleanup_file) FILE *file = NULL;
+        _cleanup_stream_ FILE *file = NULL;
         _cleanup_free_ char *word = NULL;
         char path[64], name[32];
         size_t room = 0;
@@ -207,7 +179,7 @@ static bool serves_by_name(const char *pid, const struct mount_entry *entry)
 
 pid_t mount_server(const struct mount_entry *entry)
 {
-        _cleanup_(cleanup_dir) DIR *proc = opendir("/proc");
+        _cleanup_dir_ DIR *proc = opendir("/proc");
         struct dirent *process;
 
         if (strncmp(entry->type, "fuse", 4) != 0)
@@ -247,7 +219,7 @@ static bool link_is_inside(const char *pid, const char *name, const char *point)
 
 static bool has_mapped(const char *pid, const struct mount_entry *entry)
 {
-        _cleanup_(cleanup_file) FILE *file = NULL;
+        _cleanup_stream_ FILE *file = NULL;
         _cleanup_free_ char *line = NULL;
         char path[64];
         size_t room = 0;
@@ -266,7 +238,7 @@ static bool has_mapped(const char *pid, const struct mount_entry *entry)
 
 static bool find_process(const struct mount_entry *entry, char *ret, size_t size)
 {
-        _cleanup_(cleanup_dir) DIR *proc = opendir("/proc");
+        _cleanup_dir_ DIR *proc = opendir("/proc");
         struct dirent *process;
 
         while (proc && (process = readdir(proc))) {
@@ -299,11 +271,11 @@ static bool find_mount_on(
 
 static bool find_loop(const struct mount_entry *entry, char *ret, size_t size)
 {
-        _cleanup_(cleanup_dir) DIR *dir = opendir("/sys/block");
+        _cleanup_dir_ DIR *dir = opendir("/sys/block");
         struct dirent *device;
 
         while (dir && (device = readdir(dir))) {
-                _cleanup_(cleanup_file) FILE *file = NULL;
+                _cleanup_stream_ FILE *file = NULL;
                 char path[128], backing[PATH_MAX];
 
                 if (strncmp(device->d_name, "loop", 4) != 0)

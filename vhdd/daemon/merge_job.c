@@ -68,8 +68,8 @@ int merge_job_read(struct job_row *row, struct merge_job *ret, struct error *err
                 (long long)ret->row.id);
 }
 
-static int load(struct catalog *catalog, const char *vm, bool all, struct merge_jobs *ret,
-        struct error *err)
+int merge_jobs_load_if(struct catalog *catalog, const char *vm,
+        bool (*wanted)(const struct job_row *row), struct merge_jobs *ret, struct error *err)
 {
         _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
         struct job_row *rows = NULL;
@@ -82,8 +82,7 @@ static int load(struct catalog *catalog, const char *vm, bool all, struct merge_
         if (!jobs.items)
                 r = fail(err, ENOMEM, "no memory for a list of jobs");
         for (size_t i = 0; r == 0 && i < n; i++)
-                if (strcmp(rows[i].kind, JOB_MERGE) == 0 ||
-                        (all && strcmp(rows[i].kind, JOB_COMPACT) == 0))
+                if (wanted(&rows[i]))
                         r = merge_job_read(&rows[i], &jobs.items[jobs.n++], err);
         job_rows_free(rows, n);
         if (r < 0)
@@ -93,16 +92,26 @@ static int load(struct catalog *catalog, const char *vm, bool all, struct merge_
         return 0;
 }
 
+static bool is_merge(const struct job_row *row)
+{
+        return strcmp(row->kind, JOB_MERGE) == 0;
+}
+
+static bool is_merge_or_compact(const struct job_row *row)
+{
+        return is_merge(row) || strcmp(row->kind, JOB_COMPACT) == 0;
+}
+
 int merge_jobs_load(
         struct catalog *catalog, const char *vm, struct merge_jobs *ret, struct error *err)
 {
-        return load(catalog, vm, false, ret, err);
+        return merge_jobs_load_if(catalog, vm, is_merge, ret, err);
 }
 
 int merge_jobs_load_all(
         struct catalog *catalog, const char *vm, struct merge_jobs *ret, struct error *err)
 {
-        return load(catalog, vm, true, ret, err);
+        return merge_jobs_load_if(catalog, vm, is_merge_or_compact, ret, err);
 }
 
 struct merge_job *merge_jobs_find(const struct merge_jobs *jobs, int64_t id)

@@ -61,6 +61,9 @@ int merge_jobs_load(
 /* The same with compactions. */
 int merge_jobs_load_all(
         struct catalog *catalog, const char *vm, struct merge_jobs *ret, struct error *err);
+/* Any that are kept as these are, by their rows. */
+int merge_jobs_load_if(struct catalog *catalog, const char *vm,
+        bool (*wanted)(const struct job_row *row), struct merge_jobs *ret, struct error *err);
 void merge_jobs_done(struct merge_jobs *jobs);
 /* By its number, or NULL. */
 struct merge_job *merge_jobs_find(const struct merge_jobs *jobs, int64_t id);

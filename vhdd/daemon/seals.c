@@ -55,25 +55,7 @@ bool job_is_quiet(const struct job_row *row)
 static int load_jobs(
         struct catalog *catalog, const char *vm, struct merge_jobs *ret, struct error *err)
 {
-        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
-        struct job_row *rows = NULL;
-        size_t n = 0;
-        int r = catalog_job_list(catalog, vm, &rows, &n, err);
-
-        if (r < 0)
-                return r;
-        jobs.items = calloc(n + 1, sizeof(jobs.items[0]));
-        if (!jobs.items)
-                r = fail(err, ENOMEM, "no memory for a list of jobs");
-        for (size_t i = 0; r == 0 && i < n; i++)
-                if (job_is_seal(&rows[i]))
-                        r = merge_job_read(&rows[i], &jobs.items[jobs.n++], err);
-        job_rows_free(rows, n);
-        if (r < 0)
-                return r;
-        *ret = jobs;
-        jobs = (struct merge_jobs){0};
-        return 0;
+        return merge_jobs_load_if(catalog, vm, job_is_seal, ret, err);
 }
 
 static struct merge_job *find_job(const struct merge_jobs *jobs, const char *path)
@@ -110,6 +92,18 @@ static int is_parent(
         image_rows_free(children, n_children);
         *ret = r == 0 && (n_frozen > 0 || n_children > 0);
         return r;
+}
+
+/* The same of what may be in no row any more: then nobody does. */
+static int find_parent(struct catalog *catalog, const char *path, struct image_row *ret,
+        bool *ret_is_parent, struct error *err)
+{
+        int r = path ? catalog_image_find(catalog, path, ret, NULL) : -ENOENT;
+
+        *ret_is_parent = false;
+        if (r == -ENOENT)
+                return 0;
+        return r < 0 ? r : is_parent(catalog, ret, ret_is_parent, err);
 }
 
 int seals_note(struct catalog *catalog, const char *vm, const char *path, struct error *err)
@@ -238,15 +232,21 @@ bool seals_write(const struct vm *vm, const char *path)
 
 /* ---- ending ---- */
 
+/* A seal that is not whole, or not in its place. */
+static void remove_new(const char *image)
+{
+        _cleanup_free_ char *path = NULL;
+
+        if (asprintf(&path, "%s" SEAL_NEW_ENDING, image) >= 0)
+                (void)fs_unlink(host_fs(), path);
+}
+
 void seals_forget(struct vm *vm)
 {
-        char new[4096 + sizeof(SEAL_NEW_ENDING)];
-
         if (!vm->sealing)
                 return;
-        snprintf(new, sizeof(new), "%.4095s" SEAL_NEW_ENDING, vm->sealing->path);
+        remove_new(vm->sealing->path);
         set_sealing(vm, NULL);
-        (void)fs_unlink(host_fs(), new);
 }
 
 /* The chain's closing ends the thread; what it may write is taken back from the worker. What it has written
@@ -309,11 +309,9 @@ static int set_failed(
 static int drop(struct vm *vm, const struct merge_job *job, struct error *err)
 {
         const char *path = merge_job_text(job, "image");
-        _cleanup_free_ char *new = NULL;
 
-        /* Of a broker that died. */
-        if (path && asprintf(&new, "%s" SEAL_NEW_ENDING, path) >= 0)
-                (void)fs_unlink(host_fs(), new);
+        if (path)
+                remove_new(path); /* of a broker that died */
         return catalog_job_delete(vm->broker->catalog, job->row.id, err);
 }
 
@@ -356,12 +354,8 @@ static int finish(struct vm *vm, struct merge_job *job, struct error *err)
 {
         _cleanup_(image_row_done) struct image_row row = {0};
         bool wanted = false;
-        int r = catalog_image_find(vm->broker->catalog, vm->sealing->path, &row, NULL);
+        int r = find_parent(vm->broker->catalog, vm->sealing->path, &row, &wanted, err);
 
-        if (r == 0)
-                r = is_parent(vm->broker->catalog, &row, &wanted, err);
-        else if (r == -ENOENT)
-                r = 0;
         if (r < 0)
                 return r;
         if (!wanted)
@@ -462,12 +456,8 @@ static int try_begin(
         const char *path = merge_job_text(job, "image");
         char sentence[ERROR_MESSAGE_MAX];
         bool wanted = false;
-        int r = path ? catalog_image_find(vm->broker->catalog, path, &row, NULL) : -ENOENT;
+        int r = find_parent(vm->broker->catalog, path, &row, &wanted, err);
 
-        if (r == 0)
-                r = is_parent(vm->broker->catalog, &row, &wanted, err);
-        else if (r == -ENOENT)
-                r = 0;
         if (r < 0)
                 return r;
         if (!wanted) {

@@ -48,7 +48,7 @@ int seals_void(struct catalog *catalog, const char *path, struct error *err);
 
 /* One step of the vm's: begun, ended, or put off. 1: once more. */
 int seals_advance(struct vm *vm, const struct merge_jobs *jobs, struct error *err);
-/* The one that is being made, if there is one, is given up for now: its job waits. */
+/* Ends the one that is being made, if there is one; its job is as one that has not begun. */
 int seals_stop(struct vm *vm, struct error *err);
 /* The worker has it no more. */
 void seals_forget(struct vm *vm);
