@@ -186,6 +186,24 @@ def beside(case):
     case.check(one_file_each=True)
 
 
+def adopted(case):
+    """A broker that takes over what the one before it left knows as much of the disks."""
+    guest = case.begin()
+    before = case.daemon.show("disk", "v", "d")
+    demand(before["type"] == "dynamic", f"a new disk is {before}")
+    case.daemon.ctl("restart")
+    case.daemon.wait_ready()
+    demand(case.daemon.show("disk", "v", "d")["type"] == "dynamic", "after a restart its type is not known")
+    case.daemon.kill_broker()
+    case.daemon.launch()
+    case.daemon.wait_ready()
+    demand(case.daemon.show("disk", "v", "d")["type"] == "dynamic", "after a death its type is not known")
+    size = case.size()
+    case.compact("--wait")
+    demand(case.size() < size, f"{size} bytes before, {case.size()} after")
+    guest.verify()
+
+
 def deaths(case):
     """The worker, the broker, or both die again and again: it ends all the same."""
     guest = case.begin()
@@ -245,7 +263,7 @@ def refused(case):
     guest.verify()
 
 
-CASES = [live, people, beside, deaths, refused]
+CASES = [live, people, beside, adopted, deaths, refused]
 
 
 if __name__ == "__main__":

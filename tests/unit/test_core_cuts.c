@@ -90,9 +90,11 @@ static json_t *worker_load(void)
 
 static void worker_store(json_t *state)
 {
-        _cleanup_free_ char *path = in_folder("worker");
+        _cleanup_free_ char *path = in_folder("worker"), *new = in_folder("worker.new");
 
-        json_dump_file(state, path, 0);
+        /* At once: a life may end while another thread of it is here. */
+        json_dump_file(state, new, 0);
+        rename(new, path);
         json_decref(state);
 }
 

@@ -39,7 +39,7 @@ struct vm_chain {
         size_t n_paths;
         bool writable;
         uint64_t size;
-        char root_type[16]; /* of layer 0, as the worker says; "": not known (adopted) */
+        char root_type[16]; /* of layer 0, as the worker says; "": not known */
         uint32_t preferred; /* block size, as the worker says; 0: not known */
         char *export_name;  /* of a snapshot's chain: its export, or NULL */
         char *trouble;      /* it could not be opened: why. Then the rest is empty. */

@@ -325,13 +325,10 @@ json_t *worker_image_paths(const struct image_chain *images)
 
 static void chain_facts(struct vm_chain *chain, const json_t *answer)
 {
-        const json_t *layers = json_object_get(answer, "layers");
-        const char *root;
+        const char *root = json_string_value(json_object_get(answer, "root-type"));
 
         chain->size = (uint64_t)json_integer_value(json_object_get(answer, "size"));
         chain->preferred = (uint32_t)json_integer_value(json_object_get(answer, "block-size"));
-        root = json_string_value(
-                json_object_get(json_array_get(layers, json_array_size(layers) - 1), "type"));
         snprintf(chain->root_type, sizeof(chain->root_type), "%s", root ? root : "");
 }
 

@@ -38,9 +38,11 @@ json_t *chains_to_json(const struct worker *worker)
 
         for (const struct worker_chain *chain = worker->chains; chain; chain = chain->next)
                 json_array_append_new(list,
-                        json_pack("{s:s, s:o, s:b, s:I, s:i}", "chain", chain->name, "paths",
-                                paths_to_json(chain->chain), "writable", chain->writable, "size",
-                                (json_int_t)chain_size(chain->chain), "frozen",
+                        json_pack("{s:s, s:o, s:b, s:I, s:i, s:s, s:i}", "chain", chain->name,
+                                "paths", paths_to_json(chain->chain), "writable", chain->writable,
+                                "size", (json_int_t)chain_size(chain->chain), "block-size",
+                                (int)chain_preferred_size(chain->chain), "root-type",
+                                root_type_text(chain->chain), "frozen",
                                 (int)chain_n_frozen(chain->chain)));
         return list;
 }
@@ -207,9 +209,9 @@ int verb_chain_open(struct worker *worker, const json_t *params, json_t **ret, s
                 end_chain(worker, known, NULL);
                 return r;
         }
-        *ret = json_pack("{s:I, s:i, s:b, s:o}", "size", (json_int_t)chain_size(chain),
-                "block-size", (int)chain_preferred_size(chain), "writable", known->writable,
-                "layers", layers_to_json(chain));
+        *ret = json_pack("{s:I, s:i, s:s, s:b, s:o}", "size", (json_int_t)chain_size(chain),
+                "block-size", (int)chain_preferred_size(chain), "root-type", root_type_text(chain),
+                "writable", known->writable, "layers", layers_to_json(chain));
         if (warnings.first[0])
                 json_object_set_new(*ret, "warning", json_string(warnings.first));
         return 0;

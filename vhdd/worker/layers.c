@@ -14,6 +14,11 @@ static const char *type_text(enum image_type type)
         return "?";
 }
 
+const char *root_type_text(const struct chain *chain)
+{
+        return type_text(chain_layer(chain, 0)->type);
+}
+
 json_t *layers_to_json(const struct chain *chain)
 {
         json_t *layers = json_array();

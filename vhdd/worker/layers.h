@@ -12,3 +12,5 @@
 
 /* Leaf first: {path, uuid, type: "fixed" | "dynamic" | "differencing" | "raw", format, size}. */
 json_t *layers_to_json(const struct chain *chain);
+/* The type of layer 0, in the same words. */
+const char *root_type_text(const struct chain *chain);

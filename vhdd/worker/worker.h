@@ -11,11 +11,11 @@
  * live one, DISK@SNAPSHOT for a snapshot's. Paths are absolute, leaf first. Ids are texts.
  *
  *  hello {protocol, vm}                       {fresh, pid, chains: [{chain, paths, writable, size,
- *                                             frozen}], exports: [{name, chain, read-only, clients}],
+ *                                             block-size, root-type, frozen}], exports: [{name, chain, read-only, clients}],
  *                                             switched: SNAPSHOT|null, merges: as merge.status}
  *  files {offset}                             {paths, next: offset|null} and the descriptors: what is
  *                                             open, so that its locks have a holder again
- *  chain.open {chain, paths, format?,         {size, block-size, writable, layers: [{path, uuid,
+ *  chain.open {chain, paths, format?,         {size, block-size, root-type, writable, layers: [{path, uuid,
  *      writable, direct?}                     type, format, size}], warning?}    a parent that a dead process left
  *                                             unsettled is settled first; with an uncommitted switch
  *                                             of this disk, flushes wait for snapshot.commit
