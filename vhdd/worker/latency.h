@@ -31,3 +31,18 @@ void latency_alone(struct latency *latency, const struct nbd_export_stats *stats
 bool latency_now(struct latency *latency, const struct nbd_export_stats *stats, uint64_t *ret_us);
 /* The same of those that were alone. False: too few. */
 bool latency_usual(const struct latency *latency, uint64_t *ret_us);
+
+/* A thread that works beside the clients, and wants to know now and then how they fare. */
+struct latency_watch {
+        struct latency latency;
+        /* All that were counted up to now. False: there is nobody to look at any more. */
+        bool (*look)(void *opaque, struct nbd_export_stats *ret);
+        void *opaque;
+        uint64_t seen_us, seen_ms; /* the last latency that was seen, and when */
+        uint64_t stood_ms;         /* when it stood still last */
+};
+
+/* On that thread, before it begins. */
+void latency_watch_begin(struct latency_watch *watch);
+/* False: nobody waits for anything, or what they are used to is not known. May stand still for a moment. */
+bool latency_watch_ask(struct latency_watch *watch, uint64_t *ret_now_us, uint64_t *ret_usual_us);

@@ -31,13 +31,10 @@
 #include "vhdd/worker/latency.h"
 #include "vhdd/worker/layers.h"
 
-#define PROGRESS_MS   500u
-#define STAND_MS      60u   /* so long a merge stands still to see what clients are used to */
-#define STAND_EACH_MS 1000u /* and not more often */
-#define KNOWN_MS      3000u /* so long a latency that was seen is taken for the present one */
-#define PATIENCE_MS   700u  /* other verbs wait meanwhile */
-#define NICE          10
-#define COMPACT_STEP  (UINT64_C(4) << 20) /* bytes: a snapshot waits for one at most */
+#define PROGRESS_MS  500u
+#define PATIENCE_MS  700u /* other verbs wait meanwhile */
+#define NICE         10
+#define COMPACT_STEP (UINT64_C(4) << 20) /* bytes: a snapshot waits for one at most */
 
 enum merging_state { MERGING, MERGING_PAUSED, MERGING_FAILED, MERGING_DONE, MERGING_FINISHED };
 
@@ -68,10 +65,8 @@ struct worker_merge {
         struct merge *merge; /* one of them */
         struct compact *compact;
         struct pace pace; /* of the compaction; a merge has its own */
-        struct latency latency;
-        uint64_t latency_us, latency_ms; /* the last one that was seen, and when */
-        uint64_t stood_ms, told_ms;
-        uint64_t told_bytes;
+        struct latency_watch clients;
+        uint64_t told_ms, told_bytes;
 
         pthread_mutex_t lock;
         pthread_cond_t changed;
@@ -183,39 +178,22 @@ static void on_progress(void *opaque, const struct merge_progress *progress)
         tell(merging, "progress");
 }
 
-/* What clients are used to is not known when they came after the merge began: it stands still for a
- * moment, and looks. */
-static bool learn_usual(struct worker_merge *merging, uint64_t now, uint64_t *ret_us)
+static bool look_at_clients(void *opaque, struct nbd_export_stats *ret)
 {
-        const struct timespec moment = {.tv_nsec = STAND_MS * 1000000L};
-        struct nbd_export_stats stats;
+        struct worker_merge *merging = opaque;
 
-        if (latency_usual(&merging->latency, ret_us))
-                return true;
-        if (now - merging->stood_ms < STAND_EACH_MS)
-                return false;
-        nanosleep(&moment, NULL);
-        merging->stood_ms = now_ms();
-        nbd_server_chain_stats_get(merging->worker->server, merging->chain->chain, &stats);
-        latency_alone(&merging->latency, &stats);
-        return latency_usual(&merging->latency, ret_us);
+        nbd_server_chain_stats_get(merging->worker->server, merging->chain->chain, ret);
+        return true;
 }
 
 static bool tell_latency(void *opaque, uint64_t *ret_now_us, uint64_t *ret_alone_us)
 {
         struct worker_merge *merging = opaque;
-        struct nbd_export_stats stats;
-        uint64_t now = now_ms();
 
-        nbd_server_chain_stats_get(merging->worker->server, merging->chain->chain, &stats);
-        if (latency_now(&merging->latency, &stats, &merging->latency_us))
-                merging->latency_ms = now;
-        if (merging->latency_ms == 0 || now - merging->latency_ms > KNOWN_MS)
-                return false; /* nobody waits for anything */
-        if (!learn_usual(merging, now, ret_alone_us))
+        if (!latency_watch_ask(&merging->clients, ret_now_us, ret_alone_us))
                 return false;
         /* A third more than it is: so the engine's swinging about twice the usual stays below it. */
-        *ret_now_us = merging->latency_us + merging->latency_us / 3;
+        *ret_now_us += *ret_now_us / 3;
         return true;
 }
 
@@ -314,7 +292,8 @@ static void *merge_main(void *opaque)
         int r;
 
         setpriority(PRIO_PROCESS, 0, NICE);
-        merging->told_ms = merging->stood_ms = now_ms();
+        merging->told_ms = now_ms();
+        latency_watch_begin(&merging->clients);
         do {
                 error_clear(&why);
                 if (!may_go_on(merging))
@@ -351,8 +330,8 @@ static void let_go(struct worker_merge *merging)
                 return;
         /* What came since then the merge was in the way of: it is not counted as alone. */
         nbd_server_chain_stats_get(merging->worker->server, merging->chain->chain, &stats);
-        latency_now(&merging->latency, &stats, &merging->latency_us);
-        merging->chain->latency = merging->latency;
+        latency_now(&merging->clients.latency, &stats, &merging->clients.seen_us);
+        merging->chain->latency = merging->clients.latency;
         merging->chain = NULL;
 }
 
@@ -589,9 +568,11 @@ static int new_merge(struct worker *worker, struct worker_chain *chain, const js
         merging->job = (int64_t)param_number(params, "job", 0);
         merging->rate = param_number(params, "rate", 0);
         merging->pause = param_bool(params, "paused");
-        merging->latency = chain->latency;
+        merging->clients.look = look_at_clients;
+        merging->clients.opaque = merging;
+        merging->clients.latency = chain->latency;
         nbd_server_chain_stats_get(worker->server, chain->chain, &stats);
-        latency_alone(&merging->latency, &stats);
+        latency_alone(&merging->clients.latency, &stats);
         pthread_mutex_init(&merging->lock, NULL);
         pthread_cond_init(&merging->changed, NULL);
         merging->next = worker->merges;

@@ -21,11 +21,8 @@
 #include "vhdd/worker/internal.h"
 #include "vhdd/worker/latency.h"
 
-#define PROGRESS_MS   500u
-#define NICE          10
-#define KNOWN_MS      3000u /* so long a latency that was seen is taken for the present one */
-#define STAND_MS      60u   /* so long it stands still to see what clients are used to */
-#define STAND_EACH_MS 1000u /* and not more often */
+#define PROGRESS_MS 500u
+#define NICE        10
 
 struct worker_seal {
         /* immutable after begin */
@@ -36,8 +33,8 @@ struct worker_seal {
 
         /* owner: its thread */
         struct pace pace;
-        struct latency latency;
-        uint64_t latency_us, latency_ms, stood_ms, told_ms, told_bytes;
+        struct latency_watch clients;
+        uint64_t told_ms, told_bytes;
 
         pthread_mutex_t lock;
         /* guarded by lock */
@@ -93,8 +90,10 @@ static uint64_t allowed_rate(void *opaque)
         return seal->rate;
 }
 
-static bool watched_stats(struct worker_seal *seal, struct nbd_export_stats *ret)
+static bool look_at_clients(void *opaque, struct nbd_export_stats *ret)
 {
+        struct worker_seal *seal = opaque;
+
         MUTEX_GUARD(&seal->lock);
         if (!seal->watched)
                 return false;
@@ -102,40 +101,14 @@ static bool watched_stats(struct worker_seal *seal, struct nbd_export_stats *ret
         return true;
 }
 
-/* What clients are used to is not known when they came after the seal began. */
-static bool learn_usual(struct worker_seal *seal, uint64_t now, uint64_t *ret_us)
-{
-        const struct timespec moment = {.tv_nsec = STAND_MS * 1000000L};
-        struct nbd_export_stats stats;
-
-        if (latency_usual(&seal->latency, ret_us))
-                return true;
-        if (now - seal->stood_ms < STAND_EACH_MS)
-                return false;
-        nanosleep(&moment, NULL);
-        seal->stood_ms = now_ms();
-        if (!watched_stats(seal, &stats))
-                return false;
-        latency_alone(&seal->latency, &stats);
-        return latency_usual(&seal->latency, ret_us);
-}
-
 static bool tell_latency(void *opaque, uint64_t *ret_now_us, uint64_t *ret_alone_us)
 {
         struct worker_seal *seal = opaque;
-        struct nbd_export_stats stats;
-        uint64_t now = now_ms();
 
-        if (!watched_stats(seal, &stats))
-                return false;
-        if (latency_now(&seal->latency, &stats, &seal->latency_us))
-                seal->latency_ms = now;
-        if (seal->latency_ms == 0 || now - seal->latency_ms > KNOWN_MS)
-                return false; /* nobody waits for anything */
-        if (!learn_usual(seal, now, ret_alone_us))
+        if (!latency_watch_ask(&seal->clients, ret_now_us, ret_alone_us))
                 return false;
         /* Twice what it is: a seal has time, and slows down before anybody could call it slow. */
-        *ret_now_us = 2 * seal->latency_us;
+        *ret_now_us *= 2;
         return true;
 }
 
@@ -198,7 +171,8 @@ static void *seal_main(void *opaque)
         int r;
 
         become_idle();
-        seal->told_ms = seal->stood_ms = now_ms();
+        seal->told_ms = now_ms();
+        latency_watch_begin(&seal->clients);
         r = seal_write(image, &watcher, &facts, &err);
         if (r == -ECANCELED)
                 return NULL;
@@ -287,11 +261,13 @@ int verb_seal_begin(struct worker *worker, const json_t *params, json_t **ret, s
         seal->rate = param_number(params, "rate", 0);
         seal->total = chain_size(chain->chain);
         seal->watched = find_watched(worker, chain, path);
+        seal->clients.look = look_at_clients;
+        seal->clients.opaque = seal;
         pthread_mutex_init(&seal->lock, NULL);
         if (seal->watched) {
-                seal->latency = seal->watched->latency;
-                if (watched_stats(seal, &stats))
-                        latency_alone(&seal->latency, &stats);
+                seal->clients.latency = seal->watched->latency;
+                if (look_at_clients(seal, &stats))
+                        latency_alone(&seal->clients.latency, &stats);
         }
         r = pthread_create(&seal->thread, NULL, seal_main, seal);
         if (r != 0) {
