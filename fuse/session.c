@@ -272,6 +272,15 @@ static void *watch(void *opaque)
         return NULL;
 }
 
+/* A request that is read just when the last user's umount ends the connection fails with ECONNABORTED: that is
+ * an end as any other. With the mount still there somebody broke it off (/sys/fs/fuse/connections). */
+static bool was_unmounted(const struct vhdfuse_session *session, int r)
+{
+        return r == -ECONNABORTED &&
+                (access(session->mountpoint, F_OK) == 0 ||
+                        (errno != ENOTCONN && errno != ECONNABORTED));
+}
+
 static int loop(struct vhdfuse_session *session, struct error *err)
 {
         struct fuse_loop_config *config = fuse_loop_cfg_create();
@@ -283,6 +292,8 @@ static int loop(struct vhdfuse_session *session, struct error *err)
         fuse_loop_cfg_set_max_threads(config, MAX_THREADS);
         r = fuse_session_loop_mt(session->fuse, config);
         fuse_loop_cfg_destroy(config);
+        if (was_unmounted(session, r))
+                return 0;
         if (r < 0)
                 return fail_os(err, -r, "the mount at '%s' broke", session->mountpoint);
         return 0; /* ended, or a signal's number */

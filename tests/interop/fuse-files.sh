@@ -241,22 +241,26 @@ nothing_left 'a dirty journal'
 
 # --- vhdfuse killed under it; vhdctl killed in its middle; umount(8) alone
 
-server()
+# A process that was killed is there for some milliseconds more, and until then its mount is one in use.
+kill_server()
 {
-        jq -r .server.pid "$notes/note"
+        local pid
+        pid=$(jq -r .server.pid "$notes/note")
+        kill -KILL "$pid"
+        while grep -qs '^State:[[:space:]]*[^ZX]' "/proc/$pid/status"; do sleep 0.01; done
 }
 expect 0 "$vhdctl" mount --files dirty.vhd "$dir"
-kill -KILL "$(server)"
+kill_server
 expect 0 "$vhdctl" umount "$dir"
 nothing_left 'a death of vhdfuse'
 expect 0 "$vhdctl" mount --files dirty.vhd "$dir"
-kill -KILL "$(server)"
+kill_server
 expect 0 "$vhdctl" mount --files dirty.vhd "$dir"
 [ "$(cat "$dir/late")" = late ] || fail "a mount over a dead one shows nothing"
 umount "$dir"
 expect 0 "$vhdctl" umount "$dir"
 nothing_left 'umount(8)'
-for ms in 0 5 10 20 30 40 60 80 100 150; do
+for ms in 0 5 10 20 30 40 60 70 100 160; do
         "$vhdctl" mount --files dirty.vhd "$dir" >/dev/null 2>&1 &
         maker=$!
         sleep "$(printf '0.%03d' $ms)"
