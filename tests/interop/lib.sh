@@ -107,6 +107,8 @@ images()
                 xz -dc "$packed" >"$folder/$(basename "$packed" .xz)"
         done
         [ ! -d "$shared/images/hyperv-config" ] || cp -r "$shared/images/hyperv-config" "$images/"
+        # How much of the store they take is known once they are written out.
+        find "$images" -type f -exec sync {} +
 }
 
 # content FILE: sha256 of a flat file.
