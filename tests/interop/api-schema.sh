@@ -219,6 +219,39 @@ called |= {"agent.register", "agent.reply", "agent.state"}
 agent.file.close()
 agent.socket.close()
 
+questions = {
+    "memory.show": {}, "switch.create": {"name": "lan", "type": "private"}, "switch.list": {},
+    "switch.show": {"name": "lan"}, "switch.set": {"name": "lan", "share-host": True},
+    "switch.remove": {"name": "lan"}, "vm.console": {"vm": "web"}, "vm.doctor": {},
+}
+for method, params in questions.items():
+    error = ask(method, "ENXIO", **params)
+    assert "vmm-host" in error["message"], error
+host = Connection()
+assert "result" in host.call("vmm.register", timeout=20)
+lan = {"name": "lan", "type": "private"}
+answers = {
+    "memory.show": {"host": {}, "vms": []}, "switch.list": [lan], "vm.console": {"socket": "/s"},
+    "vm.doctor": {"checks": [{"name": "qemu", "ok": True, "message": "7.2"}]}, "switch.remove": {},
+}
+for number, (method, params) in enumerate(questions.items()):
+    control.send(id=100 + number, method=method, params=params)
+    request = host.read()
+    assert request["method"] == "vmm.request", request
+    assert request["params"]["method"] == method, request
+    wanted = {**params, "vm": vm["id"]} if "vm" in params else params
+    assert request["params"]["params"] == wanted, request
+    result = answers.get(method, lan)
+    answer = host.call("vmm.reply", request=request["params"]["request"], result=result)
+    assert "result" in answer, answer
+    while (answer := control.read()).get("id") != 100 + number:
+        control.waiting.append(answer)
+    assert answer["result"] == result, answer
+    called.add(method)
+called |= {"vmm.register", "vmm.reply"}
+host.file.close()
+host.socket.close()
+
 ask("vm.export", vm="web", directory=f"{images}/out")
 ask("vm.import", directory=f"{images}/out", move=True, name="again")
 ask("vm.remove", vm="web", delete_files=True)

@@ -104,12 +104,17 @@ Test(options, that_are_wrong_end_with_2)
                 {"vhdd", "--tls", "/etc/tls", NULL},
                 {"vhdd", "--nbd-listen", "127.0.0.1:10809", NULL},
                 {"vhdd", "--insecure", "--nbd-listen", "10809", NULL},
+                {"vhdd", "--vmm-command", "", NULL},
+                {"vhdd", "--host-memory", "4G", NULL},
+                {"vhdd", "--vmm-command", "x", "--host-memory", "1M", NULL},
+                {"vhdd", "--vmm-command", "x", "--host-memory", "much", NULL},
         };
         const char *right[][MAX_ARGUMENTS] = {
                 {"vhdd", "--help", NULL},
                 {"vhdd", "--version", NULL},
                 {"vhdd", NULL},
                 {"vhdd", "--insecure", "--nbd-listen", "[::1]:10809", NULL},
+                {"vhdd", "--vmm-command", "x y", "--host-memory", "4G", NULL},
         };
 
         for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++)

@@ -4,39 +4,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "vhdd/control/server.h"
+#include "vhdd/daemon/asking.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/params.h"
 
 #define AGENT_VERBS_MAX       32u
 #define AGENT_DEFAULT_SECONDS 60
 
-/* One that is waited for. On the asker's stack, in the agent's list while it waits. */
-struct request {
-        struct request *next;
-        json_int_t number;
-        bool answered;
-        json_t *result; /* or */
-        char *error;
-        pthread_cond_t done;
-};
-
 struct agent {
         /* immutable */
         struct vm *vm;
-        struct control_client *client;
         char *name;
         char *verbs[AGENT_VERBS_MAX];
         size_t n_verbs;
-        unsigned timeout_s;
+
+        struct asking asking;
 
         /* guarded by vms->lock */
         unsigned refs;
-        bool gone;
-        json_int_t next_number;
-        struct request *requests;
 };
 
 static void agent_free(struct agent *agent)
@@ -44,7 +31,7 @@ static void agent_free(struct agent *agent)
         for (size_t i = 0; i < agent->n_verbs; i++)
                 free(agent->verbs[i]);
         free(agent->name);
-        control_client_unref(agent->client);
+        asking_done(&agent->asking);
         vm_unref(agent->vm);
         free(agent);
 }
@@ -120,78 +107,56 @@ int agent_must(struct vm *vm, const struct vm_row *row, const char *verb, struct
 
 /* ---- asking ---- */
 
-static void unlink_request(struct agent *agent, struct request *request)
+/* @r: of the asking. @answer is taken over. */
+static int judge(const char *verb, unsigned timeout_s, int r, json_t *answer, json_t **ret,
+        struct error *err)
 {
-        for (struct request **p = &agent->requests; *p; p = &(*p)->next)
-                if (*p == request) {
-                        *p = request->next;
-                        return;
-                }
-}
-
-/* With vms->lock, which is given up while it waits. */
-static int wait_for(struct agent *agent, struct request *request)
-{
-        struct timespec until;
-
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_sec += agent->timeout_s;
-        while (!request->answered && !agent->gone)
-                if (pthread_cond_timedwait(&request->done, &agent->vm->vms->lock, &until) ==
-                        ETIMEDOUT)
-                        break;
-        if (request->answered)
-                return 0;
-        return agent->gone ? -EPIPE : -ETIMEDOUT;
-}
-
-static int judge(const struct agent *agent, const char *verb, int r, struct request *request,
-        json_t **ret, struct error *err)
-{
-        _cleanup_free_ char *text = TAKE_PTR(request->error);
-        json_auto_t *result = TAKE_PTR(request->result);
+        json_auto_t *said = answer;
+        const char *text = param_text(said, "error");
 
         if (r == -EPIPE)
                 return fail(err, EPIPE, "the vm's agent went away while it was asked to %s", verb);
         if (r == -ETIMEDOUT)
-                return fail(err, ETIMEDOUT, "the vm's agent did not %s within %u s", verb,
-                        agent->timeout_s);
+                return fail(
+                        err, ETIMEDOUT, "the vm's agent did not %s within %u s", verb, timeout_s);
+        if (r < 0)
+                return r;
         if (text)
                 return fail(err, EREMOTEIO, "the vm's agent could not %s: %.400s", verb, text);
         if (ret) {
-                *ret = result ? TAKE_PTR(result) : json_object();
+                *ret = json_incref(json_object_get(said, "result"));
+                if (!*ret)
+                        *ret = json_object();
                 if (!*ret)
                         return fail(err, ENOMEM, "no memory for the agent's answer");
         }
         return 0;
 }
 
-int agent_ask(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
-        json_t **ret, struct error *err)
+int agent_ask_within(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
+        unsigned timeout_s, json_t **ret, struct error *err)
 {
         _cleanup_(agent_unrefp) struct agent *agent = agent_get(vm);
-        struct request request = {.done = PTHREAD_COND_INITIALIZER};
+        json_t *answer = NULL;
         int r;
 
         if (!agent || !params) {
                 json_decref(params);
                 return fail(err, agent ? ENOMEM : ENXIO, "no agent is registered for the vm");
         }
-        pthread_mutex_lock(&vm->vms->lock);
-        request.number = ++agent->next_number;
-        request.next = agent->requests;
-        agent->requests = &request;
-        pthread_mutex_unlock(&vm->vms->lock);
-        json_object_set_new(params, "request", json_integer(request.number));
+        if (timeout_s == 0)
+                timeout_s = agent->asking.timeout_s;
         json_object_set_new(params, "vm", json_string(vm->id));
         json_object_set_new(params, "verb", json_string(verb));
-        r = control_client_notify(agent->client, "agent.request", params, fds, n_fds, err);
-        pthread_mutex_lock(&vm->vms->lock);
-        if (r == 0)
-                r = wait_for(agent, &request);
-        unlink_request(agent, &request);
-        pthread_mutex_unlock(&vm->vms->lock);
-        return judge(agent, verb, r, &request, ret, err);
+        r = asking_ask(
+                &agent->asking, "agent.request", params, fds, n_fds, timeout_s, &answer, err);
+        return judge(verb, timeout_s, r, answer, ret, err);
+}
+
+int agent_ask(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
+        json_t **ret, struct error *err)
+{
+        return agent_ask_within(vm, verb, params, fds, n_fds, 0, ret, err);
 }
 
 /* ---- coming, going, answering ---- */
@@ -213,10 +178,8 @@ static void agent_gone(void *opaque)
         struct vm *vm = agent->vm;
         bool was;
 
+        asking_gone(&agent->asking);
         pthread_mutex_lock(&vm->vms->lock);
-        agent->gone = true;
-        for (struct request *request = agent->requests; request; request = request->next)
-                pthread_cond_broadcast(&request->done);
         was = vm->agent == agent;
         if (was)
                 vm->agent = NULL;
@@ -242,8 +205,8 @@ static int agent_new(struct vm *vm, const json_t *params, struct control_client 
         vm->refs++;
         pthread_mutex_unlock(&vm->vms->lock);
         agent->vm = vm;
-        agent->client = control_client_ref(client);
-        agent->timeout_s = (unsigned)param_int(params, "timeout", AGENT_DEFAULT_SECONDS);
+        asking_init(&agent->asking, client,
+                (unsigned)param_int(params, "timeout", AGENT_DEFAULT_SECONDS));
         agent->name = strdup(name ? name : "agent");
         json_array_foreach(json_object_get(params, "verbs"), i, verb)
         {
@@ -317,7 +280,7 @@ static struct agent *agent_of(struct broker *broker, const struct caller *caller
         for (size_t i = 0; i < broker->vms->n_items; i++) {
                 struct agent *agent = broker->vms->items[i]->agent;
 
-                if (agent && agent->client == caller->client) {
+                if (agent && agent->asking.client == caller->client) {
                         found = agent;
                         found->refs++;
                         break;
@@ -331,25 +294,13 @@ static int agent_reply(struct broker *broker, const struct caller *caller, const
         json_t **ret, struct error *err)
 {
         _cleanup_(agent_unrefp) struct agent *agent = agent_of(broker, caller);
-        json_int_t number = param_int(params, "request", 0);
-        const char *text = param_text(params, "error");
-        bool found = false;
+        int r;
 
         if (!agent)
                 return fail(err, ENXIO, "this connection is no vm's agent");
-        pthread_mutex_lock(&broker->vms->lock);
-        for (struct request *request = agent->requests; request; request = request->next) {
-                if (request->number != number || request->answered)
-                        continue;
-                found = request->answered = true;
-                request->error = text ? strdup(text) : NULL;
-                request->result = json_incref(json_object_get(params, "result"));
-                pthread_cond_broadcast(&request->done);
-        }
-        pthread_mutex_unlock(&broker->vms->lock);
-        if (!found)
-                return fail(err, ENOENT,
-                        "nobody waits for an answer to request %" JSON_INTEGER_FORMAT, number);
+        r = asking_answer(&agent->asking, params, err);
+        if (r < 0)
+                return r;
         *ret = json_object();
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }

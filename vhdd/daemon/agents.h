@@ -6,7 +6,7 @@
  * goes to, or comes from, a descriptor that comes with the notification. An agent that dies, or does
  * not answer in its time, is an error to whoever asked and holds up nothing else.
  *
- * Units      milliseconds where a name ends in _ms.
+ * Units      seconds where a name ends in _s.
  * Ownership  answers are the caller's.
  * Errors     0 or -errno with one sentence. -ENXIO there is no agent. -EOPNOTSUPP it does not offer
  *            that verb. -ETIMEDOUT, -EPIPE (it is gone), -EREMOTEIO (it says that it could not).
@@ -26,3 +26,6 @@ int agent_must(struct vm *vm, const struct vm_row *row, const char *verb, struct
 /* Asks and waits. @params is taken over; @fds stay the caller's. @ret may be NULL. */
 int agent_ask(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
         json_t **ret, struct error *err);
+/* The same, for @timeout_s at most; 0: as long as the agent said that it may take. */
+int agent_ask_within(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
+        unsigned timeout_s, json_t **ret, struct error *err);

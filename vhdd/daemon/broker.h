@@ -25,6 +25,7 @@
 struct catalog;
 struct control_server;
 struct greeter;
+struct vmm; /* vhdd/daemon/vmm.h */
 struct vms; /* vhdd/daemon/vms.h: every vm, and its worker */
 
 struct broker_options {
@@ -41,6 +42,8 @@ struct broker_options {
         char *user;  /* what workers become when we are root; NULL: vhdd-worker, else nobody */
         char *group; /* who may use the sockets beside root and us; NULL: vhdd, if there is such */
         bool insecure;
+        char *vmm_command;    /* a shell's line, or NULL: there is no vmm-host */
+        uint64_t host_memory; /* bytes that guests may have in all; 0: what the host has */
 };
 
 struct broker {
@@ -55,6 +58,7 @@ struct broker {
         struct vms *vms;                /* set by vms_start() */
         struct control_server *control; /* set before the first call can come */
         struct greeter *greeter;
+        struct vmm *vmm;
 
         /* set once, when the daemon begins to end: calls that change something are refused */
         _Atomic bool stopping;

@@ -30,11 +30,14 @@
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/options.h"
 #include "vhdd/daemon/state.h"
+#include "vhdd/daemon/vmm.h"
+#include "vhdd/daemon/vmm_process.h"
 #include "vhdd/daemon/vms.h"
 
 #define EXIT_FAILED     3
 #define WORKER_USER     "vhdd-worker"
 #define NOBODY          65534u
+#define VMM_END_MS      15000 /* for the vmm-host, to let its guests go */
 #define REQUESTS_END_MS 5000  /* control requests under way, before workers are told to end */
 #define WORKERS_END_MS  20000 /* for workers to drain, flush and close */
 #define LAST_RESORT_S   29    /* nothing holds a stop up longer than this */
@@ -48,6 +51,7 @@ struct daemon {
         struct listeners listeners;
         char *program; /* what execve() is given to run an upgraded program, too */
         char **argv;
+        struct vmm_process *vmm_process;
         int signal_fd;
         int request_fd; /* an eventfd: somebody asked for something */
         _Atomic int request;
@@ -234,6 +238,7 @@ static int start_control(struct daemon *daemon, struct error *err)
                 compact_methods,
                 snapshot_methods,
                 agent_methods,
+                vmm_methods,
                 doctor_methods,
                 import_methods,
                 job_methods,
@@ -274,7 +279,11 @@ static int start(struct daemon *daemon, struct error *err)
                 r = greeter_start(broker, daemon->listeners.nbd_fds, daemon->listeners.n_nbd,
                         &answers, &broker->greeter, err);
         if (r == 0)
+                r = vmm_new(broker, &broker->vmm, err);
+        if (r == 0)
                 r = start_control(daemon, err);
+        if (r == 0)
+                r = vmm_process_start(broker, &daemon->vmm_process, err);
         return r;
 }
 
@@ -311,17 +320,20 @@ static void begin_end(struct daemon *daemon)
                 pthread_detach(thread);
 }
 
-/* In the order in which things come in: no new clients, no new requests, then the workers. */
+/* The vmm-host first, whose guests need all the rest until they are off. Then in the order in which
+ * things come in: no new clients, no new requests, then the workers. */
 static void stop(struct daemon *daemon, bool leave_workers)
 {
         struct broker *broker = &daemon->broker;
 
+        daemon->vmm_process = vmm_process_stop(daemon->vmm_process, leave_workers, VMM_END_MS);
         broker->greeter = greeter_stop(broker->greeter);
         if (broker->control)
                 control_server_stop(broker->control, REQUESTS_END_MS);
         if (broker->vms)
                 vms_stop(broker, leave_workers, WORKERS_END_MS);
         broker->control = control_server_free(broker->control);
+        broker->vmm = vmm_free(broker->vmm);
         broker->catalog = catalog_close(broker->catalog);
 }
 

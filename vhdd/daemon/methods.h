@@ -12,6 +12,7 @@ extern const struct method disk_methods[];
 extern const struct method compact_methods[]; /* disk.compact */
 extern const struct method snapshot_methods[];
 extern const struct method agent_methods[];
+extern const struct method vmm_methods[]; /* vmm.*, and what is the vmm-host's to answer */
 extern const struct method job_methods[];
 extern const struct method metrics_methods[];
 extern const struct method doctor_methods[];

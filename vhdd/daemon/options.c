@@ -7,12 +7,14 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/size.h"
 
 #define EXIT_USAGE      2
 #define DEFAULT_STATE   "/var/lib/vhdd"
 #define MAX_THREADS     1024
 #define MAX_LISTENERS   32u
 #define MAX_IMAGE_ROOTS 1024u
+#define MIN_HOST_MEMORY (64u << 20)
 
 enum key {
         KEY_STATE_DIR = 0x100,
@@ -26,6 +28,8 @@ enum key {
         KEY_THREADS,
         KEY_USER,
         KEY_GROUP,
+        KEY_VMM,
+        KEY_HOST_MEMORY,
 };
 
 static const struct argp_option table[] = {
@@ -56,6 +60,12 @@ static const struct argp_option table[] = {
                 "Who may use the sockets beside root and the daemon's user (vhdd, if there is such a "
                 "group)",
                 0},
+        {"vmm-command", KEY_VMM, "CMD", 0,
+                "Start this program beside the daemon, and again whenever it ends: it runs the vms that "
+                "have memory (vmm-host)",
+                0},
+        {"host-memory", KEY_HOST_MEMORY, "SIZE", 0,
+                "What guests may have in all (what the host has); for --vmm-command", 0},
         {"tls", KEY_TLS, "DIR", OPTION_HIDDEN, NULL, 0},
         {0},
 };
@@ -122,6 +132,16 @@ static unsigned threads_of(const char *text)
         return (unsigned)n;
 }
 
+static uint64_t memory_of(const char *text)
+{
+        struct error err = ERROR_INIT;
+        uint64_t size;
+
+        if (size_parse(text, &size, &err) < 0 || size < MIN_HOST_MEMORY)
+                refuse("--host-memory takes a size of 64M or more, not", text);
+        return size;
+}
+
 static void take_path(char **slot, const char *arg)
 {
         free(*slot);
@@ -157,6 +177,11 @@ static error_t take(int key, char *arg, struct argp_state *state)
                 free(options->group);
                 options->group = copy(arg);
                 return 0;
+        case KEY_VMM:
+                free(options->vmm_command);
+                options->vmm_command = copy(arg);
+                return 0;
+        case KEY_HOST_MEMORY: options->host_memory = memory_of(arg); return 0;
         case KEY_TLS:
                 refuse("this version has no TLS; for TCP on a loopback address say --insecure, and "
                        "lead it through a tunnel",
@@ -195,6 +220,8 @@ static void check(const struct broker_options *options)
                 refuse("there are more than 32 sockets for NBD clients", NULL);
         if (options->n_image_roots > MAX_IMAGE_ROOTS)
                 refuse("there are more than 1024 image roots", NULL);
+        if (options->host_memory && !options->vmm_command)
+                refuse("--host-memory is the vmm-host's: say --vmm-command, too", NULL);
 }
 
 void options_read(int argc, char **argv, struct broker_options *ret)
@@ -241,5 +268,6 @@ void options_done(struct broker_options *options)
         free(options->metrics_path);
         free(options->user);
         free(options->group);
+        free(options->vmm_command);
         *options = (struct broker_options){0};
 }

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,17 +33,33 @@ static bool is_ours_alone(const char *entry)
         return false;
 }
 
-static char **environment(void)
+/* A variable of the same name. */
+static bool is_among(const char *entry, const char *const *list)
 {
-        size_t n = 0, kept = 0;
+        size_t length = strcspn(entry, "=");
+
+        for (; list && *list; list++)
+                if (strncmp(entry, *list, length) == 0 && (*list)[length] == '=')
+                        return true;
+        return false;
+}
+
+/* Ours, and @more (may be NULL) behind it. */
+static char **environment(const char *const *more)
+{
+        size_t n = 0, n_more = 0, kept = 0;
         char **copy;
 
         while (environ[n])
                 n++;
-        copy = calloc(n + 1, sizeof(*copy));
+        while (more && more[n_more])
+                n_more++;
+        copy = calloc(n + n_more + 1, sizeof(*copy));
         for (size_t i = 0; copy && i < n; i++)
-                if (!is_ours_alone(environ[i]))
+                if (!is_ours_alone(environ[i]) && !is_among(environ[i], more))
                         copy[kept++] = environ[i];
+        for (size_t i = 0; copy && i < n_more; i++)
+                copy[kept++] = (char *)(uintptr_t)more[i];
         return copy;
 }
 
@@ -55,10 +72,17 @@ static void add_actions(posix_spawn_file_actions_t *actions, const int *high, un
         posix_spawn_file_actions_addclosefrom_np(actions, FIRST_FD + (int)n);
 }
 
-static int spawn(
-        struct broker *broker, const char *const *args, const int *high, unsigned n, pid_t *ret_pid)
+struct spawn {
+        const char *path;
+        const char *const *args;
+        const char *const *environment; /* beside ours, or NULL */
+        const int *fds;                 /* out of the way of the numbers that they get */
+        unsigned n_fds;
+};
+
+static int spawn(const struct spawn *what, pid_t *ret_pid)
 {
-        _cleanup_free_ char **env = environment();
+        _cleanup_free_ char **env = environment(what->environment);
         posix_spawn_file_actions_t actions;
         posix_spawnattr_t attr;
         sigset_t none, all;
@@ -68,7 +92,7 @@ static int spawn(
                 return ENOMEM;
         posix_spawn_file_actions_init(&actions);
         posix_spawnattr_init(&attr);
-        add_actions(&actions, high, n);
+        add_actions(&actions, what->fds, what->n_fds);
         sigemptyset(&none);
         sigfillset(&all);
         posix_spawnattr_setsigmask(&attr, &none);
@@ -76,45 +100,61 @@ static int spawn(
         posix_spawnattr_setflags(
                 &attr, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
         r = posix_spawn(
-                ret_pid, broker->executable, &actions, &attr, (char *const *)(uintptr_t)args, env);
+                ret_pid, what->path, &actions, &attr, (char *const *)(uintptr_t)what->args, env);
         posix_spawnattr_destroy(&attr);
         posix_spawn_file_actions_destroy(&actions);
         return r;
 }
 
-int process_spawn(struct broker *broker, const char *const *args, const int *fds, unsigned n_fds,
-        pid_t *ret_pid, int *ret_pidfd, struct error *err)
+static int spawn_watched(
+        const struct spawn *what, pid_t *ret_pid, int *ret_pidfd, struct error *err)
 {
-        int high[MAX_FDS], pidfd, r = 0;
-        unsigned n = 0;
         pid_t pid = 0;
+        int pidfd, r = spawn(what, &pid);
 
-        if (n_fds > MAX_FDS)
-                return fail(err, EINVAL, "a process cannot be given %u descriptors", n_fds);
-        for (; r == 0 && n < n_fds; n++) {
-                high[n] = fcntl(fds[n], F_DUPFD_CLOEXEC, HIGH_FD);
-                if (high[n] < 0) {
-                        r = errno;
-                        break;
-                }
-        }
-        if (r == 0)
-                r = spawn(broker, args, high, n, &pid);
-        while (n > 0)
-                close(high[--n]);
         if (r != 0)
-                return fail_os(err, r, "cannot start '%s %s'", args[0], args[1]);
+                return fail_os(err, r, "cannot start '%s %s'", what->args[0], what->args[1]);
         /* Ours, and nobody has waited for it: the number cannot be another's yet. */
         pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
         if (pidfd < 0) {
                 r = errno;
                 kill(pid, SIGKILL);
                 waitpid(pid, NULL, 0);
-                return fail_os(err, r, "cannot watch '%s %s'", args[0], args[1]);
+                return fail_os(err, r, "cannot watch '%s %s'", what->args[0], what->args[1]);
         }
         *ret_pid = pid;
         *ret_pidfd = pidfd;
         return 0;
+}
+
+int process_spawn(struct broker *broker, const char *const *args, const int *fds, unsigned n_fds,
+        pid_t *ret_pid, int *ret_pidfd, struct error *err)
+{
+        int high[MAX_FDS], r = 0;
+        struct spawn what = {.path = broker->executable, .args = args, .fds = high};
+
+        if (n_fds > MAX_FDS)
+                return fail(err, EINVAL, "a process cannot be given %u descriptors", n_fds);
+        for (; r == 0 && what.n_fds < n_fds; what.n_fds++) {
+                high[what.n_fds] = fcntl(fds[what.n_fds], F_DUPFD_CLOEXEC, HIGH_FD);
+                if (high[what.n_fds] < 0) {
+                        r = fail_os(err, errno, "cannot start '%s %s'", args[0], args[1]);
+                        break;
+                }
+        }
+        if (r == 0)
+                r = spawn_watched(&what, ret_pid, ret_pidfd, err);
+        while (what.n_fds > 0)
+                close(high[--what.n_fds]);
+        return r;
+}
+
+int process_spawn_command(const char *path, const char *const *args, const char *const *environment,
+        pid_t *ret_pid, int *ret_pidfd, struct error *err)
+{
+        const struct spawn what = {.path = path, .args = args, .environment = environment};
+
+        return spawn_watched(&what, ret_pid, ret_pidfd, err);
 }
 
 int process_wait(int pidfd, int timeout_ms, int *ret_status)
@@ -138,6 +178,11 @@ int process_wait(int pidfd, int timeout_ms, int *ret_status)
 void process_kill(int pidfd)
 {
         syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+}
+
+void process_terminate(int pidfd)
+{
+        syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, NULL, 0);
 }
 
 uint64_t process_start_time(pid_t pid)

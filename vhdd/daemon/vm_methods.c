@@ -448,7 +448,8 @@ static int vm_remove(struct broker *broker, const struct caller *caller, const j
                 json_array_clear(deleted);
         }
         if (!dry)
-                broker_publish(broker, "vm-removed", json_pack("{s:s}", "vm", row.name));
+                broker_publish(broker, "vm-removed",
+                        json_pack("{s:s, s:s}", "vm", row.name, "vm-id", row.id));
         *ret = json_pack("{s:s, s:s, s:O, s:O}", "name", row.name, "id", row.id, "deleted", deleted,
                 "kept", kept);
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
