@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* host_modules.c - the one list of what vmm-host does beside running supervisors. */
+#include "vmm-glue/doctor.h"
+#include "vmm-glue/host.h"
+
+const struct host_module *const host_modules[] = {
+        &doctor_module, /* vm.console, vm.doctor, what a guest has */
+        NULL,
+};
