@@ -5,7 +5,7 @@
 The broker: its clients (fio, without any reconnecting) see no error, through several deaths, a
 restart and an upgrade in place; its successor adopts the workers that it finds and starts no others.
 A worker: a client that reconnects, as QEMU does, finds every write that was answered; clients of
-another vm notice nothing. The greeter: those connected go on, new ones are served again. At the end
+another vm notice nothing; one that dies at once again and again is given up for a while. The greeter: those connected go on, new ones are served again. At the end
 nothing is left, a worker without disks neither."""
 
 import os
@@ -155,6 +155,28 @@ def greeter_dies(daemon):
     demand(daemon.role("greeter") not in ([], greeters), "no new greeter")
 
 
+def worker_dies_at_once(daemon):
+    """Again and again: it is not started any more, one thread waits for better times, and others are served."""
+    end = time.monotonic() + 60
+    refused = lambda: "each time at once" in daemon.tail(5)  # noqa: E731
+    while not refused():
+        demand(time.monotonic() < end, f"its worker is started for ever:\n{daemon.tail()}")
+        pid = daemon.worker("db")
+        if pid:
+            os.kill(pid, 9)
+        time.sleep(0.002)
+    time.sleep(1)
+    threads = len(os.listdir(f"/proc/{daemon.broker.pid}/task"))
+    demand(threads < 50, f"the broker has {threads} threads:\n{daemon.tail()}")
+    handle = daemon.connect("web/disk")
+    handle.pread(512, 0)
+    daemonlib.leave(handle)
+    # A new broker begins counting anew.
+    daemon.kill_broker()
+    daemon.start()
+    daemonlib.leave(daemon.connect("db/disk"))
+
+
 def worker_without_disks(daemon):
     """Its vm's last disk goes, and then the broker: the next one ends that worker, too."""
     workers = sorted(daemon.role("worker"))
@@ -177,6 +199,7 @@ def test(folder):
         broker_dies(daemon, folder)
         writes = worker_dies(daemon)
         greeter_dies(daemon)
+        worker_dies_at_once(daemon)
         worker_without_disks(daemon)
         daemon.stop()
         print(f"summary: broker and worker died {DEATHS} times each under load; no I/O error, "

@@ -204,7 +204,8 @@ class Run:
         # Images of disks that were their owner's for a while. Of these a file that the owner made stays when
         # the vm has no use for it any more, and nobody needs to name it.
         self.handed_back = set()
-        self.log_shown = 25  # lines of what came before
+        # Lines of what came before.
+        self.log_shown = 10000 if os.environ.get("VHDD_KEEP") else 25
         self.came_back = set()  # (vm, disk): detached, kept, and attached again
         self.made = self.kills = self.requests = self.step = 0
         self.log = []
@@ -297,7 +298,30 @@ class Run:
 
     def settle(self, export, disk):
         why = disk.content.settle(0, self.read(export))
-        demand(not why, f"{export}: {why}")
+        if why:
+            raise TestFailed(f"{export}: {why}\n{self.picture(export, why)}")
+
+    def picture(self, export, why):
+        """Of a difference: which layer the sector comes from, which images there are, and what is being merged."""
+        lines = []
+        try:
+            at = int(re.search(r"sector (\d+)", why)[1]) * model.SECTOR
+            handle = nbd.NBD()
+            for context in ("base:allocation", "vhdd:depth"):
+                handle.add_meta_context(context)
+            handle.set_export_name(export)
+            handle.connect_unix(self.daemon.socket)
+            low = max(0, at - 16 * model.SECTOR)
+            handle.block_status(32 * model.SECTOR, low, lambda context, offset, entries, error:
+                                lines.append(f"{context} from sector {offset // model.SECTOR}: {entries}"))
+            again = bytes(handle.pread(model.SECTOR, at))
+            lines.append(f"read again: {again[:16].hex()}...")
+            for vm, state in self.vms.items():
+                lines += [f"{vm}: {self.query('job.list', vm=vm, all=True)}"]
+                lines += [f"{vm}/{name}: {self.files(vm)[name]}" for name in state.disks]
+        except (nbd.Error, TestFailed) as e:
+            lines.append(f"(no more can be told: {e})")
+        return "\n".join(lines)
 
     def verify_disks(self, vm):
         state = self.vms[vm]

@@ -55,6 +55,7 @@ struct link {
         pid_t pid;
         int pidfd;
         int64_t born_ms, died_ms;
+        int64_t counted_ms; /* the birth of the one that short_lives knows of */
         bool silent;   /* no died(): it was asked to end, or never said hello */
         bool detached; /* the channel ends because we go */
 };
@@ -561,6 +562,16 @@ bool link_is_left(struct broker *broker, const char *vm_id)
         return read_pid(&link, &pid, &start) && process_open(pid, start, &pidfd) == 0;
 }
 
+/* Each life once: who asks again and again for one that is not started any more is no further death. */
+static void count_life(struct link *link)
+{
+        if (link->counted_ms == link->born_ms)
+                return;
+        link->counted_ms = link->born_ms;
+        link->short_lives =
+                link->died_ms - link->born_ms < SHORT_LIFE_MS ? link->short_lives + 1 : 0;
+}
+
 int link_restart(struct link *link, json_t **ret_hello, struct error *err)
 {
         json_t *hello = NULL;
@@ -569,8 +580,7 @@ int link_restart(struct link *link, json_t **ret_hello, struct error *err)
         if (link_is_alive(link))
                 return fail(err, EALREADY, "the worker of vm %s lives", link->vm_id);
         join(link);
-        link->short_lives =
-                link->died_ms - link->born_ms < SHORT_LIFE_MS ? link->short_lives + 1 : 0;
+        count_life(link);
         if (link->short_lives >= LINK_MAX_DEATHS) {
                 fail(err, EAGAIN, "the worker of vm %s died %u times, each time at once",
                         link->vm_id, link->short_lives);

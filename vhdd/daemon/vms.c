@@ -335,22 +335,28 @@ static void revive(void *opaque)
         bool done = false;
 
         while (!done) {
+                bool asked;
+
                 pthread_mutex_lock(&vm->lock);
                 pthread_mutex_lock(&vm->vms->lock);
-                vm->reviving = false;
+                vm->revive_again = false;
                 pthread_mutex_unlock(&vm->vms->lock);
                 error_clear(&err);
                 done = vm->removed || vm->vms->stopping || worker_up(vm, &err) == 0;
                 pthread_mutex_lock(&vm->vms->lock);
-                /* Going down again sends nobody else while we are here. */
+                /* It went down again just now; or while we tried, which its state tells. */
+                asked = done && vm->revive_again && !vm->removed && !vm->vms->stopping;
+                done &= !asked;
                 vm->reviving = !done;
                 pthread_mutex_unlock(&vm->vms->lock);
                 pthread_mutex_unlock(&vm->lock);
                 if (done)
                         break;
+                if (asked)
+                        continue;
                 broker_log_error(vm->broker, vm->id, &err);
                 if (!vms_sleep(vm->vms, wait_ms))
-                        break;
+                        break; /* the end of all */
                 wait_ms = wait_ms < 15000 ? wait_ms * 2 : 30000;
                 if (wait_ms >= 15000) {
                         /* Slow enough by now to begin counting anew. */
@@ -371,6 +377,7 @@ static void send_reviver(struct vm *vm)
 
         pthread_mutex_lock(&vm->vms->lock);
         mine = !vm->reviving && !vm->vms->stopping;
+        vm->revive_again = !mine;
         if (mine) {
                 vm->reviving = true;
                 vm->refs++;

@@ -75,6 +75,7 @@ struct vm {
         /* guarded by vms->lock */
         unsigned refs;
         bool reviving;            /* a thread is on its way to bring the worker up */
+        bool revive_again;        /* and was asked for once more meanwhile */
         bool tidying;             /* a thread is on its way to close what nobody reads */
         bool merger;              /* one looks after the merges, */
         bool merge_again;         /*      and has to look once more */
