@@ -7,138 +7,13 @@ apply asks it to stop, and to start from that memory. One that says no, that say
 dies in the middle costs an error or the memory, never the disks' I/O: a client goes on writing and
 flushing all the time."""
 
-import array
-import json
 import os
-import socket
 import sys
-import threading
-import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import daemonlib  # noqa: E402
+from agentlib import MEMORY, Agent, Writer, wait_for  # noqa: E402
 from daemonlib import demand  # noqa: E402
-
-MEMORY = b"what the guest had in mind\n" * 1000
-
-
-class Agent(threading.Thread):
-    """Answers what it is asked, as @behaviour says: verb -> "good", "no", "silent", "die"."""
-
-    def __init__(self, control, vm, behaviour=None, timeout=2):
-        super().__init__(daemon=True)
-        self.vm, self.behaviour = vm, behaviour or {}
-        self.asked, self.restored = [], None
-        self.number = 0
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(control)
-        self.buffer = b""
-        self.fds = []
-        answer = self.call("agent.register", vm=vm, name="test agent", on=True, timeout=timeout,
-                           verbs=["pause", "resume", "save", "start", "stop"])
-        demand("result" in answer, f"registering: {answer}")
-        self.start()
-
-    def send(self, method, **params):
-        self.number += 1
-        line = {"jsonrpc": "2.0", "id": self.number, "method": method, "params": params}
-        self.socket.sendall(json.dumps(line).encode() + b"\n")
-
-    def receive(self):
-        while b"\n" not in self.buffer:
-            data, ancillary, _, _ = self.socket.recvmsg(65536, socket.CMSG_SPACE(4 * 8))
-            for level, kind, payload in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    fds = array.array("i")
-                    fds.frombytes(payload[:len(payload) - len(payload) % fds.itemsize])
-                    self.fds += list(fds)
-            if not data:
-                return None
-            self.buffer += data
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        return json.loads(line)
-
-    def call(self, method, **params):
-        self.send(method, **params)
-        while True:
-            answer = self.receive()
-            if answer is None or answer.get("id") == self.number:
-                return answer
-
-    def run(self):
-        try:
-            while True:
-                message = self.receive()
-                if message is None:
-                    return
-                if message.get("method") == "agent.request":
-                    self.serve(message["params"])
-        except OSError:
-            pass
-
-    def serve(self, params):
-        verb = params["verb"]
-        self.asked.append(verb)
-        how = self.behaviour.get(verb, "good")
-        fd = self.fds.pop(0) if self.fds else None
-        if how == "die":
-            self.leave()
-        elif how == "no":
-            self.send("agent.reply", request=params["request"], error="it does not want to")
-        elif how == "good":
-            if verb == "save":
-                os.write(fd, MEMORY)
-            if verb == "start" and fd is not None:
-                self.restored = os.read(fd, len(MEMORY) + 1)
-                try:
-                    os.write(fd, b"x")
-                    self.restored = b"the saved memory can be written to"
-                except OSError:
-                    pass
-            self.send("agent.reply", request=params["request"])
-            if verb in ("stop", "start"):
-                self.send("agent.state", vm=self.vm, on=verb == "start")
-        if fd is not None:
-            os.close(fd)
-
-    def leave(self):
-        try:
-            self.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-
-
-class Writer(threading.Thread):
-    """A guest that writes and flushes all the time; remembers how long it had to wait."""
-
-    def __init__(self, handle):
-        super().__init__(daemon=True)
-        self.handle, self.ends = handle, False
-        self.worst, self.error, self.n = 0.0, None, 0
-
-    def run(self):
-        try:
-            while not self.ends:
-                began = time.monotonic()
-                self.n += 1
-                self.handle.pwrite(self.n.to_bytes(8, "little") * 64, 4096)
-                self.handle.flush()
-                self.worst = max(self.worst, time.monotonic() - began)
-        except daemonlib.nbd.Error as e:
-            self.error = e
-
-    def end(self):
-        self.ends = True
-        self.join(30)
-        demand(self.error is None, f"the guest saw: {self.error}")
-        daemonlib.leave(self.handle)
-
-
-def wait_for(truth, sentence):
-    end = time.monotonic() + 10
-    while not truth():
-        demand(time.monotonic() < end, sentence)
-        time.sleep(0.02)
 
 
 def show(daemon):

@@ -134,6 +134,15 @@ static int show_disk(const struct ctl *ctl, const json_t *params, const json_t *
         return CTL_DONE;
 }
 
+/* Whether the guest of a vm that is on has taken it, where its agent could tell. */
+static void say_guest(const json_t *result)
+{
+        if (strcmp(show_text(result, "guest"), "taken") == 0)
+                printf("the guest has taken it\n");
+        else if (show_text(result, "guest")[0])
+                printf("the guest has not taken it yet\n");
+}
+
 static int show_attached(const struct ctl *ctl, const json_t *params, const json_t *result)
 {
         _cleanup_free_ char *vm = text_safe(show_text(params, "vm"));
@@ -145,6 +154,7 @@ static int show_attached(const struct ctl *ctl, const json_t *params, const json
                 show_text(result, "at"), show_size(result, "size", size));
         if (uri[0])
                 printf("%s\n", uri);
+        say_guest(result);
         return CTL_DONE;
 }
 
@@ -250,7 +260,9 @@ const struct command command_disk_attach = {
         .operands = "VM FILE",
         .summary = "give a vm a disk, and serve it",
         .doc = "Attach FILE to a vm and serve it over NBD as VM/NAME, at once, while the vm's other "
-               "disks are in use. Its parents are found and recorded."
+               "disks are in use. Its parents are found and recorded. Of a vm that is on, its agent is "
+               "asked to give the disk to the guest; if it cannot, nothing is attached. Disks on IDE come "
+               "and go only while the vm is off."
                "\v"
                "Examples:\n"
                "  vhdctl disk attach web web.vhd --at ide0:0\n"
@@ -285,7 +297,8 @@ const struct command command_disk_detach = {
         .name = "disk detach",
         .operands = "VM DISK",
         .summary = "take a disk away; its files stay",
-        .doc = "Detach a disk. While clients have it open this is refused: --timeout waits for them, "
+        .doc = "Detach a disk. Of a vm that is on, its agent is asked to take it from the guest first. "
+               "While clients have it open this is refused: --timeout waits for them, "
                "--force cuts them off. Its files stay, and its snapshots still name it."
                "\v"
                "Examples:\n"

@@ -27,3 +27,10 @@ struct place disk_place(const struct disk_row *disk);
 int disk_find(struct vm *vm, const struct vm_row *row, const char *name, struct disk_row *ret,
         struct error *err);
 bool disk_is_pass_through(const struct disk_row *disk);
+
+/* disk.attach, disk.detach (disks_attach.c) */
+struct caller;
+int disk_attach(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret, struct error *err);
+int disk_detach(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret, struct error *err);

@@ -6,9 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/arith.h"
 #include "nbd/server/handoff.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/worker_link.h"
+
+#define LOOK_MS 25u /* how often one who waits for a vm looks whether he is let in */
 
 /* What a name means. */
 struct target {
@@ -266,40 +269,85 @@ static int make_served(struct vm *vm, const struct target *target, struct error 
         return r;
 }
 
+/* What the client gets, under the name that it has now. */
+static int send_client(struct vm *vm, const struct target *target,
+        const struct nbd_handoff *handoff, int fd, bool *ret_sent, struct error *err)
+{
+        struct nbd_handoff copy = *handoff;
+        _cleanup_fd_ int own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+        int r;
+
+        if (own < 0)
+                return fail_os(err, errno, "cannot pass a client on");
+        memset(copy.export_name, 0, sizeof(copy.export_name));
+        snprintf((char *)copy.export_name, sizeof(copy.export_name), "%s", target->name);
+        *ret_sent = true;
+        r = link_send_client(vm->link, &copy, own, err);
+        if (r == 0)
+                own = -1;
+        return r;
+}
+
+/* Somebody has the lock and waits for a client to come. What is served stays as it is meanwhile: whoever
+ * changes that takes link_lock for writing. */
+static int enter_beside_the_holder(const struct target *target, const struct nbd_handoff *handoff,
+        int fd, bool *ret_sent, struct error *err)
+{
+        struct vm *vm = target->vm;
+        int r;
+
+        pthread_rwlock_rdlock(&vm->link_lock);
+        if (vm->up && vm->link && (target->live || target->now))
+                r = send_client(vm, target, handoff, fd, ret_sent, err);
+        else
+                r = fail(err, EBUSY, "vm '%s' is busy with something else", target->row.name);
+        pthread_rwlock_unlock(&vm->link_lock);
+        return r;
+}
+
+/* The vm's lock, or, with *ret == NULL, that it is not needed. */
+static int wait_for_vm(struct broker *broker, const struct target *target, unsigned timeout_ms,
+        struct vm **ret, struct error *err)
+{
+        int64_t until = now_us() + (int64_t)timeout_ms * 1000;
+        int r;
+
+        do {
+                error_clear(err);
+                r = vm_get_within(
+                        broker, target->row.id, MIN_OF(timeout_ms, LOOK_MS), ret, NULL, err);
+                if (r == -EBUSY && atomic_load(&target->vm->lets_clients_in)) {
+                        error_clear(err);
+                        *ret = NULL;
+                        return 0;
+                }
+        } while (r == -EBUSY && now_us() < until);
+        return r;
+}
+
 /* *ret_sent: to the worker, which may have it also if that failed. */
 static int hand_over_once(struct broker *broker, const struct nbd_handoff *handoff, int fd,
         unsigned timeout_ms, bool *ret_sent, struct error *err)
 {
         _cleanup_(target_done) struct target target = {0};
         _cleanup_(vm_releasep) struct vm *vm = NULL;
-        struct nbd_handoff copy = *handoff;
-        _cleanup_fd_ int own = -1;
         int r;
 
         /* The lock first: an apply or a rename that is under way is over then, and what the name
          * means now is what counts. */
         r = target_find(broker, (const char *)handoff->export_name, &target, err);
         if (r == 0)
-                r = vm_get_within(broker, target.row.id, timeout_ms, &vm, NULL, err);
+                r = wait_for_vm(broker, &target, timeout_ms, &vm, err);
         if (r < 0)
                 return r;
+        if (!vm)
+                return enter_beside_the_holder(&target, handoff, fd, ret_sent, err);
         target_done(&target);
         target = (struct target){0};
         r = target_find(broker, (const char *)handoff->export_name, &target, err);
         if (r == 0)
                 r = make_served(vm, &target, err);
-        if (r < 0)
-                return r;
-        memset(copy.export_name, 0, sizeof(copy.export_name));
-        snprintf((char *)copy.export_name, sizeof(copy.export_name), "%s", target.name);
-        own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-        if (own < 0)
-                return fail_os(err, errno, "cannot pass a client on");
-        *ret_sent = true;
-        r = link_send_client(vm->link, &copy, own, err);
-        if (r == 0)
-                own = -1;
-        return r;
+        return r == 0 ? send_client(vm, &target, handoff, fd, ret_sent, err) : r;
 }
 
 /* The greeter tells the client no reasons: here they are. */

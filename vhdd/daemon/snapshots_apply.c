@@ -647,8 +647,10 @@ static void start_again(struct applying *applying)
                 r = memory_open(&applying->snapshot, &memory, &err);
         if (r == 0) {
                 json_object_set_new(params, "from-memory", json_boolean(memory >= 0));
+                vm_let_clients_in(applying->vm, true);
                 r = agent_ask(
                         applying->vm, "start", params, &memory, memory >= 0 ? 1 : 0, NULL, &err);
+                vm_let_clients_in(applying->vm, false);
         } else {
                 json_decref(params);
         }

@@ -481,13 +481,48 @@ static int ask_agent(struct broker *broker, const json_t *params, const char *ve
         {                                                                                          \
                 return ask_agent(broker, params, #verb, ret, err);                                 \
         }
-AGENT_METHOD(start)
 AGENT_METHOD(stop)
 AGENT_METHOD(shutdown)
 AGENT_METHOD(reset)
 AGENT_METHOD(pause)
 AGENT_METHOD(resume)
 AGENT_METHOD(save)
+
+/* What the vmm-host runs (a vm with memory) boots from IDE, as Hyper-V's do, unless it has a kernel. */
+static int check_boot(const struct vm *vm, const struct vm_row *row, struct error *err)
+{
+        json_auto_t *settings = json_loads(row->settings, 0, NULL);
+        struct disk_row *disks = NULL;
+        size_t n = 0, n_ide = 0;
+        int r;
+
+        if (!json_object_get(settings, "memory") || json_object_get(settings, "kernel"))
+                return 0;
+        r = catalog_disk_list(vm->broker->catalog, vm->id, &disks, &n, err);
+        for (size_t i = 0; i < n; i++)
+                n_ide += disks[i].controller == 0;
+        if (r == 0 && n > 0 && n_ide == 0) {
+                r = fail(err, ENODEV,
+                        "vm '%s' has nothing to boot from: its disks are on SCSI, and it boots from IDE",
+                        row->name);
+                error_set_hint(err, "vhdctl disk detach '%s' '%.80s', then attach it --at ide0:0",
+                        row->name, disks[0].name);
+        }
+        disk_rows_free(disks, n);
+        return r;
+}
+
+static int vm_start(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret, struct error *err)
+{
+        _cleanup_(vm_unrefp) struct vm *vm = NULL;
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        int r = vm_peek(broker, param_text(params, "vm"), &vm, &row, err);
+
+        if (r == 0)
+                r = check_boot(vm, &row, err);
+        return r < 0 ? r : ask_agent(broker, params, "start", ret, err);
+}
 
 const struct method vm_methods[] = {
         {"vm.create", vm_create, true},

@@ -70,7 +70,8 @@ struct vm {
         bool up;       /* the worker has every chain and export that the catalog says */
         char *trouble; /* why it is not, or NULL */
 
-        _Atomic bool has_merges; /* there are jobs that are not done, as far as we know */
+        _Atomic bool lets_clients_in; /* vm_let_clients_in() */
+        _Atomic bool has_merges;      /* there are jobs that are not done, as far as we know */
 
         /* guarded by vms->lock */
         unsigned refs;
@@ -114,6 +115,13 @@ int vm_get_within(struct broker *broker, const char *name_or_id, unsigned timeou
         struct vm **ret, struct vm_row *row, struct error *err);
 struct vm *vm_release(struct vm *vm); /* unlocks; NULL is fine; always returns NULL */
 DEFINE_CLEANUP(struct vm *, vm_release)
+
+/* The lock's holder waits for somebody who opens what is served as it is (a machine that starts): clients
+ * are let in although he has the lock, until he says that it is over. */
+static inline void vm_let_clients_in(struct vm *vm, bool in)
+{
+        atomic_store(&vm->lets_clients_in, in);
+}
 
 /* Without its lock, for those who only look. */
 int vm_peek(struct broker *broker, const char *name_or_id, struct vm **ret, struct vm_row *row,
