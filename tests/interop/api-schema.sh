@@ -137,6 +137,10 @@ try:
     client.shutdown()
 except ImportError:
     print("api-schema: without an NBD client: python3-libnbd is not installed")
+ask("disk.resize", vm="web", disk="b", add=1 << 20, dry_run=True)
+resized = ask("disk.resize", vm="web", disk="b", add=1 << 20)
+assert resized["size"] == (33 << 20) and resized["size-before"] == (32 << 20), resized
+ask("disk.resize", "EINVAL", vm="web", disk="b", size=16 << 20)
 ask("disk.compact", vm="web", disk="a", dry_run=True)
 compacted = ask("disk.compact", vm="web", disk="a")
 assert compacted["kind"] == "compact" and compacted["id"] > 0, compacted

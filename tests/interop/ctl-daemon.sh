@@ -121,6 +121,15 @@ printed 'web/data'
 expect 0 "$vhdctl" disk compact web data --dry-run --wait
 sent disk.compact '{"disk":"data","dry-run":true,"vm":"web"}'
 expect 2 "$vhdctl" disk compact web
+expect 0 "$vhdctl" disk resize web data 12G
+sent disk.resize '{"disk":"data","size":12884901888,"vm":"web"}'
+printed 'web/data has 12 GiB, before 10 GiB'
+printed 'the guest has taken it'
+expect 0 "$vhdctl" disk resize web data +1G --force --shrink --dry-run
+sent disk.resize '{"add":1073741824,"disk":"data","dry-run":true,"force":true,"shrink":true,"vm":"web"}'
+expect 2 "$vhdctl" disk resize web data
+expect 2 "$vhdctl" disk resize web data much
+expect 2 "$vhdctl" disk resize web data 0
 expect 0 "$vhdctl" disk list
 sent disk.list '{}'
 printed '64 GiB'
@@ -243,7 +252,7 @@ offers()
         [ "$have" = "$2" ] || fail "behind '$1' the shell offers '$have' instead of '$2'"
 }
 offers 'vhdctl sn' 'snippet snapshot'
-offers 'vhdctl disk ' 'attach detach compact list show uri'
+offers 'vhdctl disk ' 'attach detach compact resize list show uri'
 offers 'vhdctl vm show ' 'web the\ mail\ vm'
 offers 'vhdctl vm show the' 'the\ mail\ vm'
 offers 'vhdctl vm show --json w' 'web'

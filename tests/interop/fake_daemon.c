@@ -65,7 +65,7 @@ static int answer(struct broker *broker, const char *method, const json_t *param
         X("vm.shutdown", vm_shutdown, true) X("vm.reset", vm_reset, true)                          \
         X("vm.pause", vm_pause, true) X("vm.resume", vm_resume, true) X("vm.save", vm_save, true)  \
         X("disk.attach", disk_attach, true) X("disk.detach", disk_detach, true)                    \
-        X("disk.compact", disk_compact, true)                                                      \
+        X("disk.compact", disk_compact, true) X("disk.resize", disk_resize, true)                  \
         X("disk.list", disk_list, false) X("disk.show", disk_show, false)                          \
         X("disk.uri", disk_uri, false) X("snippet", snippet, false)                                \
         X("snapshot.take", snapshot_take, true) X("snapshot.list", snapshot_list, false)           \

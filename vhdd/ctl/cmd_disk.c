@@ -4,6 +4,9 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/arith.h"
+#include "base/file.h"
+#include "base/size.h"
 #include "vhdd/ctl/daemon.h"
 #include "vhdd/ctl/jobs.h"
 #include "vhdd/ctl/output.h"
@@ -169,6 +172,38 @@ static int show_detached(const struct ctl *ctl, const json_t *params, const json
         return CTL_DONE;
 }
 
+/* "SIZE" or "+SIZE": whole sectors, as an image has. */
+static int take_new_size(json_t *params, const char *value, struct error *err)
+{
+        bool more = value[0] == '+';
+        uint64_t size;
+        int r = size_parse(more ? value + 1 : value, &size, err);
+
+        if (r < 0)
+                return r;
+        if (size == 0 || size > INT64_MAX - SECTOR_SIZE)
+                return fail(err, EINVAL, "'%s' is no size that a disk can have", value);
+        json_object_set_new(params, more ? "add" : "size",
+                json_integer((json_int_t)round_up_to(size, SECTOR_SIZE)));
+        return 0;
+}
+
+static int show_resized(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        _cleanup_free_ char *vm = text_safe(show_text(params, "vm"));
+        _cleanup_free_ char *name = text_safe(show_text(result, "name"));
+        char size[SIZE_TEXT_MAX], before[SIZE_TEXT_MAX];
+
+        if (show_number(result, "size") == show_number(result, "size-before"))
+                printf("%s/%s: %s as before\n", vm, name, show_size(result, "size", size));
+        else
+                printf("%s/%s %s %s, %s %s\n", vm, name, ctl->dry_run ? "would have" : "has",
+                        show_size(result, "size", size), ctl->dry_run ? "and has" : "before",
+                        show_size(result, "size-before", before));
+        say_guest(result);
+        return CTL_DONE;
+}
+
 static bool waits; /* --wait, which is not the daemon's */
 
 static int take_wait(const struct ctl *ctl, json_t *params, struct error *err)
@@ -317,6 +352,38 @@ const struct command command_disk_detach = {
                 .takes_force = true,
                 .changes = true,
                 .show = show_detached},
+};
+
+const struct command command_disk_resize = {
+        .name = "disk resize",
+        .operands = "VM DISK SIZE|+SIZE",
+        .summary = "give a disk another size, also under its guest",
+        .doc = "Make a disk SIZE large, or SIZE larger; what is new reads as zeros. Its clients are cut off for "
+               "a moment, and find the new size when they come back; the agent of a vm that is on tells the "
+               "guest. It becomes smaller only with --shrink, while the vm is off, and if what is cut off "
+               "reads as zeros. A disk with snapshots is resized only with --force: Hyper-V opens no child "
+               "that is larger than its parent."
+               "\v"
+               "Examples:\n"
+               "  vhdctl disk resize web data 200G\n"
+               "  vhdctl disk resize web data +20G\n"
+               "  vhdctl disk resize web data 40G --shrink --dry-run",
+        .n_operands_min = 3,
+        .n_operands_max = 3,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "disk.resize",
+                .operands = (const struct param[]){TEXT_OPERAND("vm"), TEXT_OPERAND("disk"),
+                        {"size", PARAM_OWN, NULL, NULL, take_new_size}, {0}},
+                .options =
+                        (const struct param[]){
+                                {"shrink", PARAM_FLAG, NULL,
+                                        "Let it become smaller, if what is cut off reads "
+                                        "as zeros",
+                                        NULL},
+                                {0}},
+                .takes_force = true,
+                .changes = true,
+                .show = show_resized},
 };
 
 const struct command command_disk_compact = {

@@ -53,6 +53,7 @@
         X(disk_attach)        \
         X(disk_detach)        \
         X(disk_compact)       \
+        X(disk_resize)        \
         X(disk_list)          \
         X(disk_show)          \
         X(disk_uri)           \

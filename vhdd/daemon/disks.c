@@ -359,6 +359,7 @@ AGAIN(disk_detach)
 const struct method disk_methods[] = {
         {"disk.attach", disk_attach_again, true},
         {"disk.detach", disk_detach_again, true},
+        {"disk.resize", disk_resize, true},
         {"disk.list", disk_list, false},
         {"disk.show", disk_show, false},
         {"disk.uri", disk_uri, false},

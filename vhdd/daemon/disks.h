@@ -34,3 +34,6 @@ int disk_attach(struct broker *broker, const struct caller *caller, const json_t
         json_t **ret, struct error *err);
 int disk_detach(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err);
+/* disk.resize (disks_resize.c) */
+int disk_resize(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret, struct error *err);

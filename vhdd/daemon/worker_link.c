@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vhdd/daemon/worker_link.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,7 @@
 #define UP_TRIES    40
 #define UP_PAUSE_MS 50
 #define OPEN_MS     (10 * 60000u) /* an image in bad shape is replayed and synced first */
+#define RESIZE_MS   (30 * 60000u) /* a fixed disk may have to be written */
 
 /* ---- chains, as we remember them ---- */
 
@@ -401,6 +403,29 @@ int worker_chain_close(struct vm *vm, const char *name, struct error *err)
         revoke_unused(vm, &copy);
         chain_done(&copy);
         return r;
+}
+
+int worker_chain_resize(struct vm *vm, const char *name, const struct image_chain *images,
+        uint64_t size, bool shrink, bool force, struct error *err)
+{
+        struct vm_chain *chain = find_any(vm, name);
+        json_auto_t *answer = NULL;
+        int r;
+
+        if (!chain || chain->trouble)
+                return fail(err, EIO, "the chain '%s' is not open", name);
+        merges_forget(vm, name);
+        r = worker_call(vm, "chain.resize",
+                json_pack("{s:s, s:o*, s:s, s:b, s:I, s:b, s:b}", "chain", name, "paths",
+                        worker_image_paths(images), "format", images->rows[0].format, "writable",
+                        true, "size", (json_int_t)size, "shrink", shrink, "force", force),
+                RESIZE_MS, &answer, err);
+        if (r < 0)
+                return r;
+        pthread_rwlock_wrlock(&vm->link_lock);
+        chain_facts(chain, answer);
+        pthread_rwlock_unlock(&vm->link_lock);
+        return 0;
 }
 
 int worker_chain_pushed(struct vm *vm, const char *name, const char *path, struct error *err)
@@ -861,6 +886,28 @@ static int adopt_merges(struct vm *vm, const json_t *hello, struct error *err)
         return r;
 }
 
+/* What a disk's size is its image says: a resize that was cut off had changed it already, or a device
+ * has grown. */
+static int follow_sizes(
+        struct vm *vm, const struct disk_row *disks, size_t n_disks, struct error *err)
+{
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < n_disks; i++) {
+                const struct vm_chain *chain = worker_chain_find(vm, disks[i].id);
+                struct disk_row row = disks[i]; /* lent */
+
+                if (!chain || chain->size == 0 || chain->size == row.size)
+                        continue;
+                broker_log(vm->broker, BROKER_LOG_INFO, vm->id,
+                        "disk '%s' has %" PRIu64 " bytes by now, and had %" PRIu64, row.name,
+                        chain->size, row.size);
+                row.size = chain->size;
+                r = catalog_disk_update(vm->broker->catalog, &row, err);
+        }
+        return r;
+}
+
 static int bring_disks(struct vm *vm, const json_t *hello, const struct vm_row *row,
         const struct disk_row *disks, size_t n_disks, struct error *err)
 {
@@ -885,7 +932,9 @@ static int bring_disks(struct vm *vm, const json_t *hello, const struct vm_row *
                         remember_trouble(vm, disks[i].id, &why);
                 }
         }
-        r = adopt_snapshots(vm, hello, row, err);
+        r = follow_sizes(vm, disks, n_disks, err);
+        if (r == 0)
+                r = adopt_snapshots(vm, hello, row, err);
         if (r == 0)
                 r = adopt_merges(vm, hello, err);
         if (r == 0)

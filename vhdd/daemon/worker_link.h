@@ -36,6 +36,10 @@ size_t clients_count(const json_t *clients, const char *export_name);
 int worker_chain_open(struct vm *vm, const char *name, const struct image_chain *images,
         bool writable, struct error *err);
 int worker_chain_close(struct vm *vm, const char *name, struct error *err);
+/* Another size for the leaf, while no export has it: the chain is closed, and opened again. What it has
+ * then, also after a failure, worker_stale() and worker_up() find out. */
+int worker_chain_resize(struct vm *vm, const char *name, const struct image_chain *images,
+        uint64_t size, bool shrink, bool force, struct error *err);
 struct vm_chain *worker_chain_find(struct vm *vm, const char *name);
 /* A snapshot put @path on top. */
 int worker_chain_pushed(struct vm *vm, const char *name, const char *path, struct error *err);

@@ -167,7 +167,7 @@ void release_flushes(struct worker_chain *chain)
         chain->uncommitted = false;
 }
 
-static int end_chain(struct worker *worker, struct worker_chain *chain, struct error *err)
+int chain_end(struct worker *worker, struct worker_chain *chain, struct error *err)
 {
         int r;
 
@@ -206,7 +206,7 @@ int verb_chain_open(struct worker *worker, const json_t *params, json_t **ret, s
         if (known->writable)
                 r = join_switch(worker, known, err);
         if (r < 0) {
-                end_chain(worker, known, NULL);
+                chain_end(worker, known, NULL);
                 return r;
         }
         *ret = json_pack("{s:I, s:i, s:s, s:b, s:o}", "size", (json_int_t)chain_size(chain),
@@ -228,7 +228,7 @@ int verb_chain_close(struct worker *worker, const json_t *params, json_t **ret, 
                 return -ENOENT;
         if (chain_is_exported(worker, chain))
                 return fail(err, EBUSY, "the chain '%s' is exported", name);
-        return end_chain(worker, chain, err);
+        return chain_end(worker, chain, err);
 }
 
 int close_all(struct worker *worker, struct error *err)
@@ -236,7 +236,7 @@ int close_all(struct worker *worker, struct error *err)
         int result = 0;
 
         while (worker->chains) {
-                int r = end_chain(worker, worker->chains, result == 0 ? err : NULL);
+                int r = chain_end(worker, worker->chains, result == 0 ? err : NULL);
 
                 if (result == 0)
                         result = r;

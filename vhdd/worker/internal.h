@@ -82,6 +82,7 @@ int verb_quit(struct worker *worker, const json_t *params, json_t **ret, struct 
 
 int verb_chain_open(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 int verb_chain_close(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
+int verb_chain_resize(struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 int verb_chain_create_child(
         struct worker *worker, const json_t *params, json_t **ret, struct error *err);
 int verb_image_create_child(
@@ -136,6 +137,8 @@ int join_switch(struct worker *worker, struct worker_chain *chain, struct error 
 void release_flushes(struct worker_chain *chain);
 /* Nothing is switched and not committed: the record's file goes. (Else it is for the next worker.) */
 void forget_switch(struct worker *worker);
+/* Closes it cleanly; what was done to it stops, and its name is free. */
+int chain_end(struct worker *worker, struct worker_chain *chain, struct error *err);
 int close_all(struct worker *worker, struct error *err);
 
 /* --- exports.c --- */

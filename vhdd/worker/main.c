@@ -133,6 +133,7 @@ static const struct {
         {"hello", verb_hello},
         {"chain.open", verb_chain_open},
         {"chain.close", verb_chain_close},
+        {"chain.resize", verb_chain_resize},
         {"chain.create-child", verb_chain_create_child},
         {"image.create-child", verb_image_create_child},
         {"image.settle", verb_image_settle},
