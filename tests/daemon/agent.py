@@ -80,7 +80,7 @@ def test(folder):
         good_agent(daemon)
         for how in ("no", "silent", "die"):
             bad_agent(daemon, "pause", how, memory=False, taken=False)
-            bad_agent(daemon, "save", how, memory=False, taken=True)
+            bad_agent(daemon, "save", how, memory=False, taken=False)
             bad_agent(daemon, "resume", how, memory=True, taken=True)
         memories = [path for path, _, files in os.walk(folder) for f in files if f == "memory"]
         # Those of the three whose agent only did not resume; that of "warm" went with it.

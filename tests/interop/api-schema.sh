@@ -160,6 +160,7 @@ assert snapshots[1]["parent"] == first["id"] and snapshots[0]["parent"] is None
 tree = ask("snapshot.tree", vm="web")
 assert tree["current"] == snapshots[1]["id"]
 ask("snapshot.show", vm="web", name="first")
+ask("snapshot.memory", "ENOENT", vm="web", name="first", file=f"{images}/memory")
 ask("snapshot.rename", vm="web", old="second", new="2nd")
 ask("disk.uri", vm="web", disk="a", snapshot="2nd")
 ask("snapshot.diff", vm="web", disk="a", **{"from": "first", "to": "2nd"})

@@ -155,6 +155,14 @@ expect 2 "$vhdctl" snippet bochs web/system
 expect 0 "$vhdctl" snapshot take web monday --disks-only --skip-pass-through --note 'a b'
 sent snapshot.take '{"disks-only":true,"name":"monday","note":"a b","skip-pass-through":true,"vm":"web"}'
 printed '1.23 ms'
+printed 'the guest stood still for 4.20 ms'
+expect 0 "$vhdctl" snapshot take web quiet --quiesce
+sent snapshot.take '{"name":"quiet","quiesce":true,"vm":"web"}'
+expect 0 "$vhdctl" snapshot memory web monday --output monday.memory
+sent snapshot.memory '{"file":"'"$tmp"'/monday.memory","name":"monday","vm":"web"}'
+printed '1 GiB'
+expect 2 "$vhdctl" snapshot memory web monday
+said '--output'
 expect 0 "$vhdctl" snapshot list web
 printed 'fresh'
 [ "$(sed -n 3p <<<"$out" | grep -o 'fresh  *yes')" != '' ] || fail 'parent and current are not shown'

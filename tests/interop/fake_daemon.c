@@ -68,7 +68,8 @@ static int answer(struct broker *broker, const char *method, const json_t *param
         X("disk.compact", disk_compact, true) X("disk.resize", disk_resize, true)                  \
         X("disk.list", disk_list, false) X("disk.show", disk_show, false)                          \
         X("disk.uri", disk_uri, false) X("snippet", snippet, false)                                \
-        X("snapshot.take", snapshot_take, true) X("snapshot.list", snapshot_list, false)           \
+        X("snapshot.take", snapshot_take, true) X("snapshot.memory", snapshot_memory, true)         \
+        X("snapshot.list", snapshot_list, false)           \
         X("snapshot.tree", snapshot_tree, false) X("snapshot.show", snapshot_show, false)          \
         X("snapshot.rename", snapshot_rename, true) X("snapshot.apply", snapshot_apply, true)      \
         X("snapshot.revert", snapshot_revert, true) X("snapshot.undo", snapshot_undo, true)        \

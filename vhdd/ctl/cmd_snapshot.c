@@ -23,8 +23,12 @@ static const char *describe_parts(const json_t *snapshot, char *text, size_t siz
 {
         size_t n = json_array_size(json_object_get(snapshot, "disks"));
 
+        bool frozen = strcmp(show_text(snapshot, "consistency"), "filesystem") == 0;
+
         snprintf(text, size, "%zu disk%s%s", n, PLURAL(n),
-                show_flag(snapshot, "memory") ? ", memory" : "");
+                show_flag(snapshot, "memory") ? ", memory"
+                        : frozen              ? ", quiesced"
+                                              : "");
         return text;
 }
 
@@ -183,6 +187,8 @@ static int show_snapshot(const struct ctl *ctl, const json_t *params, const json
                 show_line(0, "parent", "%s", show_text(result, "parent"));
         show_line(0, "current", "%s", show_flag(result, "current") ? "yes" : "no");
         show_line(0, "memory", "%s", show_flag(result, "memory") ? "saved" : "not saved");
+        if (show_text(result, "consistency")[0])
+                show_line(0, "consistency", "%s", show_text(result, "consistency"));
         show_line(0, "on disk", "%s", show_size(result, "size", size));
         if (show_text(result, "note")[0])
                 show_line(0, "note", "%s", show_text(result, "note"));
@@ -212,7 +218,34 @@ static int show_taken(const struct ctl *ctl, const json_t *params, const json_t 
                 describe_parts(result, parts, sizeof(parts)));
         if (json_is_integer(stall) && !ctl->dry_run)
                 printf("; writes waited %.2f ms", (double)json_integer_value(stall) / 1000);
+        if (json_object_get(result, "pause-us") && !ctl->dry_run)
+                printf("; the guest stood still for %.2f ms",
+                        (double)show_number(result, "pause-us") / 1000);
         printf("\n");
+        return CTL_DONE;
+}
+
+/* --- its memory --- */
+
+static int take_output(const struct ctl *ctl, json_t *params, struct error *err)
+{
+        json_t *output = json_object_get(params, "output");
+
+        (void)ctl;
+        if (!output)
+                return fail(err, EINVAL, "where to? --output FILE names a new file");
+        json_object_set(params, "file", output);
+        json_object_del(params, "output");
+        return 0;
+}
+
+static int show_memory(const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        _cleanup_free_ char *file = text_safe(show_text(result, "file"));
+        char size[SIZE_TEXT_MAX];
+
+        printf("%s %s, %s\n", file, ctl->dry_run ? "would have the memory" : "has the memory",
+                show_size(result, "size", size));
         return CTL_DONE;
 }
 
@@ -236,7 +269,8 @@ static int show_applied(const struct ctl *ctl, const json_t *params, const json_
         json_t *disk;
         size_t i;
 
-        printf("%s %s %s\n", vm, ctl->dry_run ? "would go on from" : "goes on from", name);
+        printf("%s %s %s%s\n", vm, ctl->dry_run ? "would go on from" : "goes on from", name,
+                show_flag(result, "memory") ? ", with its memory" : "");
         if (saved[0])
                 printf("what was there %s the snapshot %s\n", ctl->dry_run ? "would be" : "is",
                         saved);
@@ -248,6 +282,8 @@ static int show_applied(const struct ctl *ctl, const json_t *params, const json_
 
                 printf("detached %s; its file stays: %s\n", which, file);
         }
+        if (show_text(result, "error")[0])
+                printf("it is off: %s\n", show_text(result, "error"));
         if (show_text(result, "undo-until")[0])
                 printf("`vhdctl snapshot undo' takes it back until %s\n",
                         show_time(result, "undo-until", time));
@@ -355,7 +391,8 @@ const struct command command_snapshot_take = {
         .operands = "VM NAME",
         .summary = "freeze all disks of a vm at one instant",
         .doc = "Take a snapshot of all disks of a vm at one instant, under the running guest, and of its "
-               "settings; of its memory too if its agent can save it and --disks-only is not given."
+               "settings; of its memory too if its agent can save it and neither --disks-only nor --quiesce "
+               "is given. If the memory cannot be saved, no snapshot is taken."
                "\v"
                "Examples:\n"
                "  vhdctl snapshot take web 'before 2.0'\n"
@@ -367,6 +404,9 @@ const struct command command_snapshot_take = {
                 .operands = snapshot_operands,
                 .options = (const struct param[]){{"disks-only", PARAM_FLAG, NULL,
                                                           "Do not save the memory", NULL},
+                        {"quiesce", PARAM_FLAG, NULL,
+                                "Freeze the guest's file systems meanwhile, and save no memory",
+                                NULL},
                         {"skip-pass-through", PARAM_FLAG, NULL,
                                 "Leave pass-through disks out, of which there is no snapshot",
                                 NULL},
@@ -374,6 +414,28 @@ const struct command command_snapshot_take = {
                         {0}},
                 .changes = true,
                 .show = show_taken},
+};
+
+const struct command command_snapshot_memory = {
+        .name = "snapshot memory",
+        .operands = "VM NAME",
+        .summary = "copy a snapshot's saved memory into a file",
+        .doc = "Copy the memory that was saved with a snapshot into a new file, as the vm's agent wrote it. The "
+               "daemon makes the file, and it belongs to the daemon's user."
+               "\v"
+               "Examples:\n"
+               "  vhdctl snapshot memory web monday --output monday.memory",
+        .n_operands_min = 2,
+        .n_operands_max = 2,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "snapshot.memory",
+                .operands = snapshot_operands,
+                .options = (const struct param[]){{"output", PARAM_PATH, "FILE",
+                                                          "The new file (required)", NULL},
+                        {0}},
+                .changes = true,
+                .prepare = take_output,
+                .show = show_memory},
 };
 
 const struct command command_snapshot_list = {

@@ -59,6 +59,7 @@
         X(disk_uri)           \
         X(snippet)            \
         X(snapshot_take)      \
+        X(snapshot_memory)    \
         X(snapshot_list)      \
         X(snapshot_tree)      \
         X(snapshot_show)      \

@@ -159,6 +159,62 @@ int agent_ask(struct vm *vm, const char *verb, json_t *params, const int *fds, s
         return agent_ask_within(vm, verb, params, fds, n_fds, 0, ret, err);
 }
 
+struct agent_call {
+        struct agent *agent;
+        const char *verb;
+        struct asking_question *question;
+};
+
+int agent_call_begin(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
+        struct agent_call **ret, struct error *err)
+{
+        struct agent_call *call = calloc(1, sizeof(*call));
+        int r;
+
+        if (call)
+                call->agent = agent_get(vm);
+        if (!call || !call->agent || !params) {
+                json_decref(params);
+                r = fail(err, call && params ? ENXIO : ENOMEM, "no agent is registered for the vm");
+                agent_call_drop(call);
+                return r;
+        }
+        call->verb = verb;
+        json_object_set_new(params, "vm", json_string(vm->id));
+        json_object_set_new(params, "verb", json_string(verb));
+        r = asking_begin(
+                &call->agent->asking, "agent.request", params, fds, n_fds, 0, &call->question, err);
+        if (r < 0) {
+                agent_call_drop(call);
+                return judge(verb, 0, r, NULL, NULL, err);
+        }
+        *ret = call;
+        return 0;
+}
+
+int agent_call_end(struct agent_call *call, json_t **ret, struct error *err)
+{
+        json_t *answer = NULL;
+        int r = asking_end(&call->agent->asking, call->question, &answer);
+
+        r = judge(call->verb, call->agent->asking.timeout_s, r, answer, ret, err);
+        call->question = NULL;
+        agent_call_drop(call);
+        return r;
+}
+
+struct agent_call *agent_call_drop(struct agent_call *call)
+{
+        if (!call)
+                return NULL;
+        if (call->question)
+                asking_end(&call->agent->asking, call->question, NULL);
+        if (call->agent)
+                agent_unref(call->agent);
+        free(call);
+        return NULL;
+}
+
 /* ---- coming, going, answering ---- */
 
 static int set_on(struct vm *vm, bool on, struct error *err)

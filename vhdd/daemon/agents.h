@@ -29,3 +29,11 @@ int agent_ask(struct vm *vm, const char *verb, json_t *params, const int *fds, s
 /* The same, for @timeout_s at most; 0: as long as the agent said that it may take. */
 int agent_ask_within(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
         unsigned timeout_s, json_t **ret, struct error *err);
+
+/* In two halves, for one who has something to do meanwhile. @verb lives as long as the call.
+ * agent_call_end() waits and ends it; agent_call_drop() ends it without waiting (NULL is fine). */
+struct agent_call;
+int agent_call_begin(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
+        struct agent_call **ret, struct error *err);
+int agent_call_end(struct agent_call *call, json_t **ret, struct error *err);
+struct agent_call *agent_call_drop(struct agent_call *call);

@@ -2,16 +2,18 @@
 #include "vhdd/daemon/asking.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <time.h>
 
 #include "base/cleanup.h"
 #include "vhdd/control/server.h"
 #include "vhdd/daemon/params.h"
 
-/* On the asker's stack, in the list while it waits. */
+/* In the list while somebody waits for its answer. */
 struct asking_question {
         struct asking_question *next;
         json_int_t number;
+        struct timespec until; /* CLOCK_MONOTONIC */
         json_t *answer;
         pthread_cond_t answered;
 };
@@ -31,15 +33,26 @@ void asking_done(struct asking *asking)
         pthread_mutex_destroy(&asking->lock);
 }
 
-static void enter(struct asking *asking, struct asking_question *question)
+static struct asking_question *question_new(unsigned timeout_s)
 {
+        struct asking_question *question = calloc(1, sizeof(*question));
         pthread_condattr_t clock;
-        MUTEX_GUARD(&asking->lock);
 
+        if (!question)
+                return NULL;
         pthread_condattr_init(&clock);
         pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
         pthread_cond_init(&question->answered, &clock);
         pthread_condattr_destroy(&clock);
+        clock_gettime(CLOCK_MONOTONIC, &question->until);
+        question->until.tv_sec += timeout_s;
+        return question;
+}
+
+static void enter(struct asking *asking, struct asking_question *question)
+{
+        MUTEX_GUARD(&asking->lock);
+
         question->number = ++asking->last_number;
         question->next = asking->questions;
         asking->questions = question;
@@ -47,50 +60,70 @@ static void enter(struct asking *asking, struct asking_question *question)
 
 static void leave(struct asking *asking, struct asking_question *question)
 {
-        MUTEX_GUARD(&asking->lock);
-
+        pthread_mutex_lock(&asking->lock);
         for (struct asking_question **p = &asking->questions; *p; p = &(*p)->next)
                 if (*p == question) {
                         *p = question->next;
                         break;
                 }
+        pthread_mutex_unlock(&asking->lock);
         pthread_cond_destroy(&question->answered);
+        json_decref(question->answer); /* it came in the last moment */
+        free(question);
 }
 
-static int wait_for(struct asking *asking, struct asking_question *question, unsigned timeout_s)
+static int wait_for(struct asking *asking, struct asking_question *question, json_t **ret)
 {
-        struct timespec until;
         MUTEX_GUARD(&asking->lock);
 
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_sec += timeout_s;
         while (!question->answer && !asking->gone)
-                if (pthread_cond_timedwait(&question->answered, &asking->lock, &until) == ETIMEDOUT)
+                if (pthread_cond_timedwait(&question->answered, &asking->lock, &question->until) ==
+                        ETIMEDOUT)
                         break;
-        if (question->answer)
-                return 0;
-        return asking->gone ? -EPIPE : -ETIMEDOUT;
+        if (!question->answer)
+                return asking->gone ? -EPIPE : -ETIMEDOUT;
+        *ret = question->answer;
+        question->answer = NULL;
+        return 0;
+}
+
+int asking_begin(struct asking *asking, const char *method, json_t *params, const int *fds,
+        size_t n_fds, unsigned timeout_s, struct asking_question **ret, struct error *err)
+{
+        struct asking_question *question = question_new(timeout_s ? timeout_s : asking->timeout_s);
+        int r;
+
+        if (!params || !question) {
+                json_decref(params);
+                free(question);
+                return fail(err, ENOMEM, "no memory for a question");
+        }
+        enter(asking, question);
+        json_object_set_new(params, "request", json_integer(question->number));
+        r = control_client_notify(asking->client, method, params, fds, n_fds, err);
+        if (r < 0) {
+                leave(asking, question);
+                return r;
+        }
+        *ret = question;
+        return 0;
+}
+
+int asking_end(struct asking *asking, struct asking_question *question, json_t **ret)
+{
+        int r = ret ? wait_for(asking, question, ret) : 0;
+
+        leave(asking, question);
+        return r;
 }
 
 int asking_ask(struct asking *asking, const char *method, json_t *params, const int *fds,
         size_t n_fds, unsigned timeout_s, json_t **ret, struct error *err)
 {
-        struct asking_question question = {0};
-        int r;
+        struct asking_question *question;
+        int r = asking_begin(asking, method, params, fds, n_fds, timeout_s, &question, err);
 
-        if (!params)
-                return fail(err, ENOMEM, "no memory for a question");
-        enter(asking, &question);
-        json_object_set_new(params, "request", json_integer(question.number));
-        r = control_client_notify(asking->client, method, params, fds, n_fds, err);
-        if (r == 0)
-                r = wait_for(asking, &question, timeout_s ? timeout_s : asking->timeout_s);
-        leave(asking, &question);
-        if (r == 0)
-                *ret = question.answer;
-        else
-                json_decref(question.answer); /* it came in the last moment */
-        return r;
+        return r < 0 ? r : asking_end(asking, question, ret);
 }
 
 int asking_answer(struct asking *asking, const json_t *params, struct error *err)

@@ -41,6 +41,12 @@ void asking_done(struct asking *asking);
 int asking_ask(struct asking *asking, const char *method, json_t *params, const int *fds,
         size_t n_fds, unsigned timeout_s, json_t **ret, struct error *err);
 
+/* The same in two halves, for one who has something to do meanwhile. The time runs from the beginning.
+ * asking_end() ends the question in any case; with @ret == NULL it does not wait. */
+int asking_begin(struct asking *asking, const char *method, json_t *params, const int *fds,
+        size_t n_fds, unsigned timeout_s, struct asking_question **ret, struct error *err);
+int asking_end(struct asking *asking, struct asking_question *question, json_t **ret);
+
 /* An answer has come: @params with "request".  -ENOENT nobody waits for it */
 int asking_answer(struct asking *asking, const json_t *params, struct error *err);
 

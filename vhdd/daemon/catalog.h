@@ -72,7 +72,9 @@ struct vm_row {
         char *snapshot_dir;           /* for settings and memory; NULL: Snapshots/ beside */
         char current[UUID_TEXT_SIZE]; /* the snapshot the running state descends from, or "" */
         bool is_on_by_agent;
-        char *undo; /* JSON: what `snapshot undo` brings back, or NULL */
+        char resume
+                [UUID_TEXT_SIZE]; /* the snapshot from whose memory the next start goes on, or "" */
+        char *undo;               /* JSON: what `snapshot undo` brings back, or NULL */
 };
 
 void vm_row_done(struct vm_row *row);
@@ -82,9 +84,13 @@ int catalog_vm_list(struct catalog *catalog, struct vm_row **ret, size_t *ret_n,
 int catalog_vm_find(
         struct catalog *catalog, const char *name_or_id, struct vm_row *ret, struct error *err);
 int catalog_vm_insert(struct catalog *catalog, const struct vm_row *row, struct error *err);
-/* All but is_on_by_agent, which its own function changes, and nothing else with it. */
+/* All but is_on_by_agent and resume, which their own functions change. */
 int catalog_vm_update(struct catalog *catalog, const struct vm_row *row, struct error *err);
+/* One that is on goes on from no memory any more. */
 int catalog_vm_set_on(struct catalog *catalog, const char *id, bool on, struct error *err);
+/* @snapshot: its id, or NULL. */
+int catalog_vm_set_resume(
+        struct catalog *catalog, const char *id, const char *snapshot, struct error *err);
 /* With its disks, snapshots and jobs. Its images' rows stay: they are about files. */
 int catalog_vm_delete(struct catalog *catalog, const char *id, struct error *err);
 
@@ -164,6 +170,7 @@ struct snapshot_row {
         char *settings; /* JSON: the vm's settings and disks as they were */
         char state[12]; /* "pending", "committed", "hidden" (deleted; its name is free again) */
         char *memory;   /* path of the saved memory, or NULL */
+        char consistency[12]; /* "filesystem": they were frozen; "memory"; "crash" or "": neither */
 };
 
 struct snapshot_disk_row {

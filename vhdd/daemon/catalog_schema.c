@@ -112,7 +112,14 @@ static const char step_0[] =
         ") STRICT;"
         "CREATE INDEX job_vm ON job (vm);";
 
-static const char *const steps[] = {step_0};
+/* What a snapshot's disks are worth by themselves, and whose memory the next start goes on from. */
+static const char step_1[] =
+        "ALTER TABLE snapshot ADD COLUMN consistency TEXT;"
+        "ALTER TABLE vm ADD COLUMN resume TEXT REFERENCES snapshot (id) ON DELETE SET NULL"
+        "  DEFERRABLE INITIALLY DEFERRED;"
+        "CREATE INDEX vm_resume ON vm (resume);";
+
+static const char *const steps[] = {step_0, step_1};
 #define N_STEPS (sizeof(steps) / sizeof(steps[0]))
 
 static int run_script(struct catalog *catalog, const char *sql, struct error *err)

@@ -11,6 +11,7 @@ static const struct column columns[] = {
         COLUMN(snapshot_row, settings, COLUMN_TEXT),
         COLUMN(snapshot_row, state, COLUMN_WORD),
         COLUMN(snapshot_row, memory, COLUMN_TEXT),
+        COLUMN(snapshot_row, consistency, COLUMN_WORD),
 };
 static const struct table table = TABLE("snapshot", "snapshot", snapshot_row, columns, 1);
 

@@ -10,19 +10,20 @@ static const struct column columns[] = {
         COLUMN(vm_row, snapshot_dir, COLUMN_TEXT),
         COLUMN(vm_row, current, COLUMN_WORD),
         COLUMN(vm_row, undo, COLUMN_TEXT),
+        COLUMN(vm_row, resume, COLUMN_WORD),
         COLUMN(vm_row, is_on_by_agent, COLUMN_BOOL),
 };
 static const struct table table = TABLE("vm", "vm", vm_row, columns, 1);
 
-/* All but the last, is_on_by_agent. An operation writes the row as it has read it under the vm's lock;
- * the agent says at any time whether the vm is on, and does not wait for that lock: neither may put
- * back what the other wrote. */
+/* All but the last two. An operation writes the row as it has read it under the vm's lock; the agent
+ * says at any time whether the vm is on, and does not wait for that lock: neither may put back what
+ * the other wrote. */
 static const struct table table_but_on = {
         .name = "vm",
         .what = "vm",
         .row_size = sizeof(struct vm_row),
         .columns = columns,
-        .n_columns = sizeof(columns) / sizeof(columns[0]) - 1,
+        .n_columns = sizeof(columns) / sizeof(columns[0]) - 2,
         .n_keys = 1,
 };
 
@@ -62,8 +63,24 @@ int catalog_vm_update(struct catalog *catalog, const struct vm_row *row, struct 
 int catalog_vm_set_on(struct catalog *catalog, const char *id, bool on, struct error *err)
 {
         int changes = 0;
-        int r = rows_run(catalog, "UPDATE vm SET is_on_by_agent = ?2 WHERE id = ?1",
+        int r = rows_run(catalog,
+                "UPDATE vm SET is_on_by_agent = ?2, resume = CASE WHEN ?2 THEN NULL ELSE resume END"
+                " WHERE id = ?1",
                 VALUES(TEXT_VALUE(id), NUMBER_VALUE(on)), &changes, err);
+
+        if (r == 0 && changes == 0)
+                return fail(err, ENOENT, "there is no vm '%s'", id);
+        return r;
+}
+
+int catalog_vm_set_resume(
+        struct catalog *catalog, const char *id, const char *snapshot, struct error *err)
+{
+        int changes = 0;
+        int r = snapshot ? rows_run(catalog, "UPDATE vm SET resume = ?2 WHERE id = ?1",
+                                   VALUES(TEXT_VALUE(id), TEXT_VALUE(snapshot)), &changes, err)
+                         : rows_run(catalog, "UPDATE vm SET resume = NULL WHERE id = ?1",
+                                   VALUES(TEXT_VALUE(id)), &changes, err);
 
         if (r == 0 && changes == 0)
                 return fail(err, ENOENT, "there is no vm '%s'", id);

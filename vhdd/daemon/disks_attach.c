@@ -359,6 +359,8 @@ static int attach_rows(struct attach *attach, struct error *err)
 
         if (r == 0)
                 r = catalog_disk_insert(catalog, &attach->disk, err);
+        if (r == 0)
+                r = catalog_vm_set_resume(catalog, attach->vm->id, NULL, err);
         if (r == 0 && !attach->row.directory && !disk_is_pass_through(&attach->disk)) {
                 attach->row.directory = name_directory(attach->disk.file);
                 attach->made_directory = true;
@@ -566,6 +568,8 @@ static int detach_rows(struct vm *vm, const struct disk_row *disk, struct error 
         r = catalog_disk_delete(catalog, disk->id, err);
         if (r == 0)
                 r = image_detach(catalog, disk->file, err);
+        if (r == 0)
+                r = catalog_vm_set_resume(catalog, vm->id, NULL, err);
         if (r == 0)
                 r = catalog_commit(catalog, err);
         if (r < 0)

@@ -18,6 +18,7 @@
 #include "formats/vhd/hyperv.h"
 #include "vhdd/daemon/disks.h"
 #include "vhdd/daemon/hot.h"
+#include "vhdd/daemon/memory_file.h"
 #include "vhdd/daemon/merge_job.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/worker_link.h"
@@ -201,7 +202,9 @@ static int change(struct resizing *z, struct error *err)
         if (!worker_chain_find(z->vm, z->disk.id))
                 return fail(err, EIO, "disk '%s' of vm '%s' is not served: nothing can be changed",
                         z->disk.name, z->row.name);
-        r = worker_disk_withdraw(z->vm, &z->row, z->disk.name, true, 0, err);
+        r = memory_forget(z->vm, &z->row, err);
+        if (r == 0)
+                r = worker_disk_withdraw(z->vm, &z->row, z->disk.name, true, 0, err);
         if (r == 0)
                 r = worker_chain_resize(z->vm, z->disk.id, &z->images, z->size,
                         z->size < z->disk.size, z->force, err);

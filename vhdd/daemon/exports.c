@@ -8,6 +8,7 @@
 
 #include "base/arith.h"
 #include "nbd/server/handoff.h"
+#include "vhdd/daemon/memory_file.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/worker_link.h"
 
@@ -257,6 +258,9 @@ static int make_served(struct vm *vm, const struct target *target, struct error 
         struct vm_row row = {0};
         int r = worker_up(vm, err);
 
+        /* Disks that are written to are not those that a saved memory knows. */
+        if (r == 0 && target->live && !target->disk.read_only)
+                r = memory_forget(vm, &target->row, err);
         if (r < 0 || target->live || target->now)
                 return r;
         /* A vm without disks has no worker, and may have snapshots. */

@@ -4,101 +4,136 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "base/file.h"
 #include "vhdd/daemon/agents.h"
+#include "vhdd/daemon/copy_file.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/names.h"
+#include "vhdd/daemon/params.h"
+#include "vhdd/daemon/snapshots.h"
 
-static int make_directory(const char *path, struct error *err)
-{
-        int r;
-
-        if (mkdir(path, 0700) < 0 && errno != EEXIST)
-                return fail_os(err, errno, "cannot make the folder '%s'", path);
-        r = fs_sync_directory(host_fs(), path);
-        return r < 0 ? fail_os(err, -r, "cannot make the folder '%s' durable", path) : 0;
-}
+/* ---- saving ---- */
 
 static int memory_path(
         const struct vm_row *row, const char *snapshot, char **ret, struct error *err)
 {
-        _cleanup_free_ char *directory = NULL, *folder = NULL;
         int r;
 
-        if (!row->snapshot_dir && !row->directory)
-                return fail(err, ENOENT, "vm '%s' has no folder for saved memory", row->name);
         if (row->snapshot_dir)
-                r = asprintf(&directory, "%s", row->snapshot_dir);
+                r = asprintf(ret, "%s/%s/memory", row->snapshot_dir, snapshot);
+        else if (row->directory)
+                r = asprintf(ret, "%s/Snapshots/%s/memory", row->directory, snapshot);
         else
-                r = asprintf(&directory, "%s/Snapshots", row->directory);
+                return fail(err, ENOENT, "vm '%s' has no folder for saved memory", row->name);
+        return r < 0 ? fail(err, ENOMEM, "no memory for a path") : 0;
+}
+
+int memory_begin(struct vm *vm, const struct vm_row *row, const char *snapshot,
+        struct memory_saving *ret, struct error *err)
+{
+        struct memory_saving saving = MEMORY_SAVING_INIT;
+        const char *make[1];
+        int r = memory_path(row, snapshot, &saving.path, err);
+
         if (r < 0)
-                directory = NULL;
-        if (r < 0 || asprintf(&folder, "%s/%s", directory, snapshot) < 0) {
-                folder = NULL;
-                return fail(err, ENOMEM, "no memory for a path");
-        }
-        r = make_directory(directory, err);
+                return r;
+        make[0] = saving.path;
+        r = operation_begin(vm->broker->catalog, host_fs(), "snapshot.memory", vm->id, make, 1,
+                NULL, &saving.operation, err);
         if (r == 0)
-                r = make_directory(folder, err);
-        if (r == 0 && asprintf(ret, "%s/memory", folder) < 0)
-                r = fail(err, ENOMEM, "no memory for a path");
+                r = make_folders(saving.path, err);
+        if (r == 0) {
+                saving.fd =
+                        open(saving.path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+                if (saving.fd < 0)
+                        r = fail_os(err, errno, "cannot make '%s'", saving.path);
+        }
+        if (r == -EEXIST)
+                operation_not_made(saving.operation, saving.path, NULL);
+        if (r < 0)
+                memory_done(&saving);
+        else
+                *ret = saving;
         return r;
 }
 
-static int write_memory(
-        struct vm *vm, struct operation *operation, const char *path, struct error *err)
+int memory_sync(struct memory_saving *saving, struct error *err)
 {
-        _cleanup_fd_ int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-        int r;
-
-        if (fd < 0) {
-                r = fail_os(err, errno, "cannot make '%s'", path);
-                if (r == -EEXIST)
-                        operation_not_made(operation, path, NULL);
-                return r;
-        }
-        r = agent_ask(vm, "save", json_object(), &fd, 1, NULL, err);
-        if (r == 0 && fdatasync(fd) < 0)
-                r = fail_os(err, errno, "cannot make '%s' durable", path);
-        return r == 0 ? operation_made(operation, err) : r;
+        return fdatasync(saving->fd) < 0
+                ? fail_os(err, errno, "cannot make '%s' durable", saving->path)
+                : 0;
 }
 
-int memory_save(struct vm *vm, const struct vm_row *row, const char *snapshot, struct error *err)
+int memory_commit(
+        struct vm *vm, struct memory_saving *saving, const char *snapshot, struct error *err)
 {
         struct catalog *catalog = vm->broker->catalog;
-        _cleanup_(operation_freep) struct operation *operation = NULL;
-        _cleanup_(snapshot_row_done) struct snapshot_row found = {0};
-        _cleanup_free_ char *path = NULL;
-        const char *make[1];
-        int r = memory_path(row, snapshot, &path, err);
+        _cleanup_(snapshot_row_done) struct snapshot_row row = {0};
+        int r = operation_made(saving->operation, err);
 
-        if (r < 0)
-                return r;
-        make[0] = path;
-        r = operation_begin(
-                catalog, host_fs(), "snapshot.memory", vm->id, make, 1, NULL, &operation, err);
-        if (r == 0)
-                r = write_memory(vm, operation, path, err);
         if (r == 0)
                 r = catalog_begin(catalog, err);
         if (r < 0)
                 return r;
-        r = catalog_snapshot_find(catalog, vm->id, snapshot, &found, err);
+        r = catalog_snapshot_find(catalog, vm->id, snapshot, &row, err);
         if (r == 0) {
-                found.memory = TAKE_PTR(path);
-                r = catalog_snapshot_update(catalog, &found, err);
+                free(row.memory);
+                row.memory = saving->path; /* lent */
+                snprintf(row.state, sizeof(row.state), "committed");
+                r = catalog_snapshot_update(catalog, &row, err);
+                row.memory = NULL;
         }
         if (r == 0)
-                r = operation_commit(operation, err);
+                r = operation_commit(saving->operation, err);
         if (r < 0) {
                 catalog_rollback(catalog);
                 return r;
         }
-        return operation_end(operation, err);
+        return operation_end(saving->operation, err);
 }
 
-int memory_open(const struct snapshot_row *snapshot, int *ret, struct error *err)
+/* The snapshot's own, unless something else is in it. */
+static void remove_folder(const char *path)
+{
+        _cleanup_free_ char *folder = name_directory(path);
+
+        if (folder)
+                rmdir(folder);
+}
+
+void memory_folders_remove(const json_t *files)
+{
+        json_t *path;
+        size_t i;
+
+        json_array_foreach((json_t *)files, i, path)
+        {
+                const char *base = strrchr(json_string_value(path), '/');
+
+                if (base && strcmp(base, "/memory") == 0)
+                        remove_folder(json_string_value(path));
+        }
+}
+
+void memory_done(struct memory_saving *saving)
+{
+        bool is_committed = saving->operation && operation_is_committed(saving->operation);
+
+        if (saving->fd >= 0)
+                close(saving->fd);
+        operation_free(saving->operation);
+        if (saving->path && !is_committed)
+                remove_folder(saving->path);
+        free(saving->path);
+        *saving = (struct memory_saving)MEMORY_SAVING_INIT;
+}
+
+/* ---- going on from it ---- */
+
+static int open_memory(const struct snapshot_row *snapshot, int *ret, struct error *err)
 {
         int fd = open(snapshot->memory, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 
@@ -106,4 +141,118 @@ int memory_open(const struct snapshot_row *snapshot, int *ret, struct error *err
                 return fail_os(err, errno, "cannot open the saved memory '%s'", snapshot->memory);
         *ret = fd;
         return 0;
+}
+
+int memory_forget(struct vm *vm, const struct vm_row *row, struct error *err)
+{
+        return row->resume[0] ? catalog_vm_set_resume(vm->broker->catalog, vm->id, NULL, err) : 0;
+}
+
+/* -1 in *ret: there is none to go on from. */
+static int find_memory(struct vm *vm, const struct vm_row *row, int *ret, struct error *err)
+{
+        _cleanup_(snapshot_row_done) struct snapshot_row snapshot = {0};
+        int r;
+
+        if (!row->resume[0])
+                return 0;
+        r = catalog_snapshot_find(vm->broker->catalog, vm->id, row->resume, &snapshot, err);
+        if (r < 0 || !snapshot.memory)
+                return r;
+        r = open_memory(&snapshot, ret, err);
+        if (r < 0)
+                error_set_hint(err,
+                        "vhdctl snapshot apply '%s' '%.80s' --disks-only goes on without it",
+                        row->name, snapshot.name);
+        return r;
+}
+
+int memory_start(struct vm *vm, const struct vm_row *row, json_t **ret, struct error *err)
+{
+        _cleanup_fd_ int memory = -1;
+        struct error why = ERROR_INIT;
+        int r = agent_must(vm, row, "start", err);
+
+        if (r == 0)
+                r = find_memory(vm, row, &memory, err);
+        /* Before: who dies from here on leaves nobody who would use it for disks that have moved on. */
+        if (r == 0 && memory >= 0)
+                r = memory_forget(vm, row, err);
+        if (r < 0)
+                return r;
+        vm_let_clients_in(vm, true);
+        r = agent_ask(vm, "start", json_pack("{s:b}", "from-memory", memory >= 0), &memory,
+                memory >= 0 ? 1 : 0, ret, err);
+        vm_let_clients_in(vm, false);
+        if (r == -EREMOTEIO && memory >= 0 &&
+                catalog_vm_set_resume(vm->broker->catalog, vm->id, row->resume, &why) < 0)
+                broker_log_error(vm->broker, row->name, &why);
+        return r;
+}
+
+/* ---- for others ---- */
+
+static int copy_to(
+        struct broker *broker, const char *vm, const char *from, const char *to, struct error *err)
+{
+        _cleanup_(operation_freep) struct operation *operation = NULL;
+        int r = operation_begin(broker->catalog, host_fs(), "snapshot.memory-copy", vm, &to, 1,
+                NULL, &operation, err);
+
+        if (r == 0) {
+                r = copy_file(from, to, &broker->stopping, err);
+                if (r == -EEXIST)
+                        operation_not_made(operation, to, NULL);
+        }
+        if (r == 0)
+                r = operation_made(operation, err);
+        if (r == 0)
+                r = catalog_begin(broker->catalog, err);
+        if (r < 0)
+                return r;
+        r = operation_commit(operation, err);
+        if (r < 0) {
+                catalog_rollback(broker->catalog);
+                return r;
+        }
+        return operation_end(operation, err);
+}
+
+static int refuse_existing(const char *path, struct error *err)
+{
+        struct stat st;
+        int r;
+
+        if (lstat(path, &st) < 0)
+                return 0;
+        r = fail(err, EEXIST, "'%s' is there already", path);
+        error_set_file(err, path);
+        return r;
+}
+
+int memory_copy_out(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret, struct error *err)
+{
+        _cleanup_(vm_unrefp) struct vm *vm = NULL;
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        _cleanup_(snapshot_row_done) struct snapshot_row snapshot = {0};
+        const char *to = param_text(params, "file");
+        struct stat st;
+        int r = vm_peek(broker, param_text(params, "vm"), &vm, &row, err);
+
+        if (r == 0)
+                r = snapshot_find(vm, &row, param_text(params, "name"), &snapshot, err);
+        if (r == 0 && !snapshot.memory)
+                r = fail(err, ENOENT, "snapshot '%s' of vm '%s' has no memory", snapshot.name,
+                        row.name);
+        if (r == 0)
+                r = refuse_existing(to, err);
+        if (r == 0 && stat(snapshot.memory, &st) < 0)
+                r = fail_os(err, errno, "cannot look at '%s'", snapshot.memory);
+        if (r == 0 && !param_bool(params, "dry-run"))
+                r = copy_to(broker, vm->id, snapshot.memory, to, err);
+        if (r < 0)
+                return r;
+        *ret = json_pack("{s:s, s:I}", "file", to, "size", (json_int_t)st.st_size);
+        return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }

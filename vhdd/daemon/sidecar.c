@@ -170,11 +170,12 @@ static json_t *snapshot_to_json(
         for (size_t i = 0; i < sidecar->n_held; i++)
                 if (strcmp(sidecar->held[i].snapshot, row->id) == 0)
                         json_array_append_new(disks, held_to_json(&sidecar->held[i], directory));
-        return json_pack("{s:s, s:s, s:o, s:I, s:o, s:o, s:s, s:o, s:o}", "id", row->id, "name",
-                row->name, "parent", text_to_json(row->parent), "created-us",
+        return json_pack("{s:s, s:s, s:o, s:I, s:o, s:o, s:s, s:o, s:o, s:o}", "id", row->id,
+                "name", row->name, "parent", text_to_json(row->parent), "created-us",
                 (json_int_t)row->created_us, "note", text_to_json(row->note), "settings",
                 settings_to_json(row->settings), "state", row->state, "memory",
-                path_to_json(row->memory, directory), "disks", disks);
+                path_to_json(row->memory, directory), "consistency",
+                text_to_json(row->consistency[0] ? row->consistency : NULL), "disks", disks);
 }
 
 static json_t *image_to_json(const struct image_row *row, const char *directory)
@@ -427,6 +428,9 @@ static void read_snapshot(struct reader *reader, const json_t *json, struct snap
         read_choice(
                 reader, json, "state", row->state, sizeof(row->state), "pending committed hidden");
         row->memory = read_path(reader, json, "memory", false);
+        if (json_is_string(json_object_get(json, "consistency")))
+                read_choice(reader, json, "consistency", row->consistency, sizeof(row->consistency),
+                        "crash filesystem memory");
 }
 
 static void read_image(struct reader *reader, const json_t *json, struct image_row *row)

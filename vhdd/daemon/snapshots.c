@@ -6,6 +6,7 @@
 
 #include "vhdd/daemon/exports.h"
 #include "vhdd/daemon/images.h"
+#include "vhdd/daemon/memory_file.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
@@ -31,6 +32,15 @@ static json_t *disk_as_json(struct vm *vm, const struct vm_row *row,
         return object;
 }
 
+/* Of one that an older daemon took, what can be told. */
+static const char *consistency(const struct snapshot_row *snapshot)
+{
+        if (snapshot->memory)
+                return SNAPSHOT_MEMORY;
+        return strcmp(snapshot->consistency, SNAPSHOT_FILESYSTEM) == 0 ? SNAPSHOT_FILESYSTEM
+                                                                       : SNAPSHOT_CRASH;
+}
+
 int snapshot_to_json(struct vm *vm, const struct vm_row *row, const struct snapshot_row *snapshot,
         json_t **ret, struct error *err)
 {
@@ -50,13 +60,13 @@ int snapshot_to_json(struct vm *vm, const struct vm_row *row, const struct snaps
                 json_decref(list);
                 return r;
         }
-        *ret = json_pack("{s:s, s:s, s:s?, s:s, s:b, s:s?, s:o, s:b, s:I, s:s}", "name",
+        *ret = json_pack("{s:s, s:s, s:s?, s:s, s:b, s:s?, s:o, s:b, s:s, s:I, s:s}", "name",
                 snapshot->name, "id", snapshot->id, "parent",
                 snapshot->parent[0] ? snapshot->parent : NULL, "created",
                 time_to_text(snapshot->created_us, time), "current",
                 strcmp(row->current, snapshot->id) == 0, "note", snapshot->note, "disks", list,
-                "memory", snapshot->memory != NULL, "size", (json_int_t)size, "state",
-                snapshot->state);
+                "memory", snapshot->memory != NULL, "consistency", consistency(snapshot), "size",
+                (json_int_t)size, "state", snapshot->state);
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }
 
@@ -211,6 +221,7 @@ const struct method snapshot_methods[] = {
         {"snapshot.list", snapshot_list, false},
         {"snapshot.tree", snapshot_tree, false},
         {"snapshot.show", snapshot_show, false},
+        {"snapshot.memory", memory_copy_out, true},
         {"snapshot.rename", snapshot_rename, true},
         {"snapshot.apply", snapshot_apply_again, true},
         {"snapshot.revert", snapshot_revert_again, true},

@@ -14,9 +14,21 @@
 
 struct operation;
 
+/* What a snapshot's disks are: as after a power cut, with file systems that were frozen, or together
+ * with the memory. */
+#define SNAPSHOT_CRASH      "crash"
+#define SNAPSHOT_FILESYSTEM "filesystem"
+#define SNAPSHOT_MEMORY     "memory"
+
 /* After the switch: makes the frozen images durable, writes the catalog, lets the flushes go (E10).
  * @operation: a snapshot's, whose data says all. Ends it. Also for one that was cut off. */
 int snapshot_finish(struct vm *vm, struct operation *operation, struct error *err);
+
+/* A pending one, whose memory was not saved: as if it were deleted, live. @ret_jobs: of the merges that
+ * follow. */
+int snapshot_delete_pending(struct vm *vm, const char *id, size_t *ret_jobs, struct error *err);
+/* All of these that nobody is about to save: of a daemon before us. */
+void snapshots_settle_pending(struct vm *vm);
 
 /* As the API shows it. */
 int snapshot_to_json(struct vm *vm, const struct vm_row *row, const struct snapshot_row *snapshot,
@@ -38,6 +50,9 @@ struct snapshot_disk_row snapshot_disk_of(
 /* snapshot.* */
 struct caller;
 int snapshot_take(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret, struct error *err);
+/* For another method; @params is taken over. */
+int snapshot_take_with(struct broker *broker, const struct caller *caller, json_t *params,
         json_t **ret, struct error *err);
 int snapshot_apply(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err);

@@ -57,6 +57,7 @@ struct applying {
         int64_t until_us;
         struct operation *operation;
         struct release release;
+        struct error not_started; /* why */
 };
 
 static void applying_done(struct applying *applying)
@@ -551,6 +552,11 @@ static int give_up(struct applying *applying, struct error *err)
         return r;
 }
 
+static bool has_memory(const struct applying *applying)
+{
+        return applying->snapshot.memory && !param_bool(applying->params, "disks-only");
+}
+
 static int set_vm(struct applying *applying, struct error *err)
 {
         struct catalog *catalog = applying->vm->broker->catalog;
@@ -568,6 +574,9 @@ static int set_vm(struct applying *applying, struct error *err)
         r = catalog_vm_update(catalog, &applying->row, err);
         if (r == 0 && applying->was_on_by_agent)
                 r = catalog_vm_set_on(catalog, applying->vm->id, false, err);
+        if (r == 0)
+                r = catalog_vm_set_resume(catalog, applying->vm->id,
+                        has_memory(applying) ? applying->snapshot.id : NULL, err);
         return r;
 }
 
@@ -631,31 +640,20 @@ static void forget_files(struct applying *applying)
                 worker_image_forget(applying->vm, json_string_value(path));
 }
 
+/* One that was on goes on: from the snapshot's memory, or, without it, as after a power cut. */
 static void start_again(struct applying *applying)
 {
-        struct error err = ERROR_INIT;
-        _cleanup_fd_ int memory = -1;
-        json_t *params = json_object();
-        int r = 0;
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        int r;
 
-        if (!applying->was_on_by_agent || !agent_offers(applying->vm, "start") ||
-                param_bool(applying->params, "disks-only")) {
-                json_decref(params);
+        if (!applying->was_on_by_agent || !agent_offers(applying->vm, "start"))
                 return;
-        }
-        if (applying->snapshot.memory)
-                r = memory_open(&applying->snapshot, &memory, &err);
-        if (r == 0) {
-                json_object_set_new(params, "from-memory", json_boolean(memory >= 0));
-                vm_let_clients_in(applying->vm, true);
-                r = agent_ask(
-                        applying->vm, "start", params, &memory, memory >= 0 ? 1 : 0, NULL, &err);
-                vm_let_clients_in(applying->vm, false);
-        } else {
-                json_decref(params);
-        }
+        r = catalog_vm_find(
+                applying->vm->broker->catalog, applying->vm->id, &row, &applying->not_started);
+        if (r == 0)
+                r = memory_start(applying->vm, &row, NULL, &applying->not_started);
         if (r < 0)
-                broker_log_error(applying->vm->broker, applying->row.name, &err);
+                broker_log_error(applying->vm->broker, applying->row.name, &applying->not_started);
 }
 
 /* The worker serves what the catalog says, whatever it had before. */
@@ -699,6 +697,13 @@ static int apply_run(struct applying *applying, struct error *err)
 
 /* ---- the answer ---- */
 
+static const char *saved_name(const struct applying *applying)
+{
+        const char *before = param_text(applying->params, "saved");
+
+        return before ? before : applying->save_name;
+}
+
 static int apply_answer(struct applying *applying, json_t **ret, struct error *err)
 {
         json_t *attached = json_array(), *detached = json_array();
@@ -712,9 +717,11 @@ static int apply_answer(struct applying *applying, json_t **ret, struct error *e
                         json_array_append_new(detached,
                                 json_pack("{s:s, s:s}", "name", applying->now[i].name, "file",
                                         applying->now[i].file));
-        *ret = json_pack("{s:s, s:s, s:s?, s:o, s:o, s:O, s:s?}", "vm", applying->row.name,
-                "snapshot", applying->name, "saved", applying->save_name, "attached", attached,
-                "detached", detached, "discarded", applying->release.files, "undo-until",
+        *ret = json_pack("{s:s, s:s, s:s?, s:b, s:s?, s:o, s:o, s:O, s:s?}", "vm",
+                applying->row.name, "snapshot", applying->name, "saved", saved_name(applying),
+                "memory", has_memory(applying), "error",
+                applying->not_started.code ? applying->not_started.message : NULL, "attached",
+                attached, "detached", detached, "discarded", applying->release.files, "undo-until",
                 applying->until_us ? time_to_text(applying->until_us, time) : NULL);
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }
@@ -744,28 +751,95 @@ static int apply_rest(struct applying *applying, const char *event, json_t **ret
         return apply_answer(applying, ret, err);
 }
 
+static int apply_params(
+        struct broker *broker, const json_t *params, json_t **ret, struct error *err)
+{
+        _cleanup_(applying_done) struct applying applying = {0};
+        const char *name = param_text(params, "name");
+        int r = apply_begin(broker, params, &applying, err);
+
+        if (!name) { /* revert */
+                name = applying.row.current;
+                if (r == 0 && !name[0])
+                        r = fail(err, ENOENT, "vm '%s' has no snapshot to go back to",
+                                applying.row.name);
+        }
+        if (r == 0)
+                r = want_snapshot(&applying, name, err);
+        return r < 0 ? r : apply_rest(&applying, "snapshot-applied", ret, err);
+}
+
+static int would_apply(struct broker *broker, const json_t *params, struct error *err)
+{
+        json_auto_t *dry = json_copy((json_t *)params), *ignored = NULL;
+
+        if (!dry || json_object_set_new(dry, "dry-run", json_true()) < 0)
+                return fail(err, ENOMEM, "no memory for a question");
+        return apply_params(broker, dry, &ignored, err);
+}
+
+/* What would be lost of a vm that is on is its memory, too: it becomes a snapshot as any other, before it
+ * is stopped. *ret_params: what remains to be done. */
+static int save_first(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret_params, struct error *err)
+{
+        const char *name = param_text(params, "save-current");
+        _cleanup_(vm_unrefp) struct vm *vm = NULL;
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        json_auto_t *taken = NULL;
+        int r = vm_peek(broker, param_text(params, "vm"), &vm, &row, err);
+
+        if (r < 0 || !name || param_bool(params, "dry-run") || !row.is_on_by_agent ||
+                !agent_is_there(vm)) {
+                *ret_params = json_incref((json_t *)params);
+                return r;
+        }
+        /* What says no to the apply does so before anything is made. */
+        r = would_apply(broker, params, err);
+        if (r == 0)
+                r = snapshot_take_with(broker, caller,
+                        json_pack("{s:s, s:s, s:b}", "vm", vm->id, "name", name,
+                                "skip-pass-through", true),
+                        &taken, err);
+        if (r < 0)
+                return r;
+        *ret_params = json_copy((json_t *)params);
+        if (!*ret_params || json_object_set_new(*ret_params, "saved", json_string(name)) < 0)
+                return fail(err, ENOMEM, "no memory for a snapshot");
+        json_object_del(*ret_params, "save-current");
+        return 0;
+}
+
+/* Which one is current is asked before another one becomes it. */
+static int name_current(struct broker *broker, json_t *params, struct error *err)
+{
+        _cleanup_(vm_unrefp) struct vm *vm = NULL;
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        int r = vm_peek(broker, param_text(params, "vm"), &vm, &row, err);
+
+        if (r == 0 && row.current[0] &&
+                json_object_set_new(params, "name", json_string(row.current)) < 0)
+                r = fail(err, ENOMEM, "no memory for a name");
+        return r;
+}
+
 int snapshot_apply(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err)
 {
-        _cleanup_(applying_done) struct applying applying = {0};
-        int r = apply_begin(broker, params, &applying, err);
+        json_auto_t *rest = NULL;
+        int r = save_first(broker, caller, params, &rest, err);
 
-        if (r == 0)
-                r = want_snapshot(&applying, param_text(params, "name"), err);
-        return r < 0 ? r : apply_rest(&applying, "snapshot-applied", ret, err);
+        return r < 0 ? r : apply_params(broker, rest, ret, err);
 }
 
 int snapshot_revert(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err)
 {
-        _cleanup_(applying_done) struct applying applying = {0};
-        int r = apply_begin(broker, params, &applying, err);
+        json_auto_t *named = json_copy((json_t *)params);
+        int r = named ? name_current(broker, named, err)
+                      : fail(err, ENOMEM, "no memory for a snapshot");
 
-        if (r == 0 && !applying.row.current[0])
-                r = fail(err, ENOENT, "vm '%s' has no snapshot to go back to", applying.row.name);
-        if (r == 0)
-                r = want_snapshot(&applying, applying.row.current, err);
-        return r < 0 ? r : apply_rest(&applying, "snapshot-applied", ret, err);
+        return r < 0 ? r : snapshot_apply(broker, caller, named, ret, err);
 }
 
 int snapshot_undo(struct broker *broker, const struct caller *caller, const json_t *params,

@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "vhdd/daemon/images.h"
+#include "vhdd/daemon/memory_file.h"
 #include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/methods.h"
@@ -178,6 +179,7 @@ static int run(struct deleting *deleting, struct error *err)
         forget_files(deleting);
         if (operation_end(deleting->operation, &why) < 0)
                 broker_log_error(deleting->vm->broker, deleting->row.name, &why);
+        memory_folders_remove(deleting->release.files);
         if (deleting->vm->link && deleting->vm->up && worker_renew_exports(deleting->vm, &why) < 0)
                 vm_set_down(deleting->vm, why.message);
         return 0;
@@ -195,6 +197,48 @@ static int answer(struct deleting *deleting, json_t **ret, struct error *err)
         if (*ret && deleting->plan)
                 json_object_set(*ret, "merges", deleting->plan);
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
+}
+
+int snapshot_delete_pending(struct vm *vm, const char *id, size_t *ret_jobs, struct error *err)
+{
+        struct deleting deleting = {.vm = vm, .ids = json_array()};
+        int r = release_init(&deleting.release, err);
+
+        deleting.release.merge = "live";
+        if (r == 0)
+                r = catalog_vm_find(vm->broker->catalog, vm->id, &deleting.row, err);
+        if (r == 0 && json_array_append_new(deleting.ids, json_string(id)) < 0)
+                r = fail(err, ENOMEM, "no memory for a list of snapshots");
+        if (r == 0)
+                r = run(&deleting, err);
+        *ret_jobs = json_array_size(deleting.release.jobs);
+        deleting.vm = NULL; /* the caller's, and locked */
+        deleting_done(&deleting);
+        return r;
+}
+
+void snapshots_settle_pending(struct vm *vm)
+{
+        struct snapshot_row *rows = NULL;
+        struct error err = ERROR_INIT;
+        size_t n = 0, n_jobs, n_gone = 0;
+
+        if (catalog_snapshot_list(vm->broker->catalog, vm->id, &rows, &n, &err) < 0)
+                broker_log_error(vm->broker, vm->id, &err);
+        for (size_t i = 0; i < n; i++) {
+                if (strcmp(rows[i].state, "pending") != 0 || strcmp(rows[i].id, vm->saving) == 0)
+                        continue;
+                broker_log(vm->broker, BROKER_LOG_INFO, vm->id,
+                        "undoing snapshot %s, whose memory was not saved", rows[i].id);
+                error_clear(&err);
+                if (snapshot_delete_pending(vm, rows[i].id, &n_jobs, &err) < 0)
+                        broker_log_error(vm->broker, vm->id, &err);
+                else
+                        n_gone++;
+        }
+        snapshot_rows_free(rows, n);
+        if (n_gone > 0)
+                vm_changed(vm, "vm-changed", NULL);
 }
 
 int snapshot_delete(struct broker *broker, const struct caller *caller, const json_t *params,

@@ -1,22 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* snapshots_take.c - a snapshot of all disks at one instant (E10), in this order:
  *
- *   T1  a row in the journal that names the new images, durable
- *   T2  the new images, made and synced by the worker, and their directories
- *   T3  the agent pauses, if there is one
+ *   T1  a row in the journal that names the new images, durable; one that names the memory's file
+ *   T2  the new images, made and synced by the worker, and their directories; the memory's file
+ *   T3  the agent lets the guest pause (for its memory), or freeze its file systems (--quiesce)
  *   T4  the switch, in the worker: from here on writes go to the new images, and a record in memory
- *       that outlives processes says so. No flush is answered any more.
+ *       that outlives processes says so. No flush is answered any more. The agent thaws, or begins to
+ *       save and lets the guest go on
  *   T5  the frozen images are flushed and settled
- *   T6  one transaction of the catalog: the snapshot is there
+ *   T6  one transaction of the catalog: the snapshot is there; with memory: it is pending
  *   T7  the flushes are answered, the record goes
- *   T8  the memory is saved, the agent resumes
+ *   T8  without the vm's lock: the memory is saved, the agent resumes. One transaction: it is committed
  *
  * Before T4 everything is undone; after it, everything is finished, here or by recover.c at the next
- * start of the worker or the daemon. What died at T4 is known by the record alone. */
+ * start of the worker or the daemon. What died at T4 is known by the record alone. A pending snapshot
+ * whose memory was not saved, for whatever reason, is deleted as a snapshot is: nobody has seen it, and
+ * what its disks have been written since goes back into the images below. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "base/file.h"
 #include "vhdd/daemon/agents.h"
@@ -35,6 +39,13 @@
 
 #define SWITCH_MS 60000
 #define FLUSH_MS  (10 * 60000u)
+
+/* What is frozen thaws by itself after 10 s, whoever died: what was not switched by then is no snapshot of
+ * frozen file systems. */
+#define FREEZE_S         10
+#define THAW_S           5
+#define FROZEN_SWITCH_MS 8000
+#define FROZEN_US        (9 * INT64_C(1000000))
 
 /* ---- what every snapshot knows of its disks ---- */
 
@@ -102,12 +113,21 @@ struct taking {
         char **make;
         size_t n_make;
         struct operation *operation;
-        bool paused, want_memory;
+        bool on, want_memory, want_frozen;
         uint64_t stall_us;
+
+        /* what the agent does meanwhile */
+        struct memory_saving memory;
+        struct agent_call *saving;
+        bool paused, frozen;
+        int64_t paused_us, frozen_us; /* CLOCK_MONOTONIC: since when */
+        uint64_t pause_us;            /* how long it stood still; 0: not at all */
 };
 
 static void taking_done(struct taking *taking)
 {
+        agent_call_drop(taking->saving);
+        memory_done(&taking->memory);
         operation_free(taking->operation);
         json_decref(taking->data);
         for (size_t i = 0; i < taking->n_make; i++)
@@ -116,6 +136,14 @@ static void taking_done(struct taking *taking)
         disk_rows_free(taking->disks, taking->n_disks);
         vm_row_done(&taking->row);
         vm_release(taking->vm);
+}
+
+static int64_t monotonic_us(void)
+{
+        struct timespec now;
+
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return now.tv_sec * INT64_C(1000000) + now.tv_nsec / 1000;
 }
 
 /* Only a VHD can be frozen under a child: a child knows its parent by an id. */
@@ -169,6 +197,13 @@ static int plan_disk(
         return 0;
 }
 
+static const char *consistency(const struct taking *taking)
+{
+        if (taking->want_memory)
+                return SNAPSHOT_MEMORY;
+        return taking->want_frozen ? SNAPSHOT_FILESYSTEM : SNAPSHOT_CRASH;
+}
+
 static int plan(struct taking *taking, struct error *err)
 {
         json_t *list = json_array();
@@ -182,19 +217,41 @@ static int plan(struct taking *taking, struct error *err)
                 r = fail(err, ENOMEM, "no memory for a snapshot");
         for (size_t i = 0; r == 0 && i < taking->n_disks; i++)
                 r = plan_disk(taking, &taking->disks[i], list, err);
-        taking->data = json_pack("{s:s, s:s, s:s, s:I, s:s?, s:o, s:o}", "snapshot", taking->id,
-                "name", taking->name, "parent", taking->row.current, "created",
-                (json_int_t)now_us(), "note", taking->note, "was",
+        taking->data = json_pack("{s:s, s:s, s:s, s:I, s:s?, s:b, s:s, s:o, s:o}", "snapshot",
+                taking->id, "name", taking->name, "parent", taking->row.current, "created",
+                (json_int_t)now_us(), "note", taking->note, "pending", taking->want_memory,
+                "consistency", consistency(taking), "was",
                 snapshot_settings(&taking->row, taking->disks, taking->n_disks), "disks", list);
         if (r == 0 && !taking->data)
                 r = fail(err, ENOMEM, "no memory for a snapshot");
         return r;
 }
 
+/* What the agent shall do: memory, or frozen file systems. Memory holds what the guest had not written
+ * yet; frozen disks need none, and a guest that went on from both would have to be thawed. */
+static int choose_kind(struct taking *taking, const json_t *params, struct error *err)
+{
+        struct vm *vm = taking->vm;
+        int r = 0;
+
+        taking->want_frozen = taking->on && param_bool(params, "quiesce");
+        if (taking->want_frozen) {
+                r = agent_must(vm, &taking->row, "freeze", err);
+                if (r == 0)
+                        r = agent_must(vm, &taking->row, "thaw", err);
+                return r;
+        }
+        taking->want_memory = taking->on && !param_bool(params, "disks-only") &&
+                agent_offers(vm, "save") && agent_offers(vm, "pause") && agent_offers(vm, "resume");
+        if (taking->want_memory && vm->saving[0])
+                return fail(err, EBUSY, "the memory of vm '%s' is being saved for another snapshot",
+                        taking->row.name);
+        return 0;
+}
+
 static int take_begin(
         struct broker *broker, const json_t *params, struct taking *taking, struct error *err)
 {
-        bool on = false;
         int r = vm_get(broker, param_text(params, "vm"), &taking->vm, &taking->row, err);
 
         taking->name = param_text(params, "name");
@@ -212,10 +269,8 @@ static int take_begin(
         if (r == 0)
                 r = refuse_pass_through(taking, param_bool(params, "skip-pass-through"), err);
         if (r == 0)
-                r = vm_is_on(taking->vm, &taking->row, &on, err);
-        taking->want_memory = on && agent_is_there(taking->vm) &&
-                agent_offers(taking->vm, "save") && !param_bool(params, "disks-only");
-        return r;
+                r = vm_is_on(taking->vm, &taking->row, &taking->on, err);
+        return r == 0 ? choose_kind(taking, params, err) : r;
 }
 
 /* ---- the steps ---- */
@@ -246,6 +301,7 @@ static int do_switch(struct taking *taking, struct error *err)
 {
         json_auto_t *answer = NULL;
         json_t *chains = json_array(), *disk;
+        unsigned timeout_ms = taking->want_frozen ? FROZEN_SWITCH_MS : SWITCH_MS;
         size_t i;
         int r;
 
@@ -260,7 +316,7 @@ static int do_switch(struct taking *taking, struct error *err)
                 return 0;
         }
         r = worker_call(taking->vm, "snapshot.switch",
-                json_pack("{s:s, s:o}", "snapshot", taking->id, "chains", chains), SWITCH_MS,
+                json_pack("{s:s, s:o}", "snapshot", taking->id, "chains", chains), timeout_ms,
                 &answer, err);
         if (r < 0)
                 return r;
@@ -350,12 +406,15 @@ static int write_snapshot(struct vm *vm, const json_t *data, struct error *err)
                 .created_us = param_int(data, "created", 0),
                 .note = (char *)param_text(data, "note"),
                 .settings = settings,
-                .state = "committed",
         };
+        const char *kind = param_text(data, "consistency");
         json_t *disk;
         size_t i;
         int r;
 
+        snprintf(row.state, sizeof(row.state), "%s",
+                param_bool(data, "pending") ? "pending" : "committed");
+        snprintf(row.consistency, sizeof(row.consistency), "%s", kind ? kind : SNAPSHOT_CRASH);
         if (!settings || !row.name)
                 return fail(err, EUCLEAN, "the journal's row of a snapshot is damaged");
         snprintf(row.id, sizeof(row.id), "%s", param_text(data, "snapshot"));
@@ -430,24 +489,77 @@ int snapshot_finish(struct vm *vm, struct operation *operation, struct error *er
 static void resume(struct taking *taking)
 {
         struct error err = ERROR_INIT;
+        int r;
 
         if (!taking->paused)
                 return;
         taking->paused = false;
-        if (agent_ask(taking->vm, "resume", json_object(), NULL, 0, NULL, &err) < 0)
+        r = agent_ask(taking->vm, "resume", json_object(), NULL, 0, NULL, &err);
+        if (r < 0)
                 broker_log_error(taking->vm->broker, taking->row.name, &err);
+        else if (taking->pause_us == 0)
+                taking->pause_us = (uint64_t)(monotonic_us() - taking->paused_us);
 }
 
 static int pause_agent(struct taking *taking, struct error *err)
 {
         int r;
 
-        if (!taking->want_memory || !agent_offers(taking->vm, "pause"))
-                return 0;
         /* Whether it did, when it does not say so in time, is not known: it is asked to resume. */
         taking->paused = true;
         r = agent_ask(taking->vm, "pause", json_object(), NULL, 0, NULL, err);
+        taking->paused_us = monotonic_us();
+        return r;
+}
+
+/* The agent's own timer thaws as well: who dies here leaves nothing frozen. */
+static void thaw(struct taking *taking)
+{
+        struct error err = ERROR_INIT;
+
+        if (!taking->frozen)
+                return;
+        taking->frozen = false;
+        if (agent_ask_within(taking->vm, "thaw", json_object(), NULL, 0, THAW_S, NULL, &err) < 0)
+                broker_log_error(taking->vm->broker, taking->row.name, &err);
+}
+
+static int freeze_agent(struct taking *taking, struct error *err)
+{
+        /* As with a pause. */
+        taking->frozen = true;
+        taking->frozen_us = monotonic_us();
+        return agent_ask_within(taking->vm, "freeze", json_object(), NULL, 0, FREEZE_S, NULL, err);
+}
+
+static int hold_guest(struct taking *taking, struct error *err)
+{
+        int r = 0;
+
+        if (taking->want_memory)
+                r = pause_agent(taking, err);
+        else if (taking->want_frozen)
+                r = freeze_agent(taking, err);
         return r < 0 ? fail_prefix(err, r, "cannot take snapshot '%s'", taking->name) : 0;
+}
+
+/* The switch is done: nothing else needs the guest to stand still. */
+static int let_guest_go(struct taking *taking, struct error *err)
+{
+        bool in_time = monotonic_us() - taking->frozen_us < FROZEN_US;
+
+        if (taking->frozen) {
+                thaw(taking);
+                return in_time
+                        ? 0
+                        : fail(err, ETIMEDOUT,
+                                  "the disks were not switched before the guest's file systems "
+                                  "thawed");
+        }
+        if (!taking->want_memory || taking->saving)
+                return 0;
+        return agent_call_begin(
+                taking->vm, "save", json_object(), &taking->memory.fd, 1, &taking->saving, err);
 }
 
 /* ---- all of it ---- */
@@ -495,22 +607,47 @@ static void take_back(struct taking *taking)
         taking->operation = operation_free(taking->operation);
 }
 
-static int take_disks(struct taking *taking, struct error *err)
+/* The same, and if it is there the guest is let go. */
+static int take_at_last(
+        struct taking *taking, int *ret_agent, struct error *ret_why, struct error *err)
+{
+        int r = take_after_death(taking, err);
+
+        if (r == 0)
+                *ret_agent = let_guest_go(taking, ret_why);
+        return r;
+}
+
+static int make_files(struct taking *taking, struct error *err)
+{
+        int r = make_children(taking, err);
+
+        if (r == 0 && taking->want_memory) {
+                r = memory_begin(taking->vm, &taking->row, taking->id, &taking->memory, err);
+                if (r < 0)
+                        fail_prefix(err, r, "cannot take snapshot '%s'", taking->name);
+        }
+        return r;
+}
+
+/* *ret_why: what the agent did not do after the switch: then there is a snapshot that is not to be. */
+static int take_disks(
+        struct taking *taking, int *ret_agent, struct error *ret_why, struct error *err)
 {
         int r = operation_begin(taking->vm->broker->catalog, host_fs(), OPERATION_TAKE,
                 taking->vm->id, (const char *const *)taking->make, taking->n_make, taking->data,
                 &taking->operation, err);
 
         if (r == 0)
-                r = make_children(taking, err);
+                r = make_files(taking, err);
+        if (is_death(r))
+                return take_at_last(taking, ret_agent, ret_why, err);
         if (r == 0)
-                r = pause_agent(taking, err);
-        else if (is_death(r))
-                return take_after_death(taking, err);
+                r = hold_guest(taking, err);
         if (r == 0) {
                 r = do_switch(taking, err);
                 if (is_death(r))
-                        return take_after_death(taking, err);
+                        return take_at_last(taking, ret_agent, ret_why, err);
                 if (r < 0)
                         fail_prefix(err, r, "cannot take snapshot '%s'", taking->name);
         }
@@ -518,9 +655,10 @@ static int take_disks(struct taking *taking, struct error *err)
                 take_back(taking);
                 return r;
         }
+        *ret_agent = let_guest_go(taking, ret_why);
         r = snapshot_finish(taking->vm, taking->operation, err);
         if (is_death(r) && !operation_is_committed(taking->operation))
-                return take_after_death(taking, err);
+                return take_at_last(taking, ret_agent, ret_why, err);
         if (r < 0 && !operation_is_committed(taking->operation)) {
                 /* Switched, and the catalog does not know: the record and the journal do. */
                 taking->operation = operation_abandon(taking->operation);
@@ -529,9 +667,96 @@ static int take_disks(struct taking *taking, struct error *err)
         return r;
 }
 
-static int take_run(struct taking *taking, struct error *err)
+/* What the agent answers when all is saved. Without the vm's lock: it may take minutes, and what is served
+ * goes on, workers that die get successors, and jobs go on. */
+static int wait_for_memory(struct taking *taking, struct error *err)
+{
+        struct vm *vm = taking->vm;
+        json_auto_t *answer = NULL;
+        struct error why = ERROR_INIT;
+        int r, r_lock;
+
+        vm_unlock(vm);
+        r = agent_call_end(TAKE_PTR(taking->saving), &answer, err);
+        taking->pause_us = (uint64_t)param_int(answer, "pause-us", 0);
+        resume(taking);
+        if (r == 0)
+                r = memory_sync(&taking->memory, err);
+        r_lock = vm_lock_again(vm, r == 0 ? err : &why);
+        return r == 0 ? r_lock : r;
+}
+
+static int save_memory(struct taking *taking, struct error *err)
+{
+        int r = wait_for_memory(taking, err);
+
+        return r == 0 ? memory_commit(taking->vm, &taking->memory, taking->id, err) : r;
+}
+
+/* The guest goes on, on images that go back into those below. */
+static int undo(struct taking *taking, int r, struct error *err)
 {
         struct error why = ERROR_INIT;
+        size_t n_jobs = 0;
+        int undone;
+
+        fail_prefix(err, r, "snapshot '%s' was not taken", taking->name);
+        if (taking->vm->removed || taking->vm->broker->stopping)
+                return r; /* the next start of the daemon finds it */
+        undone = snapshot_delete_pending(taking->vm, taking->id, &n_jobs, &why);
+        if (undone < 0)
+                broker_log_error(taking->vm->broker, taking->row.name, &why);
+        if (n_jobs > 0)
+                error_set_hint(err,
+                        "the guest goes on; its disks are merged back: vhdctl job list '%s'",
+                        taking->row.name);
+        vm_changed(taking->vm, "snapshot-deleted", json_pack("{s:[s]}", "snapshots", taking->name));
+        return r;
+}
+
+static void renew(struct taking *taking)
+{
+        struct error why = ERROR_INIT;
+        int r = taking->vm->up ? worker_grants_renew(taking->vm, &why) : 0;
+
+        if (r == 0 && taking->vm->up)
+                r = worker_renew_exports(taking->vm, &why);
+        if (r < 0)
+                vm_set_down(taking->vm, why.message);
+}
+
+static int take_steps(struct taking *taking, struct error *err)
+{
+        struct error why = ERROR_INIT;
+        int r, agent = 0;
+
+        r = take_disks(taking, &agent, &why, err);
+        if (r < 0) {
+                thaw(taking);
+                resume(taking);
+                /* One that is committed and not durable is there, and with memory it is pending still. */
+                return taking->want_memory && taking->operation &&
+                                operation_is_committed(taking->operation)
+                        ? undo(taking, r, err)
+                        : r;
+        }
+        thaw(taking);
+        taking->vm->stall_us = taking->stall_us;
+        taking->vm->has_stall = true;
+        renew(taking);
+        if (agent < 0) {
+                resume(taking);
+                if (err)
+                        *err = why;
+                return undo(taking, agent, err);
+        }
+        r = taking->want_memory ? save_memory(taking, err) : 0;
+        resume(taking);
+        return r < 0 ? undo(taking, r, err) : 0;
+}
+
+static int take_run(struct taking *taking, struct error *err)
+{
         int r = worker_up(taking->vm, err);
 
         for (size_t i = 0; r == 0 && i < taking->n_disks; i++)
@@ -539,24 +764,14 @@ static int take_run(struct taking *taking, struct error *err)
                         !worker_chain_find(taking->vm, taking->disks[i].id))
                         r = fail(err, EIO, "disk '%s' of vm '%s' is not served: nothing to freeze",
                                 taking->disks[i].name, taking->row.name);
-        if (r == 0)
-                r = take_disks(taking, err);
-        if (r < 0) {
-                resume(taking);
-                return r;
-        }
-        taking->vm->stall_us = taking->stall_us;
-        taking->vm->has_stall = true;
-        if (taking->want_memory && memory_save(taking->vm, &taking->row, taking->id, &why) < 0)
-                broker_log_error(taking->vm->broker, taking->row.name, &why);
-        resume(taking);
-        error_clear(&why);
-        r = taking->vm->up ? worker_grants_renew(taking->vm, &why) : 0;
-        if (r == 0 && taking->vm->up)
-                r = worker_renew_exports(taking->vm, &why);
         if (r < 0)
-                vm_set_down(taking->vm, why.message);
-        return 0;
+                return r;
+        if (taking->want_memory)
+                memcpy(taking->vm->saving, taking->id, sizeof(taking->vm->saving));
+        r = take_steps(taking, err);
+        if (taking->want_memory)
+                taking->vm->saving[0] = '\0';
+        return r;
 }
 
 /* What it would be. */
@@ -575,17 +790,18 @@ static int dry_answer(struct taking *taking, json_t **ret, struct error *err)
                                 (json_int_t)file_allocated(disk->file), "skipped",
                                 !can_freeze(disk)));
         }
-        *ret = json_pack("{s:s, s:s, s:s?, s:s, s:b, s:s?, s:o, s:b, s:i}", "name", taking->name,
-                "id", taking->id, "parent", taking->row.current[0] ? taking->row.current : NULL,
-                "created", time_to_text(now_us(), time), "current", true, "note", taking->note,
-                "disks", disks, "memory", taking->want_memory, "size", 0);
+        *ret = json_pack("{s:s, s:s, s:s?, s:s, s:b, s:s?, s:o, s:b, s:s, s:i}", "name",
+                taking->name, "id", taking->id, "parent",
+                taking->row.current[0] ? taking->row.current : NULL, "created",
+                time_to_text(now_us(), time), "current", true, "note", taking->note, "disks", disks,
+                "memory", taking->want_memory, "consistency", consistency(taking), "size", 0);
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }
 
 int snapshot_take(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err)
 {
-        _cleanup_(taking_done) struct taking taking = {0};
+        _cleanup_(taking_done) struct taking taking = {.memory = MEMORY_SAVING_INIT};
         _cleanup_(snapshot_row_done) struct snapshot_row row = {0};
         _cleanup_(vm_row_done) struct vm_row vm_row = {0};
         int r = take_begin(broker, params, &taking, err);
@@ -609,5 +825,16 @@ int snapshot_take(struct broker *broker, const struct caller *caller, const json
                 r = snapshot_to_json(taking.vm, &vm_row, &row, ret, err);
         if (r == 0)
                 json_object_set_new(*ret, "stall-us", json_integer((json_int_t)taking.stall_us));
+        if (r == 0 && taking.pause_us)
+                json_object_set_new(*ret, "pause-us", json_integer((json_int_t)taking.pause_us));
         return r;
+}
+
+int snapshot_take_with(struct broker *broker, const struct caller *caller, json_t *params,
+        json_t **ret, struct error *err)
+{
+        json_auto_t *own = params;
+
+        return own ? vm_try_again(snapshot_take, broker, caller, own, ret, err)
+                   : fail(err, ENOMEM, "no memory for a snapshot");
 }

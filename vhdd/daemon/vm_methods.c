@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "vhdd/daemon/agents.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/memory_file.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
@@ -409,6 +410,8 @@ static int remove_transaction(struct vm *vm, bool delete_files, bool dry, json_t
                 broker_log_error(vm->broker, vm->id, err);
                 error_clear(err);
         }
+        if (delete_files)
+                memory_folders_remove(deleted);
         return 0;
 }
 
@@ -512,6 +515,19 @@ static int check_boot(const struct vm *vm, const struct vm_row *row, struct erro
         return r;
 }
 
+/* With the lock, so that nothing happens to the disks that the memory knows. */
+static int start_from_memory(
+        struct broker *broker, const json_t *params, json_t **ret, struct error *err)
+{
+        _cleanup_(vm_releasep) struct vm *vm = NULL;
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        int r = vm_get(broker, param_text(params, "vm"), &vm, &row, err);
+
+        if (r == 0)
+                r = worker_up(vm, err);
+        return r == 0 ? memory_start(vm, &row, ret, err) : r;
+}
+
 static int vm_start(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err)
 {
@@ -521,7 +537,11 @@ static int vm_start(struct broker *broker, const struct caller *caller, const js
 
         if (r == 0)
                 r = check_boot(vm, &row, err);
-        return r < 0 ? r : ask_agent(broker, params, "start", ret, err);
+        if (r < 0)
+                return r;
+        return row.resume[0] && !param_bool(params, "dry-run")
+                ? start_from_memory(broker, params, ret, err)
+                : ask_agent(broker, params, "start", ret, err);
 }
 
 const struct method vm_methods[] = {

@@ -218,6 +218,17 @@ int vm_get_within(struct broker *broker, const char *name_or_id, unsigned timeou
         return 0;
 }
 
+void vm_unlock(struct vm *vm)
+{
+        pthread_mutex_unlock(&vm->lock);
+}
+
+int vm_lock_again(struct vm *vm, struct error *err)
+{
+        pthread_mutex_lock(&vm->lock);
+        return vm->removed ? fail(err, ENOENT, "the vm was removed meanwhile") : 0;
+}
+
 int vm_row_again(struct vm *vm, struct vm_row *row, struct error *err)
 {
         struct vm_row now = {0};
@@ -729,14 +740,15 @@ int vm_try_again(method_fn run, struct broker *broker, const struct caller *call
 
 /* ---- as JSON ---- */
 
-static json_t *current_name(struct vm *vm, const struct vm_row *row)
+/* The name of the vm's snapshot with @id, or null. */
+static json_t *name_of(struct vm *vm, const struct vm_row *row, const char *id)
 {
         struct snapshot_row snapshot = {0};
         json_t *ret = NULL;
 
-        if (row->current[0] &&
-                catalog_snapshot_find(
-                        vm->broker->catalog, row->id, row->current, &snapshot, NULL) == 0)
+        if (id[0] &&
+                catalog_snapshot_find(vm->broker->catalog, row->id, id, &snapshot, NULL) == 0 &&
+                strcmp(snapshot.state, "pending") != 0)
                 ret = json_string(snapshot.name);
         snapshot_row_done(&snapshot);
         return ret ? ret : json_null();
@@ -776,7 +788,7 @@ int vm_to_json(struct vm *vm, const struct vm_row *row, bool full, json_t **ret,
         object = json_pack("{s:s, s:s, s:s, s:b, s:I, s:I, s:o, s:I, s:s?}", "name", row->name,
                 "id", row->id, "created", time_to_text(row->created_us, time), "on",
                 vm_looks_on(vm, row, clients), "disks", (json_int_t)n_disks, "snapshots",
-                (json_int_t)n_snapshots, "current", current_name(vm, row), "clients",
+                (json_int_t)n_snapshots, "current", name_of(vm, row, row->current), "clients",
                 (json_int_t)json_array_size(clients), "directory", row->directory);
         if (!object)
                 return fail(err, ENOMEM, "no memory for the answer");
@@ -786,6 +798,7 @@ int vm_to_json(struct vm *vm, const struct vm_row *row, bool full, json_t **ret,
                 json_object_set_new(object, "settings", settings ? settings : json_object());
                 json_object_set_new(object, "snapshot-dir",
                         row->snapshot_dir ? json_string(row->snapshot_dir) : json_null());
+                json_object_set_new(object, "resumes-from", name_of(vm, row, row->resume));
                 json_object_set_new(object, "agent",
                         agent_name(vm, agent, sizeof(agent)) ? json_string(agent) : json_null());
         }

@@ -55,6 +55,7 @@ struct vm {
 
         /* guarded by lock */
         bool removed;
+        char saving[UUID_TEXT_SIZE]; /* the pending snapshot whose memory is being saved, or "" */
         json_t *rolling; /* a snapshot that was switched and is not committed: its operation's data */
         struct operation *rolling_operation;
         bool forgotten_noted; /* hidden images without a job were looked for */
@@ -115,6 +116,11 @@ int vm_get_within(struct broker *broker, const char *name_or_id, unsigned timeou
         struct vm **ret, struct vm_row *row, struct error *err);
 struct vm *vm_release(struct vm *vm); /* unlocks; NULL is fine; always returns NULL */
 DEFINE_CLEANUP(struct vm *, vm_release)
+
+/* Gives the lock up for something that takes long, and has it again. What the row said is to be looked at
+ * again then.  -ENOENT it was removed meanwhile; it is locked all the same */
+void vm_unlock(struct vm *vm);
+int vm_lock_again(struct vm *vm, struct error *err);
 
 /* The lock's holder waits for somebody who opens what is served as it is (a machine that starts): clients
  * are let in although he has the lock, until he says that it is over. */

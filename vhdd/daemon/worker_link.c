@@ -12,6 +12,7 @@
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/recover.h"
 #include "vhdd/daemon/seals.h"
+#include "vhdd/daemon/snapshots.h"
 
 #define UP_TRIES    40
 #define UP_PAUSE_MS 50
@@ -1048,6 +1049,8 @@ static int bring_up(struct vm *vm, const struct vm_row *row, struct error *err)
                 revoke_others(vm);
         }
         disk_rows_free(disks, n);
+        if (r == 0)
+                snapshots_settle_pending(vm);
         return r;
 }
 
