@@ -52,17 +52,8 @@ static void on_notification(void *opaque, const char *method, const json_t *para
 /* A daemon that knows of no vmm.register is served all the same: it just hands nothing on. */
 static int register_host(struct host *host, struct error *err)
 {
-        _cleanup_free_ char *name = NULL;
-        json_t *methods = json_array();
-        int r;
+        int r = connection_call(host->connection, "vmm.register", NULL, NULL, err);
 
-        FOR_EACH_MODULE(host, i, module)
-        {
-                for (const struct host_method *m = module->methods; m && m->name; m++)
-                        json_array_append_new(methods, json_string(m->name));
-        }
-        r = connection_call(host->connection, "vmm.register",
-                json_pack("{s:s, s:o}", "name", "vmm-host", "methods", methods), NULL, err);
         host->is_registered = r == 0;
         return r;
 }
@@ -250,6 +241,11 @@ struct host *host_free(struct host *host)
 sd_event *host_event(struct host *host)
 {
         return host->event;
+}
+
+bool host_is_ending(const struct host *host)
+{
+        return host->is_ending;
 }
 
 const struct glue_options *host_options(struct host *host)

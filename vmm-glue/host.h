@@ -107,6 +107,8 @@ DEFINE_CLEANUP(struct host *, host_free)
 /* --- what modules use --- */
 
 sd_event *host_event(struct host *host);
+/* True when all guests were ended, and nobody is to go on. */
+bool host_is_ending(const struct host *host);
 const struct glue_options *host_options(struct host *host);
 /* The connection to the daemon: connection_call() waits for the answer. */
 struct connection *host_connection(struct host *host);
