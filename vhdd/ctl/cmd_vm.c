@@ -53,6 +53,16 @@ static int take_memory(json_t *params, const char *value, struct error *err)
         return pairs_parse(value, memory, take_memory_pair, err);
 }
 
+static int take_on_off(json_t *object, const char *name, const char *value, struct error *err)
+{
+        bool on = strcmp(value, "on") == 0;
+
+        if (!on && strcmp(value, "off") != 0)
+                return fail(err, EINVAL, "%s is on or off, not '%.64s'", name, value);
+        json_object_set_new(object, name, json_boolean(on));
+        return 0;
+}
+
 static int take_network_pair(
         json_t *network, const char *name, const char *value, struct error *err)
 {
@@ -62,30 +72,40 @@ static int take_network_pair(
                 {"queues", PARAM_NUMBER, NULL, NULL, NULL},
         };
 
+        if (strcmp(name, "mac-spoofing") == 0)
+                return take_on_off(network, name, value, err);
+
         for (size_t i = 0; i < sizeof(members) / sizeof(members[0]); i++)
                 if (strcmp(members[i].name, name) == 0)
                         return daemon_take(network, &members[i], value, err);
-        return fail(err, EINVAL, "'%s' is none of vlan, mac, queues", name);
+        return fail(err, EINVAL, "'%s' is none of vlan, mac, queues, mac-spoofing", name);
 }
 
-/* SWITCH[:vlan=N][,mac=M][,queues=N] */
-static int take_network(json_t *params, const char *value, struct error *err)
+/* SWITCH[:vlan=N][,mac=M][,queues=N][,mac-spoofing=on] into @network. */
+static int read_network(json_t *network, const char *value, struct error *err)
 {
-        json_t *settings = settings_of(params), *list = json_object_get(settings, "networks");
         size_t length = strcspn(value, ":,");
-        json_t *network = json_object(), *name = json_stringn(value, length);
+        json_t *name = json_stringn(value, length);
 
-        if (!list) {
-                list = json_array();
-                json_object_set_new(settings, "networks", list);
-        }
-        json_array_append_new(list, network);
         if (!name || length == 0) {
                 json_decref(name);
                 return fail(err, EINVAL, "'%s' does not begin with a switch's name", value);
         }
         json_object_set_new(network, "switch", name);
         return value[length] ? pairs_parse(value + length + 1, network, take_network_pair, err) : 0;
+}
+
+static int take_network(json_t *params, const char *value, struct error *err)
+{
+        json_t *settings = settings_of(params), *list = json_object_get(settings, "networks");
+        json_t *network = json_object();
+
+        if (!list) {
+                list = json_array();
+                json_object_set_new(settings, "networks", list);
+        }
+        json_array_append_new(list, network);
+        return read_network(network, value, err);
 }
 
 /* The plain ones: option and member have the same name. */
@@ -115,7 +135,8 @@ TAKE_SETTING(take_append, "append", PARAM_TEXT)
         {"memory", PARAM_OWN, "startup=,max=,buffer=,weight=",                                     \
                 "Memory at the start and at most, a buffer in percent, and its weight among others", take_memory}, \
         {"cpus", PARAM_OWN, "N", "Virtual processors", take_cpus},                                 \
-        {"network", PARAM_OWN, "SWITCH[:vlan=N][,mac=M][,queues=N]", "A network card (again for more)", take_network}, \
+        {"network", PARAM_OWN, "SWITCH[:vlan=N][,mac=M][,queues=N][,mac-spoofing=on]", \
+                "A network card (again for more)", take_network}, \
         {"display", PARAM_OWN, "vnc|spice|none", "How its screen is shown", take_display},         \
         {"accel", PARAM_OWN, "auto|kvm|tcg", "How its code is run", take_accel},                   \
         {"hyperv", PARAM_OWN, NULL, "Hyper-V's enlightenments, for Windows guests", take_hyperv},  \
@@ -406,6 +427,77 @@ POWER_VERB(resume, "let a paused vm go on", "Let a paused vm go on.", "goes on",
 POWER_VERB(save, "save a vm's memory and switch it off",
         "Save a vm's memory, and switch it off; the next start goes on from there.", "saved",
         "would be saved");
+
+/* --- network cards --- */
+
+static int read_change(const struct ctl *ctl, bool attach, json_t *params, struct error *err)
+{
+        json_t *network;
+
+        json_object_set_new(params, "vm", json_string(ctl->operands[1]));
+        if (ctl->dry_run)
+                json_object_set_new(params, "dry-run", json_true());
+        if (!attach) {
+                json_object_set_new(params, "network", json_string(ctl->operands[2]));
+                return 0;
+        }
+        network = json_object();
+        json_object_set_new(params, "network", network);
+        return read_network(network, ctl->operands[2], err);
+}
+
+static void say_change(const struct ctl *ctl, bool attach, const json_t *result)
+{
+        const json_t *network = json_object_get(result, "network");
+        _cleanup_free_ char *vm = text_safe(ctl->operands[1]);
+        const char *done = attach ? "is plugged into" : "is taken off";
+
+        printf("%s: network card %s %s '%s'%s\n", vm, show_text(network, "mac"),
+                ctl->dry_run ? (attach ? "would be plugged into" : "would be taken off") : done,
+                show_text(network, "switch"),
+                show_flag(result, "now") ? "" : " at the vm's next start, and not before");
+}
+
+static int run_network(struct ctl *ctl, struct error *err)
+{
+        bool attach = strcmp(ctl->operands[0], "attach") == 0;
+        _cleanup_json_ json_t *result = NULL;
+        int r;
+
+        if (!attach && strcmp(ctl->operands[0], "detach") != 0)
+                return ctl_usage(ctl, "'%s' is none of attach, detach", ctl->operands[0]);
+        r = read_change(ctl, attach, ctl->params, err);
+        if (r == 0)
+                r = daemon_call(ctl, attach ? "vm.network.attach" : "vm.network.detach",
+                        json_incref(ctl->params), &result, err);
+        if (r < 0)
+                return r;
+        if (ctl->json)
+                json_print(json_incref(result));
+        else if (!ctl->quiet)
+                say_change(ctl, attach, result);
+        return CTL_DONE;
+}
+
+const struct command command_vm_network = {
+        .name = "vm network",
+        .operands = "attach VM SWITCH[:vlan=N][,mac=M][,queues=N][,mac-spoofing=on]\n"
+                    "detach VM CARD",
+        .summary = "give a vm a network card, or take one away",
+        .doc = "Plug a network card of a vm into a switch, or take a card away: CARD is its MAC address, or "
+               "the switch that it is on if it is the only one there. A card gets an address of the pool "
+               "unless mac= names one, and keeps it. On a running vm it comes and goes at once where "
+               "that can be, else at the next start, and the answer says so. What is not allowed by "
+               "mac-spoofing=on is dropped: frames from other addresses than the card's."
+               "\v"
+               "Examples:\n"
+               "  vhdctl vm network attach web lan:vlan=10,queues=2\n"
+               "  vhdctl vm network detach web 5a:36:51:0a:0b:0c",
+        .n_operands_min = 3,
+        .n_operands_max = 3,
+        .run = run_network,
+        .daemon = &(const struct daemon_verb){.method = "vm.network.attach", .changes = true},
+};
 
 static int check_import(const struct ctl *ctl, json_t *params, struct error *err)
 {

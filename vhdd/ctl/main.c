@@ -48,6 +48,7 @@
         X(vm_pause)           \
         X(vm_resume)          \
         X(vm_save)            \
+        X(vm_network)         \
         X(vm_import)          \
         X(vm_export)          \
         X(disk_attach)        \
@@ -70,6 +71,11 @@
         X(snapshot_delete)    \
         X(snapshot_prune)     \
         X(snapshot_diff)      \
+        X(switch_create)      \
+        X(switch_set)         \
+        X(switch_list)        \
+        X(switch_show)        \
+        X(switch_remove)      \
         X(job_list)           \
         X(job_show)           \
         X(job_wait)           \

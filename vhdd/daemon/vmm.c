@@ -224,6 +224,8 @@ FORWARDED(switch_set, "switch.set")
 FORWARDED(switch_remove, "switch.remove")
 FORWARDED(vm_console, "vm.console")
 FORWARDED(vm_doctor, "vm.doctor")
+FORWARDED(vm_network_attach, "vm.network.attach")
+FORWARDED(vm_network_detach, "vm.network.detach")
 
 const struct method vmm_methods[] = {
         {"vmm.register", vmm_register, true},
@@ -236,6 +238,8 @@ const struct method vmm_methods[] = {
         {"switch.remove", switch_remove, true},
         {"vm.console", vm_console, false},
         {"vm.doctor", vm_doctor, false},
+        {"vm.network.attach", vm_network_attach, true},
+        {"vm.network.detach", vm_network_detach, true},
         {NULL, NULL, false},
 };
 
