@@ -228,6 +228,8 @@ questions = {
     "memory.show": {}, "switch.create": {"name": "lan", "type": "private"}, "switch.list": {},
     "switch.show": {"name": "lan"}, "switch.set": {"name": "lan", "share-host": True},
     "switch.remove": {"name": "lan"}, "vm.console": {"vm": "web"}, "vm.doctor": {},
+    "vm.network.attach": {"vm": "web", "network": {"switch": "lan", "mac-spoofing": True}},
+    "vm.network.detach": {"vm": "web", "network": "lan"},
 }
 for method, params in questions.items():
     error = ask(method, "ENXIO", **params)
@@ -235,9 +237,11 @@ for method, params in questions.items():
 host = Connection()
 assert "result" in host.call("vmm.register", timeout=20)
 lan = {"name": "lan", "type": "private"}
+change = {"network": {"switch": "lan"}, "now": True}
 answers = {
     "memory.show": {"host": {}, "vms": []}, "switch.list": [lan], "vm.console": {"socket": "/s"},
     "vm.doctor": {"checks": [{"name": "qemu", "ok": True, "message": "7.2"}]}, "switch.remove": {},
+    "vm.network.attach": change, "vm.network.detach": change,
 }
 for number, (method, params) in enumerate(questions.items()):
     control.send(id=100 + number, method=method, params=params)

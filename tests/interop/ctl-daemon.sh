@@ -101,6 +101,49 @@ expect 0 "$vhdctl" vm export web out --config-only
 sent vm.export '{"config-only":true,"directory":"'"$tmp"'/out","vm":"web"}'
 printed '1 MiB'
 
+# switches and network cards. How the caller has come is told where an uplink is taken.
+unset SSH_CONNECTION
+expect 0 "$vhdctl" switch create lab --type private
+sent switch.create '{"name":"lab","type":"private"}'
+SSH_CONNECTION='192.0.2.9 1 192.0.2.1 22' expect 0 "$vhdctl" switch create lan --type external --uplink eth1 --force -n
+sent switch.create '{"connection":"192.0.2.9 1 192.0.2.1 22","dry-run":true,"force":true,"name":"lan","type":"external","uplink":"eth1"}'
+printed 'would be created'
+printed 'two are better'
+# Behind sudo, which forgets it, the parents know.
+expect 0 env SSH_CONNECTION='192.0.2.9 2 192.0.2.1 22' bash -c 'unset SSH_CONNECTION; "$@"; exit $?' - \
+        "$vhdctl" switch set lan --share-host --host-vlan 20 --host-address 192.0.2.1/24 --host-address 192.0.2.2/24
+sent switch.set '{"connection":"192.0.2.9 2 192.0.2.1 22","host-addresses":["192.0.2.1/24","192.0.2.2/24"],"host-vlan":20,"name":"lan","share-host":true}'
+expect 0 "$vhdctl" switch set lan --no-share-host --host-address none --quiet
+[ "$(tail -n 1 "$tmp/requests" | sed 's/"connection":"[^"]*",//')" = \
+        'switch.set {"host-addresses":[],"name":"lan","share-host":false}' ] || fail 'not what was to be sent'
+expect 2 "$vhdctl" switch create lan
+said '--type private, internal or external'
+expect 2 "$vhdctl" switch create lan --type bridged
+expect 2 "$vhdctl" switch create lan --type private --host-vlan x
+expect 0 "$vhdctl" switch list
+[ "$(sed -n 2p <<<"$out" | awk '{ print $1, $2, $3, $4, $5, $6 }')" = 'lan external eth1 lan 1 kernel' ] || fail "$out"
+[ "$(sed -n 3p <<<"$out" | awk '{ print $1, $2, $3, $4, $5, $6 }')" = 'lab private - - 0 user-space' ] || fail "$out"
+expect 0 "$vhdctl" switch show lan
+printed '192.0.2.1/24'
+printed 'web   5a:00:00:00:00:01    10  dropped     vhdd01020304'
+printed 'mail  5a:00:00:00:00:02     -  allowed     vhdd01020305  No such device'
+expect 0 "$vhdctl" switch show lan --json
+json '.ports | map(.vlan)' '[10,0]'
+expect 0 "$vhdctl" switch remove lan --force
+sent switch.remove '{"force":true,"name":"lan"}'
+printed 'lan removed'
+expect 0 "$vhdctl" vm network attach web lan:vlan=10,queues=2,mac-spoofing=on -n
+sent vm.network.attach '{"dry-run":true,"network":{"mac-spoofing":true,"queues":2,"switch":"lan","vlan":10},"vm":"web"}'
+printed 'would be plugged into'
+expect 0 "$vhdctl" vm network detach web 5a:00:00:00:00:03
+sent vm.network.detach '{"network":"5a:00:00:00:00:03","vm":"web"}'
+printed "at the vm's next start"
+expect 2 "$vhdctl" vm network attach web :vlan=1
+expect 2 "$vhdctl" vm network attach web lan:mac-spoofing=maybe
+said 'on or off'
+expect 2 "$vhdctl" vm network swap web lan
+expect 2 "$vhdctl" vm network attach web
+
 # disks
 expect 0 "$vhdctl" disk attach web data.vhd --at scsi0:1 --create 10G --read-only --format vhd --name data
 sent disk.attach '{"at":"scsi0:1","create":10737418240,"file":"'"$tmp"'/data.vhd","format":"vhd","name":"data","read-only":true,"vm":"web"}'

@@ -64,6 +64,11 @@ static int answer(struct broker *broker, const char *method, const json_t *param
         X("vm.start", vm_start, true) X("vm.stop", vm_stop, true)                                  \
         X("vm.shutdown", vm_shutdown, true) X("vm.reset", vm_reset, true)                          \
         X("vm.pause", vm_pause, true) X("vm.resume", vm_resume, true) X("vm.save", vm_save, true)  \
+        X("vm.network.attach", vm_network_attach, true)                                            \
+        X("vm.network.detach", vm_network_detach, true)                                            \
+        X("switch.create", switch_create, true) X("switch.set", switch_set, true)                  \
+        X("switch.list", switch_list, false) X("switch.show", switch_show, false)                  \
+        X("switch.remove", switch_remove, true)                                                    \
         X("disk.attach", disk_attach, true) X("disk.detach", disk_detach, true)                    \
         X("disk.compact", disk_compact, true) X("disk.resize", disk_resize, true)                  \
         X("disk.list", disk_list, false) X("disk.show", disk_show, false)                          \
