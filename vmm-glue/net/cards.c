@@ -62,9 +62,30 @@ int cards_of(struct connection *connection, const char *vm, json_t **ret, struct
         return *ret ? 0 : fail(err, ENOMEM, "no memory for a vm's network cards");
 }
 
-int cards_store(struct connection *connection, const char *vm, json_t *networks, struct error *err)
+/* What a supervisor knows of a card besides is none of the settings' business. */
+static json_t *settings_of(const json_t *networks)
 {
-        json_t *params = json_pack("{s:s, s:{s:O}}", "vm", vm, "settings", "networks", networks);
+        static const char *const kept[] = {"switch", "vlan", "mac", "queues", "mac-spoofing"};
+        json_t *list = json_array(), *network;
+        size_t i;
+
+        json_array_foreach((json_t *)networks, i, network)
+        {
+                json_t *one = json_object();
+
+                for (size_t k = 0; k < sizeof(kept) / sizeof(kept[0]); k++)
+                        if (json_object_get(network, kept[k]))
+                                json_object_set(one, kept[k], json_object_get(network, kept[k]));
+                json_array_append_new(list, one);
+        }
+        return list;
+}
+
+int cards_store(
+        struct connection *connection, const char *vm, const json_t *networks, struct error *err)
+{
+        json_t *params = json_pack(
+                "{s:s, s:{s:o}}", "vm", vm, "settings", "networks", settings_of(networks));
 
         if (!params)
                 return fail(err, ENOMEM, "no memory for a vm's network cards");

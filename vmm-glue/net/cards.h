@@ -23,7 +23,8 @@ int cards_complete(struct connection *connection, const char *owner, const char 
 
 /* The vm's own list, as the daemon has it. */
 int cards_of(struct connection *connection, const char *vm, json_t **ret, struct error *err);
-int cards_store(struct connection *connection, const char *vm, json_t *networks, struct error *err);
+int cards_store(
+        struct connection *connection, const char *vm, const json_t *networks, struct error *err);
 
 /* One more card: @network with its address, or one of the pool. -EEXIST: another card has it. */
 int cards_prepare(struct connection *connection, const char *owner, const json_t *network,

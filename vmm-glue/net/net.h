@@ -50,9 +50,8 @@ int net_switch_set(struct net *net, const json_t *params, json_t **ret, struct e
 int net_switch_remove(struct net *net, const json_t *params, json_t **ret, struct error *err);
 
 /* A card for each member of @networks (schema.json's "network", each with its "mac") for the vm of that
- * id. @ret: a list with one object each: "index", "switch", "mac", "device", "descriptors": how many of @ret_fds
- * are its queues, "vhost": how many behind them are /dev/vhost-net. At most @max_fds in all.
- * -ENOSPC: they do not fit. */
+ * id. @ret: a list of copies, each with "device", "descriptors": how many of @ret_fds are its queues, and
+ * "vhost": how many behind them are /dev/vhost-net. At most @max_fds in all.   -ENOSPC: they do not fit */
 int net_plug(struct net *net, const char *vm, const json_t *networks, json_t **ret, int *ret_fds,
         size_t max_fds, size_t *ret_n_fds, struct error *err);
 /* The cards that the vm has become as @networks says: other VLANs, another switch. None is made or taken

@@ -13,6 +13,7 @@
 
 /* One card, as the settings have it, and what became of it. */
 struct card {
+        const json_t *network; /* lent */
         const char *switch_name;
         char mac[MAC_TEXT_SIZE];
         int64_t vlan;
@@ -36,6 +37,7 @@ static int read_card(const json_t *network, struct card *ret, struct error *err)
         const char *mac = json_string_value(json_object_get(network, "mac"));
         const json_t *queues = json_object_get(network, "queues");
 
+        ret->network = network;
         ret->switch_name = name ? name : "";
         ret->vlan = json_integer_value(json_object_get(network, "vlan"));
         ret->n_queues = queues ? (size_t)json_integer_value(queues) : 1;
@@ -258,17 +260,21 @@ static void drop_devices(struct net *net, struct ovs_rpc *rpc, const struct card
         picture_done(&picture);
 }
 
+/* All that was asked for comes back with what became of it: it is what the next plug is asked with when the
+ * guest goes on from saved memory. */
 static json_t *cards_to_json(const struct cards *cards)
 {
         json_t *list = json_array();
 
         for (size_t i = 0; i < cards->n; i++) {
                 const struct card *card = &cards->list[i];
+                json_t *one = json_copy((json_t *)card->network);
 
-                json_array_append_new(list,
-                        json_pack("{s:i, s:s, s:s, s:s, s:i, s:i}", "index", (int)i, "switch",
-                                card->switch_name, "mac", card->mac, "device", card->device,
-                                "descriptors", (int)card->n_queues, "vhost", (int)card->n_vhost));
+                json_object_set_new(one, "mac", json_string(card->mac));
+                json_object_set_new(one, "device", json_string(card->device));
+                json_object_set_new(one, "descriptors", json_integer((json_int_t)card->n_queues));
+                json_object_set_new(one, "vhost", json_integer((json_int_t)card->n_vhost));
+                json_array_append_new(list, one);
         }
         return list;
 }
