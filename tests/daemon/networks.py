@@ -367,12 +367,8 @@ def bad_cards(world):
 def uplinks(world):
     """The host does not lose its network unasked."""
     create = ("switch", "create", "ext", "--type", "external", "--uplink", "up1")
-    netlib.ip("link", "add", "up1", "type", "veth", "peer", "name", "far1")
     far = Namespace()
-    far.take("far1")
-    far.ip("link", "set", "far1", "up")
-    netlib.ip("link", "set", "up1", "up")
-    netlib.ip("addr", "add", "10.4.0.1/24", "dev", "up1")
+    make_uplink(far)
     ssh = {"SSH_CONNECTION": "10.4.0.2 40000 10.4.0.1 22"}
     refused(world, *create, says="connection you have come by", environment=ssh)
     refused(world, *create, says="connection you have come by",
@@ -386,6 +382,32 @@ def uplinks(world):
     sharing(world, far, create)
     only_adapter(world, create)
     netlib.ip("link", "del", "up1")
+
+
+def make_uplink(far):
+    """up1, whose other end is another machine's."""
+    netlib.ip("link", "add", "up1", "type", "veth", "peer", "name", "far1")
+    far.take("far1")
+    far.ip("link", "set", "far1", "up")
+    netlib.ip("link", "set", "up1", "up")
+    netlib.ip("addr", "add", "10.4.0.1/24", "dev", "up1")
+
+
+def late_uplink(far, guest):
+    """An adapter that is pulled, and comes again, is the switch's uplink as before, and not the host's."""
+    netlib.ip("link", "del", "up1")
+    make_uplink(far)
+    netlib.ip("route", "add", "default", "via", "10.4.0.2")
+    far.ip("addr", "add", "10.4.0.2/24", "dev", "far1")
+
+    def guarded():
+        shown = subprocess.run(["tc", "filter", "show", "dev", "up1", "ingress"], check=True,
+                               capture_output=True, text=True).stdout
+        demand(shown.strip(), "nothing keeps the host out")
+
+    daemonlib.wait_for(guarded, daemonlib.TestFailed, 20, "the uplink is there again", str)
+    endpoints = [guest, Host("host", "10.4.0.1"), Host("far", "10.4.0.2", far)]
+    check(Table(endpoints), pairs(("shared", "far")), "the uplink was pulled and came again")
 
 
 def sharing(world, far, create):
@@ -403,6 +425,7 @@ def sharing(world, far, create):
     world.daemon.ctl("switch", "set", "ext", "--no-share-host", "--force")
     endpoints = [guest, Host("host", "10.4.0.1"), Host("far", "10.4.0.2", far)]
     check(Table(endpoints), pairs(("shared", "far")), "the same uplink, not shared any more")
+    late_uplink(far, guest)
     world.guests.pop("shared").close()
     world.guests.pop("neighbour").close()
     world.daemon.ctl("switch", "remove", "ext", "--force")
@@ -503,7 +526,7 @@ def test(folder):
 if __name__ == "__main__":
     if os.geteuid() != 0:
         daemonlib.skip("network namespaces take root")
-    daemonlib.need("ovs-vswitchd", "ovsdb-server", "ip")
+    daemonlib.need("ovs-vswitchd", "ovsdb-server", "ip", "tc")
     if not os.path.exists("/dev/net/tun"):
         daemonlib.skip("no /dev/net/tun")
     if not netlib.enter_new_namespace():

@@ -3,13 +3,16 @@
 
 #include <arpa/inet.h>
 #include <linux/if_arp.h>
+#include <linux/rtnetlink.h>
 #include <netlink/errno.h>
+#include <netlink/msg.h>
 #include <netlink/netlink.h>
 #include <netlink/route/addr.h>
 #include <netlink/route/link.h>
 #include <netlink/route/nexthop.h>
 #include <netlink/route/route.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 
 /* Devices that stand on others, one on the other: a VLAN of a bond of ... */
@@ -493,4 +496,85 @@ int links_of_connection(
                 return r;
         *ret = lowest(links, index);
         return 0;
+}
+
+/* --- watching --- */
+
+struct links_watch {
+        struct nl_sock *socket;
+        sd_event_source *source;
+        void (*changed)(void *opaque, const char *name, int index);
+        void *opaque;
+};
+
+static void on_link_object(struct nl_object *object, void *opaque)
+{
+        struct links_watch *watch = opaque;
+        struct net_link link;
+
+        if (strcmp(nl_object_get_type(object), "route/link") != 0)
+                return;
+        read_link((struct rtnl_link *)object, &link);
+        watch->changed(watch->opaque, link.name, link.index);
+}
+
+static int on_link_message(struct nl_msg *message, void *opaque)
+{
+        if (nlmsg_hdr(message)->nlmsg_type == RTM_NEWLINK)
+                nl_msg_parse(message, on_link_object, opaque);
+        return NL_OK;
+}
+
+static int on_link_event(sd_event_source *source, int fd, uint32_t events, void *opaque)
+{
+        struct links_watch *watch = opaque;
+
+        /* Messages that were lost because there were too many: the next ones come all the same. */
+        nl_recvmsgs_default(watch->socket);
+        return 0;
+}
+
+int links_watch(sd_event *event, void (*changed)(void *opaque, const char *name, int index),
+        void *opaque, struct links_watch **ret, struct error *err)
+{
+        struct links_watch *watch = calloc(1, sizeof(*watch));
+        int r;
+
+        if (watch)
+                watch->socket = nl_socket_alloc();
+        if (!watch || !watch->socket) {
+                free(watch);
+                return fail(err, ENOMEM, "no memory for a netlink socket");
+        }
+        watch->changed = changed;
+        watch->opaque = opaque;
+        nl_socket_disable_seq_check(watch->socket);
+        nl_socket_modify_cb(watch->socket, NL_CB_VALID, NL_CB_CUSTOM, on_link_message, watch);
+        r = nl_connect(watch->socket, NETLINK_ROUTE);
+        if (r == 0)
+                r = nl_socket_add_memberships(watch->socket, RTNLGRP_LINK, 0);
+        if (r == 0)
+                r = nl_socket_set_nonblocking(watch->socket);
+        if (r < 0) {
+                links_watch_end(watch);
+                return fail_nl(err, r, EIO, "cannot watch the network interfaces");
+        }
+        r = sd_event_add_io(event, &watch->source, nl_socket_get_fd(watch->socket), EPOLLIN,
+                on_link_event, watch);
+        if (r < 0) {
+                links_watch_end(watch);
+                return fail_os(err, -r, "cannot watch the network interfaces");
+        }
+        *ret = watch;
+        return 0;
+}
+
+struct links_watch *links_watch_end(struct links_watch *watch)
+{
+        if (!watch)
+                return NULL;
+        sd_event_source_disable_unref(watch->source);
+        nl_socket_free(watch->socket);
+        free(watch);
+        return NULL;
 }

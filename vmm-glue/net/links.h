@@ -11,6 +11,7 @@
 #include <jansson.h>
 #include <net/if.h>
 #include <stdbool.h>
+#include <systemd/sd-event.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -65,6 +66,13 @@ int links_add_address(struct links *links, int index, const char *address, struc
 int links_remove_address(struct links *links, int index, const char *address, struct error *err);
 /* "192.0.2.1/24" or the like: what links_add_address takes. */
 int link_address_check(const char *address, struct error *err);
+
+/* @changed is called from the event loop for each device that comes or changes. */
+struct links_watch;
+int links_watch(sd_event *event, void (*changed)(void *opaque, const char *name, int index),
+        void *opaque, struct links_watch **ret, struct error *err);
+struct links_watch *links_watch_end(
+        struct links_watch *watch); /* NULL is fine; always returns NULL */
 
 struct nl_sock;
 struct nl_sock *links_socket(struct links *links); /* lent */

@@ -55,6 +55,20 @@ static int set_host_port(struct net *net, const struct net_switch *net_switch, s
         return r < 0 || !has_host ? r : add_addresses(net, net_switch, link.index, err);
 }
 
+/* The one that this is known by; a new one of the same name has another number. */
+static void watch_uplink(struct net *net, const struct net_link *link)
+{
+        json_object_set_new(net->uplinks, link->name, json_integer(link->index));
+}
+
+/* What was on is in the switch's row since its making; after a reboot it is on once more. */
+static int set_plain_frames(struct net *net, const struct net_link *link, struct error *err)
+{
+        _cleanup_free_ char *was_on = NULL;
+
+        return guard_plain_frames(net->links, link, &was_on, err);
+}
+
 static int set_uplink(struct net *net, const struct net_switch *net_switch, struct error *err)
 {
         struct net_link link;
@@ -62,7 +76,12 @@ static int set_uplink(struct net *net, const struct net_switch *net_switch, stru
 
         if (r == 0)
                 r = links_set_up(net->links, net_switch->uplink, true, err);
+        if (r == 0)
+                watch_uplink(net, &link);
         if (r < 0 || !instance_is_own(net->instance))
+                return r;
+        r = set_plain_frames(net, &link, err);
+        if (r < 0)
                 return r;
         return net_switch->share_host ? guard_let_host_in(net->links, &link, err)
                                       : guard_keep_host_out(net->links, &link, err);
@@ -99,10 +118,54 @@ static int drop_dead_ports(
         return ovsdb_carry_out(rpc, operations, &committed, err);
 }
 
+static const char *uplink_port(const struct net_switch *net_switch)
+{
+        for (size_t i = 0; i < net_switch->n_ports; i++)
+                if (strcmp(net_switch->ports[i].device, net_switch->uplink) == 0)
+                        return net_switch->ports[i].uuid;
+        return NULL;
+}
+
+/* Open vSwitch goes on listening at the device that was: the port has to go before it comes. */
+static int renew_port(struct ovs_rpc *rpc, const struct net_switch *net_switch, struct error *err)
+{
+        const char *port = uplink_port(net_switch);
+        json_t *operations = json_array();
+        bool committed;
+        int r;
+
+        if (port)
+                net_drop_port(operations, net_switch->uuid, port);
+        r = ovsdb_carry_out(rpc, operations, &committed, err);
+        if (r < 0)
+                return r;
+        operations = json_array();
+        net_insert_uplink(operations, net_switch->uplink);
+        ovsdb_mutate(operations, "Bridge", net_switch->uuid, "ports", "insert",
+                ovsdb_new("uplink_port"));
+        ovsdb_make_durable(operations);
+        return ovsdb_carry_out(rpc, operations, &committed, err);
+}
+
+/* We died between the two halves of renew_port(). */
+static int add_lost_uplinks(struct ovs_rpc *rpc, const struct picture *picture, struct error *err)
+{
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < picture->n_switches; i++)
+                if (picture->switches[i].uplink[0] && !uplink_port(&picture->switches[i]))
+                        r = renew_port(rpc, &picture->switches[i], err);
+        return r;
+}
+
 /* A switch that cannot be had whole, because its uplink is missing today, must not hold up the others. */
 static void make_whole(struct net *net, const struct net_switch *net_switch)
 {
         struct error err = ERROR_INIT;
+
+        /* Also when it is not there: somebody may plug it in. */
+        if (net_switch->uplink[0])
+                json_object_set_new(net->uplinks, net_switch->uplink, json_integer(0));
 
         if (net_set_flows(net, net_switch, &err) < 0 || net_set_host(net, net_switch, &err) < 0) {
                 fail_prefix(&err, -err.code, "switch '%s'", net_switch->name);
@@ -117,6 +180,8 @@ static int make_all_whole(struct net *net, struct ovs_rpc *rpc, struct error *er
 
         if (r == 0)
                 r = drop_dead_ports(net, rpc, &picture, err);
+        if (r == 0)
+                r = add_lost_uplinks(rpc, &picture, err);
         picture_done(&picture);
         /* Once more: the ports' numbers are known only now. */
         if (r == 0)
@@ -146,6 +211,37 @@ static void on_again(void *opaque)
                 log_error(&err);
         else
                 log_info("the switches are there again");
+}
+
+static void renew_uplink(struct net *net, const char *name)
+{
+        struct error err = ERROR_INIT;
+        struct picture picture = {0};
+        const struct net_switch *net_switch;
+        struct ovs_rpc *rpc = NULL;
+        int r = instance_database_if_there(net->instance, &rpc, &err);
+
+        if (r == 0 && rpc)
+                r = picture_take(rpc, instance_owner(net->instance), &picture, &err);
+        net_switch = picture_uplink(&picture, name);
+        if (r == 0 && net_switch)
+                r = renew_port(rpc, net_switch, &err);
+        picture_done(&picture);
+        if (r < 0)
+                log_error(&err);
+}
+
+/* An uplink that comes, or comes again: nothing keeps the host out of it, and it is no port yet. */
+static void on_link(void *opaque, const char *name, int index)
+{
+        struct net *net = opaque;
+        const json_t *known = json_object_get(net->uplinks, name);
+
+        if (!known || json_integer_value(known) == index)
+                return;
+        json_object_set_new(net->uplinks, name, json_integer(index));
+        renew_uplink(net, name);
+        on_again(net);
 }
 
 /* --- life --- */
@@ -200,8 +296,11 @@ int net_new(const struct net_options *options, struct net **ret, struct error *e
 
         if (!net)
                 return fail(err, ENOMEM, "no memory for the switches");
+        net->uplinks = json_object();
         r = links_open(&net->links, err);
         instance.links = net->links;
+        if (r == 0)
+                r = links_watch(options->event, on_link, net, &net->watch, err);
         if (r == 0)
                 r = instance_new(&instance, &net->instance, err);
         if (r < 0)
@@ -215,7 +314,9 @@ struct net *net_free(struct net *net)
         if (!net)
                 return NULL;
         instance_free(net->instance);
+        links_watch_end(net->watch);
         links_close(net->links);
+        json_decref(net->uplinks);
         free(net);
         return NULL;
 }

@@ -13,6 +13,8 @@
 struct net {
         struct instance *instance;
         struct links *links;
+        struct links_watch *watch;
+        json_t *uplinks; /* name -> number of the device; 0: it is not there */
 };
 
 /* --- net.c: making it so --- */
@@ -24,6 +26,11 @@ int net_set_flows(struct net *net, const struct net_switch *net_switch, struct e
 int net_set_host(struct net *net, const struct net_switch *net_switch, struct error *err);
 /* Takes @port off its bridge. */
 void net_drop_port(json_t *operations, const char *bridge_uuid, const char *port_uuid);
+
+/* --- switches.c --- */
+
+/* The rows of an uplink; the port is called "uplink_port" in this transaction. */
+void net_insert_uplink(json_t *operations, const char *device);
 
 /* --- uplink.c --- */
 

@@ -140,6 +140,11 @@ void ovsdb_demand(json_t *operations, const char *table, const char *uuid)
                         "==", "rows", "_uuid", "uuid", uuid));
 }
 
+void ovsdb_make_durable(json_t *operations)
+{
+        json_array_append_new(operations, json_pack("{s:s,s:b}", "op", "commit", "durable", 1));
+}
+
 /* The results' first error (RFC 7047, 4.1.3): the one that made the database drop everything. */
 static int first_error(const json_t *results, struct error *err)
 {

@@ -44,6 +44,9 @@ void ovsdb_mutate(json_t *operations, const char *table, const char *uuid, const
 /* @table has a row of that uuid, or nothing of the transaction is done (-ESTALE). */
 void ovsdb_demand(json_t *operations, const char *table, const char *uuid);
 
+/* The transaction survives a power cut when it has been answered. */
+void ovsdb_make_durable(json_t *operations);
+
 /* Carries out @operations (taken over), all of them or none. @ret (may be NULL) is the list of their
  * results. */
 int ovsdb_transact(struct ovs_rpc *rpc, json_t *operations, json_t **ret, struct error *err);

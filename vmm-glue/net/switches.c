@@ -256,7 +256,7 @@ static void insert_interface(
 }
 
 /* No tag: it carries all VLANs, and the untagged frames are VLAN 0's. */
-static void insert_uplink(json_t *operations, const char *device)
+void net_insert_uplink(json_t *operations, const char *device)
 {
         insert_interface(operations, "uplink_interface", device, "");
         ovsdb_insert(operations, "Port", "uplink_port",
@@ -274,7 +274,7 @@ static void insert_switch(struct net *net, json_t *operations, const struct wish
                 json_pack("{s:s, s:s, s:I, s:o}", "name", wish->name, "vlan_mode", "access", "tag",
                         (json_int_t)host_tag(wish), "interfaces", ovsdb_new("host_interface")));
         if (wish->uplink[0]) {
-                insert_uplink(operations, wish->uplink);
+                net_insert_uplink(operations, wish->uplink);
                 json_array_append_new(ports, ovsdb_new("uplink_port"));
         }
         ovsdb_insert(operations, "Bridge", "bridge",
@@ -446,6 +446,7 @@ static int create(struct net *net, struct ovs_rpc *rpc, const struct wish *wish,
                 return r;
         }
         insert_switch(net, operations, wish, mac, restore);
+        ovsdb_make_durable(operations);
         r = ovsdb_carry_out(rpc, operations, &committed, err);
         if (r == 0)
                 r = finish(net, rpc, wish->name, notes, ret, err);
@@ -534,7 +535,7 @@ static void change_rows(struct net *net, json_t *operations, const struct net_sw
                 if (old && s->uplink[0])
                         net_drop_port(operations, s->uuid, old->uuid);
                 if (wish->uplink[0]) {
-                        insert_uplink(operations, wish->uplink);
+                        net_insert_uplink(operations, wish->uplink);
                         ovsdb_mutate(operations, "Bridge", s->uuid, "ports", "insert",
                                 ovsdb_new("uplink_port"));
                 }
@@ -622,6 +623,7 @@ static int change(struct net *net, struct ovs_rpc *rpc, const struct net_switch 
                 return r;
         operations = json_array();
         change_rows(net, operations, s, wish, restore ? restore : s->restore);
+        ovsdb_make_durable(operations);
         r = ovsdb_carry_out(rpc, operations, &committed, err);
         if (r == 0)
                 r = finish(net, rpc, s->name, notes, ret, err);
@@ -691,6 +693,7 @@ static int remove_switch(
         int r;
 
         delete_switch(operations, s->uuid);
+        ovsdb_make_durable(operations);
         r = ovsdb_carry_out(rpc, operations, &committed, err);
         if (r < 0 && !committed)
                 return r;
