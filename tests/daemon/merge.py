@@ -151,9 +151,10 @@ class Case:
         self.daemon.ctl("vm", "create", "v")
         self.guests = []
 
-    def guest(self, disk="d", size=None):
+    def guest(self, disk="d", size=None, create=True):
         size = size or (64 * MIB if self.long else 16 * MIB)
-        self.daemon.ctl("disk", "attach", "v", self.file(disk), "--name", disk, "--create", str(size))
+        self.daemon.ctl("disk", "attach", "v", self.file(disk), "--name", disk,
+                        *(["--create", str(size)] if create else []))
         guest = Guest(self.daemon, "v", disk, size, random.Random(self.chance.random()))
         self.guests.append(guest)
         return guest
@@ -398,6 +399,41 @@ def taken_away(case):
     case.delete("before", "--wait")
     case.wait()
     case.check(one_file_each=True)
+
+
+def user_files(case):
+    """Two states of a disk of the user's own, both detached and kept: neither is merged into what the other
+    stands on, although no snapshot holds it any more."""
+    case.guest("a")
+    case.take("before")
+    case.daemon.ctl("create", "--quiet", case.file("d"), "--size", str(16 * MIB))
+    guest = case.guest("d", size=16 * MIB, create=False)
+    guest.fill(50)
+    case.take("s")
+
+    def leaf():
+        return case.daemon.show("disk", "v", "d")["layers"][0]["file"]
+
+    guest.fill(20)
+    states = {leaf(): bytes(guest.content)}
+    case.daemon.ctl("disk", "detach", "v", "d")
+    case.daemon.ctl("snapshot", "apply", "v", "s")
+    guest.content = bytearray(guest.snapshots["s"])
+    guest.fill(20)
+    states[leaf()] = bytes(guest.content)
+    case.daemon.ctl("snapshot", "apply", "v", "before", "--save-current", "saved")
+    case.delete("s", "--subtree")
+    first = next(iter(states))
+    case.daemon.ctl("disk", "attach", "v", first, "--name", "d")
+    guest.content, guest.snapshots = bytearray(states.pop(first)), {}
+    case.wait(until=lambda: all(job["state"] == "done" or job["stuck"] for job in case.open_jobs()))
+    for file, content in states.items():
+        flat = os.path.join(case.folder, "flat")
+        case.daemon.ctl("convert", "--quiet", file, flat, "--type", "raw")
+        with open(flat, "rb") as f:
+            demand(f.read() == content, f"'{file}', which was kept, reads otherwise")
+        os.unlink(flat)
+    guest.verify()
 
 
 def push(case):
@@ -662,7 +698,7 @@ def changed(case):
     case.check(one_file_each=True)
 
 
-CASES = [newest_live, many_layers, deferred, branches, let_go, taken_away, push, prune, people, deaths,
+CASES = [newest_live, many_layers, deferred, branches, let_go, taken_away, user_files, push, prune, people, deaths,
          deaths_at_the_end, readers, beside, full, changed]
 
 

@@ -273,7 +273,20 @@ static int append_path(json_t *list, const char *path, struct error *err)
         return 0;
 }
 
-/* Does @path stand on something that a snapshot, an undo or a merge may want to remove? */
+/* Others stand on it as well: when they are fewer it is merged into, or goes. */
+static int has_other_children(
+        struct catalog *catalog, const struct image_row *row, bool *ret, struct error *err)
+{
+        struct image_row *children = NULL;
+        size_t n = 0;
+        int r = catalog_image_children(catalog, row->path, &children, &n, err);
+
+        image_rows_free(children, n);
+        *ret = n > 1;
+        return r;
+}
+
+/* Does @path stand on something that a snapshot, an undo or a merge may want to remove, or write to? */
 static int stands_on_ours(struct catalog *catalog, const char *path, bool *ret, struct error *err)
 {
         _cleanup_(image_chain_done) struct image_chain chain = {0};
@@ -288,6 +301,8 @@ static int stands_on_ours(struct catalog *catalog, const char *path, bool *ret, 
                 snapshot_disk_rows_free(disks, n);
                 *ret = n > 0 || chain.rows[i].made_by_us ||
                         strcmp(chain.rows[i].state, IMAGE_IN_USE) != 0;
+                if (r == 0 && !*ret)
+                        r = has_other_children(catalog, &chain.rows[i], ret, err);
         }
         return r;
 }
