@@ -89,7 +89,7 @@ class Agent(threading.Thread):
                 if verb in ("stop", "start"):
                     self.send("agent.state", vm=self.vm, on=verb == "start")
         except Refusal as e:
-            self.send("agent.reply", request=params["request"], error=str(e))
+            self.send("agent.reply", request=params["request"], error=str(e), hint="ask again")
         if fd is not None:
             os.close(fd)
 

@@ -126,6 +126,14 @@ def under_a_guest(daemon, name, begin):
     guest.end()
     agent.leave()
     wait_for(lambda: daemon.show("vm", "web")["agent"] is None, "the agent is still there")
+    # Saved: as its memory knows it.
+    agent = Agent(daemon.control, "web", {"describe": lambda *_: {"state": "saved"}},
+                  verbs=VERBS + ("describe",))
+    got = daemon.try_ctl("disk", "resize", "web", name, "+1M")
+    demand(got.status == 3 and "is saved" in got.err and got.is_one_sentence(), f"{got}")
+    demand(size(daemon, name) == (3 << 30) + MIB and agent.asked == ["describe"], f"{agent.asked}")
+    agent.leave()
+    wait_for(lambda: daemon.show("vm", "web")["agent"] is None, "the agent is still there")
 
 
 def refusals(daemon, folder):

@@ -131,6 +131,7 @@ def refused_remove(daemon, how, sentence):
                          if d["name"] == "stays")] = daemon.connect("web/stays")
     got = daemon.try_ctl("disk", "detach", "web", "stays")
     demand(got.status == 3 and sentence in got.err and got.is_one_sentence(), f"{how}: {got}")
+    demand(how != "no" or "\n        ask again" in got.err, f"the agent's hint is lost: {got}")
     demand(set(names(daemon)) == {"boot", "stays"}, f"{how}: {names(daemon)}")
     for handle in machine.has.values():
         handle.pwrite(b"x" * 512, 0)

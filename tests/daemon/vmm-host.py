@@ -209,8 +209,29 @@ def bad_commands(folder):
         daemon.stop()
 
 
+def two_daemons(folder):
+    """Each has its own; one that is asked to end does not end the other's."""
+    ones = []
+    for name in ("left", "right"):
+        inner = os.path.join(folder, name)
+        os.mkdir(inner)
+        command = f"{sys.executable} {os.path.abspath(__file__)} --host {inner}"
+        memory = "1G" if name == "left" else "2G"
+        ones.append(daemonlib.Daemon(inner, ["--vmm-command", command, "--host-memory", memory]))
+    with ones[0] as left, ones[1] as right:
+        left.start()
+        right.start()
+        demand(asked(left)["host"]["budget"] == 1 << 30, "the left one's is not its own")
+        demand(asked(right)["host"]["budget"] == 2 << 30, "the right one's is not its own")
+        left.stop()
+        demand(len(notes(left, "ended")) == 1 and not notes(right, "ended"), "the wrong one ended")
+        demand(asked(right)["host"]["budget"] == 2 << 30, "the right one's is gone")
+        demand(len(notes(right, "started")) == 1, "the right one's was started anew")
+        right.stop()
+
+
 def test(folder):
-    for name, case in (("none", without_one), ("life", its_life), ("bad", bad_commands)):
+    for name, case in (("none", without_one), ("life", its_life), ("bad", bad_commands), ("two", two_daemons)):
         inner = os.path.join(folder, name)
         os.mkdir(inner)
         case(inner)

@@ -437,6 +437,74 @@ static void change_with_sqlite(const char *sql)
         sqlite3_close(db);
 }
 
+/* Whoever updates the daemon keeps vms and snapshots. */
+Test(catalog, brings_one_of_the_first_version_up_to_date)
+{
+        struct snapshot_row snapshot;
+        struct vm_row vm;
+
+        insert_vm(VM_1, "a");
+        cr_assert_eq(insert_snapshot(SNAP_1, "s", ""), 0, "%s", err.message);
+        change_with_sqlite("PRAGMA foreign_keys = OFF;"
+                           "DROP INDEX vm_resume;"
+                           "ALTER TABLE snapshot DROP COLUMN consistency;"
+                           "CREATE TABLE first ("
+                           "  id TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL UNIQUE,"
+                           "  created_us INTEGER NOT NULL, settings TEXT NOT NULL, directory TEXT,"
+                           "  snapshot_dir TEXT, \"current\" TEXT REFERENCES snapshot (id)"
+                           "  DEFERRABLE INITIALLY DEFERRED, is_on_by_agent INTEGER NOT NULL,"
+                           "  undo TEXT) STRICT, WITHOUT ROWID;"
+                           "INSERT INTO first SELECT id, name, created_us, settings, directory,"
+                           "  snapshot_dir, 'bbbbbbbb-0000-4000-8000-000000000001',"
+                           "  is_on_by_agent, undo FROM vm;"
+                           "DROP TABLE vm;"
+                           "PRAGMA legacy_alter_table = ON;"
+                           "ALTER TABLE first RENAME TO vm;"
+                           "PRAGMA user_version = 1;");
+        reopen();
+        cr_assert_eq(catalog_vm_find(catalog, "a", &vm, &err), 0, "%s", err.message);
+        cr_expect_str_eq(vm.current, SNAP_1);
+        cr_expect_str_eq(vm.settings, "{\"cpus\":2}");
+        cr_expect_str_eq(vm.resume, "");
+        vm_row_done(&vm);
+        cr_assert_eq(catalog_snapshot_find(catalog, VM_1, "s", &snapshot, &err), 0);
+        cr_expect_str_eq(snapshot.consistency, "");
+        snapshot_row_done(&snapshot);
+        cr_expect_eq(catalog_vm_set_resume(catalog, VM_1, SNAP_1, &err), 0, "%s", err.message);
+        reopen();
+        cr_assert_eq(catalog_vm_find(catalog, "a", &vm, &err), 0, "%s", err.message);
+        cr_expect_str_eq(vm.resume, SNAP_1);
+        vm_row_done(&vm);
+}
+
+/* A memory that is used twice meets disks that have moved on. */
+Test(catalog, a_vm_that_is_on_or_whose_snapshot_is_gone_resumes_from_nothing)
+{
+        struct vm_row row = a_vm(VM_1, "a"), back;
+
+        insert_vm(VM_1, "a");
+        cr_assert_eq(insert_snapshot(SNAP_1, "s", ""), 0, "%s", err.message);
+        cr_assert_eq(catalog_vm_set_resume(catalog, VM_1, SNAP_1, &err), 0, "%s", err.message);
+        /* An operation that had read the row before does not put it back, nor take it away. */
+        cr_assert_eq(catalog_vm_update(catalog, &row, &err), 0, "%s", err.message);
+        cr_assert_eq(catalog_vm_find(catalog, VM_1, &back, &err), 0);
+        cr_expect_str_eq(back.resume, SNAP_1);
+        cr_assert_eq(catalog_vm_set_on(catalog, VM_1, false, &err), 0, "%s", err.message);
+        cr_assert_eq(catalog_vm_set_on(catalog, VM_1, true, &err), 0, "%s", err.message);
+        cr_assert_eq(catalog_vm_update(catalog, &back, &err), 0, "%s", err.message);
+        vm_row_done(&back);
+        cr_assert_eq(catalog_vm_find(catalog, VM_1, &back, &err), 0);
+        cr_expect_str_eq(back.resume, "");
+        vm_row_done(&back);
+        cr_assert_eq(catalog_vm_set_resume(catalog, VM_1, SNAP_1, &err), 0, "%s", err.message);
+        cr_assert_eq(catalog_snapshot_delete(catalog, SNAP_1, &err), 0, "%s", err.message);
+        cr_assert_eq(catalog_vm_find(catalog, VM_1, &back, &err), 0);
+        cr_expect_str_eq(back.resume, "");
+        vm_row_done(&back);
+        cr_expect_eq(catalog_vm_set_resume(catalog, VM_2, NULL, &err), -ENOENT);
+        cr_expect_eq(catalog_vm_set_resume(catalog, VM_1, SNAP_2, &err), -EBUSY);
+}
+
 Test(catalog, refuses_one_that_a_newer_vhdd_wrote)
 {
         change_with_sqlite("PRAGMA user_version = 1000");

@@ -121,8 +121,12 @@ static int judge(const char *verb, unsigned timeout_s, int r, json_t *answer, js
                         err, ETIMEDOUT, "the vm's agent did not %s within %u s", verb, timeout_s);
         if (r < 0)
                 return r;
-        if (text)
-                return fail(err, EREMOTEIO, "the vm's agent could not %s: %.400s", verb, text);
+        if (text) {
+                r = fail(err, EREMOTEIO, "the vm's agent could not %s: %.400s", verb, text);
+                if (param_text(said, "hint"))
+                        error_set_hint(err, "%.400s", param_text(said, "hint"));
+                return r;
+        }
         if (ret) {
                 *ret = json_incref(json_object_get(said, "result"));
                 if (!*ret)

@@ -180,6 +180,8 @@ static int resize_begin(
                         z->disk.name, z->row.name, z->disk.size, z->disk.size - z->size);
                 error_set_hint(err, "--shrink cuts off a tail that reads as zeros");
         }
+        if (r == 0)
+                r = hot_refuse_saved(z->vm, &z->row, err);
         return r == 0 ? refuse_clients(z, err) : r;
 }
 

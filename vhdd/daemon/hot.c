@@ -2,6 +2,7 @@
 #include "vhdd/daemon/hot.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "vhdd/daemon/agents.h"
 #include "vhdd/daemon/disks.h"
@@ -11,6 +12,25 @@
 bool hot_is_offered(struct vm *vm, const struct vm_row *row, const char *verb)
 {
         return row->is_on_by_agent && agent_offers(vm, verb);
+}
+
+int hot_refuse_saved(struct vm *vm, const struct vm_row *row, struct error *err)
+{
+        json_auto_t *answer = NULL;
+        const char *state;
+        int r;
+
+        if (!hot_is_offered(vm, row, "describe"))
+                return 0;
+        r = agent_ask(vm, "describe", json_object(), NULL, 0, &answer, err);
+        state = r == 0 ? param_text(answer, "state") : NULL;
+        if (!state || strcmp(state, "saved") != 0)
+                return r;
+        r = fail(err, EBUSY, "vm '%s' is saved, and its disks stay as its memory knows them",
+                row->name);
+        error_set_hint(err, "vhdctl vm start '%s' goes on, vhdctl vm stop '%s' gives the memory up",
+                row->name, row->name);
+        return r;
 }
 
 /* The disk as disk.list shows it, and how to get at it. */

@@ -22,6 +22,10 @@
 /* The vm is on, and its agent offers @verb. */
 bool hot_is_offered(struct vm *vm, const struct vm_row *row, const char *verb);
 
+/* A vm that counts as on because its memory is saved, by its agent's word ("describe" answers "state":
+ * "saved"): its disks stay as that memory knows them.   -EBUSY */
+int hot_refuse_saved(struct vm *vm, const struct vm_row *row, struct error *err);
+
 /* @guest: "taken", "unseen", or "" when that is not known or nobody was asked. */
 int hot_add(struct vm *vm, const struct vm_row *row, const struct disk_row *disk,
         char guest[HOT_GUEST_MAX], struct error *err);
