@@ -6,6 +6,7 @@ Memory and disks belong together: a snapshot that was to have memory and has non
 whoever died, and what the guest wrote meanwhile is. A memory is never gone on from over disks that have
 moved on. A guest that was frozen or paused thaws and goes on in every case."""
 
+import json
 import os
 import signal
 import subprocess
@@ -60,8 +61,17 @@ def pauses(daemon, folder):
     text = daemon.ctl("snapshot", "take", "web", "shown").out
     demand("the guest stood still for" in text and "memory" in text, text)
     demand(agent.asked == ["pause", "save", "resume"] * 3, f"asked for {agent.asked}")
+    # One that a person has paused stays so.
+    gone(daemon, agent)
+    agent = new_agent(daemon, {"describe": lambda *_: {"state": "paused"}}, verbs=VERBS + ("describe",))
+    got = daemon.query("snapshot", "take", "web", "paused")
+    demand(got["memory"] and "pause-us" not in got, f"{got}")
+    demand(agent.asked == ["describe", "save"], f"asked for {agent.asked}")
     # Its file is another's to copy, once.
     out = os.path.join(folder, "out.memory")
+    for path in saved_files(folder):
+        with open(os.path.join(os.path.dirname(path), "settings.json"), encoding="utf-8") as f:
+            demand([d["name"] for d in json.load(f)["disks"]] == ["disk"], f"{path}: without settings")
     daemon.ctl("snapshot", "memory", "web", "told", "--output", out, "--dry-run")
     demand(not os.path.exists(out), "a dry run made a file")
     daemon.ctl("snapshot", "memory", "web", "told", "--output", out)
@@ -75,10 +85,11 @@ def pauses(daemon, folder):
     demand(shown["consistency"] == "crash" and not shown["memory"], f"{shown}")
     refused = daemon.try_ctl("snapshot", "memory", "web", "bare", "--output", out + "2")
     demand(refused.status == 3 and "has no memory" in refused.err, f"{refused}")
-    for name in ("told", "measured", "shown", "bare"):
+    for name in ("told", "measured", "shown", "paused", "bare"):
         daemon.ctl("snapshot", "delete", "web", name, "--wait")
     merged_back(daemon)
-    demand(not saved_files(folder), f"left over: {saved_files(folder)}")
+    left = os.listdir(os.path.join(folder, "Snapshots"))
+    demand(not left, f"left over: {left}")
     gone(daemon, agent)
 
 

@@ -227,6 +227,8 @@ static int show_vm(const struct ctl *ctl, const json_t *params, const json_t *re
         show_line(0, "clients", "%" PRId64, show_number(result, "clients"));
         if (show_text(result, "agent")[0])
                 show_line(0, "agent", "%s", show_text(result, "agent"));
+        if (show_text(result, "resumes-from")[0])
+                show_line(0, "resumes from", "the memory of %s", show_text(result, "resumes-from"));
         if (show_text(result, "directory")[0])
                 show_line(0, "directory", "%s", show_text(result, "directory"));
         if (show_text(result, "snapshot-dir")[0])

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "vhdd/daemon/agents.h"
@@ -31,33 +32,86 @@ static int memory_path(
         return r < 0 ? fail(err, ENOMEM, "no memory for a path") : 0;
 }
 
+static int settings_path(const char *memory, char **ret, struct error *err)
+{
+        int n = (int)(strrchr(memory, '/') - memory);
+
+        return asprintf(ret, "%.*s/settings.json", n, memory) < 0
+                ? fail(err, ENOMEM, "no memory for a path")
+                : 0;
+}
+
+static int make_file(struct memory_saving *saving, const char *path, int *ret, struct error *err)
+{
+        int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        int r;
+
+        if (fd >= 0) {
+                *ret = fd;
+                return 0;
+        }
+        r = fail_os(err, errno, "cannot make '%s'", path);
+        if (r == -EEXIST)
+                operation_not_made(saving->operation, path, NULL);
+        return r;
+}
+
+static int write_settings(
+        struct memory_saving *saving, const char *path, const json_t *settings, struct error *err)
+{
+        _cleanup_free_ char *text = json_dumps(settings, JSON_INDENT(2));
+        _cleanup_fd_ int fd = -1;
+        int r;
+
+        if (!text)
+                return fail(err, ENOMEM, "no memory for the vm's settings");
+        r = make_file(saving, path, &fd, err);
+        if (r == 0 && (dprintf(fd, "%s\n", text) < 0 || fdatasync(fd) < 0))
+                r = fail_os(err, errno, "cannot write '%s'", path);
+        return r;
+}
+
 int memory_begin(struct vm *vm, const struct vm_row *row, const char *snapshot,
-        struct memory_saving *ret, struct error *err)
+        const json_t *settings, struct memory_saving *ret, struct error *err)
 {
         struct memory_saving saving = MEMORY_SAVING_INIT;
-        const char *make[1];
+        _cleanup_free_ char *beside = NULL;
         int r = memory_path(row, snapshot, &saving.path, err);
 
-        if (r < 0)
-                return r;
-        make[0] = saving.path;
-        r = operation_begin(vm->broker->catalog, host_fs(), "snapshot.memory", vm->id, make, 1,
-                NULL, &saving.operation, err);
+        if (r == 0)
+                r = settings_path(saving.path, &beside, err);
+        if (r == 0)
+                r = operation_begin(vm->broker->catalog, host_fs(), "snapshot.memory", vm->id,
+                        (const char *const[]){saving.path, beside}, 2, NULL, &saving.operation,
+                        err);
         if (r == 0)
                 r = make_folders(saving.path, err);
-        if (r == 0) {
-                saving.fd =
-                        open(saving.path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-                if (saving.fd < 0)
-                        r = fail_os(err, errno, "cannot make '%s'", saving.path);
-        }
-        if (r == -EEXIST)
-                operation_not_made(saving.operation, saving.path, NULL);
+        if (r == 0)
+                r = make_file(&saving, saving.path, &saving.fd, err);
+        if (r == 0)
+                r = write_settings(&saving, beside, settings, err);
         if (r < 0)
                 memory_done(&saving);
         else
                 *ret = saving;
         return r;
+}
+
+int memory_files_of(const struct snapshot_row *snapshot, json_t *files, struct error *err)
+{
+        _cleanup_free_ char *beside = NULL;
+        int r;
+
+        if (!snapshot->memory)
+                return 0;
+        r = settings_path(snapshot->memory, &beside, err);
+        if (r < 0)
+                return r;
+        if (json_array_append_new(files, json_string(snapshot->memory)) < 0 ||
+                (access(beside, F_OK) == 0 &&
+                        json_array_append_new(files, json_string(beside)) < 0))
+                return fail(err, ENOMEM, "no memory for a path");
+        return 0;
 }
 
 int memory_sync(struct memory_saving *saving, struct error *err)

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* memory_file.h - the saved memory of a vm, beside its snapshots: SNAPSHOT-DIR/ID/memory.
+/* memory_file.h - the saved memory of a vm, beside its snapshots: SNAPSHOT-DIR/ID/memory. Beside it the
+ * vm's settings and disks as they were then, ID/settings.json, for people and other programs.
  *
- *      memory_begin    the file is named by the journal, and made
+ *      memory_begin    the files are named by the journal, and made
  *   -> its agent writes into it
  *   -> memory_sync     it is durable
  *   -> memory_commit   one transaction: it is the snapshot's, and the snapshot is there
- *   -> memory_done     without the commit: the file is gone
+ *   -> memory_done     without the commit: the files are gone
  *
  * A snapshot's memory is read, and never written or used up: each start from it gets a descriptor to
  * read. Which one the next start goes on from is the vm's `resume`: as long as its disks are as that
@@ -29,14 +30,17 @@ struct memory_saving {
                 .fd = -1                                                                           \
         }
 
+/* @settings: what the snapshot's row will say of them. */
 int memory_begin(struct vm *vm, const struct vm_row *row, const char *snapshot,
-        struct memory_saving *ret, struct error *err);
+        const json_t *settings, struct memory_saving *ret, struct error *err);
 int memory_sync(struct memory_saving *saving, struct error *err);
 /* @snapshot: its id; pending until then. -ENOENT it is not there any more. */
 int memory_commit(
         struct vm *vm, struct memory_saving *saving, const char *snapshot, struct error *err);
 void memory_done(struct memory_saving *saving);
 
+/* The files of @snapshot's memory, if it has one, onto the array @files: to be removed with its row. */
+int memory_files_of(const struct snapshot_row *snapshot, json_t *files, struct error *err);
 /* The folders of those of @files (gone by now) that were saved memory, if nothing else is in them. */
 void memory_folders_remove(const json_t *files);
 

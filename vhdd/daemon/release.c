@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "vhdd/daemon/images.h"
+#include "vhdd/daemon/memory_file.h"
 #include "vhdd/daemon/merge_job.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/worker_link.h"
@@ -150,9 +151,9 @@ static int forget_one(struct vm *vm, const struct snapshot_row *snapshot, struct
         size_t n = 0;
         int r;
 
-        if (snapshot->memory &&
-                json_array_append_new(release->files, json_string(snapshot->memory)) < 0)
-                return fail(err, ENOMEM, "no memory for a path");
+        r = memory_files_of(snapshot, release->files, err);
+        if (r < 0)
+                return r;
         if (is_read(vm, snapshot->id)) {
                 _cleanup_free_ char *settings = remember_merge(release);
                 struct snapshot_row copy = *snapshot;

@@ -42,6 +42,7 @@
 
 /* What is frozen thaws by itself after 10 s, whoever died: what was not switched by then is no snapshot of
  * frozen file systems. */
+#define DESCRIBE_S       5
 #define FREEZE_S         10
 #define THAW_S           5
 #define FROZEN_SWITCH_MS 8000
@@ -119,7 +120,7 @@ struct taking {
         /* what the agent does meanwhile */
         struct memory_saving memory;
         struct agent_call *saving;
-        bool paused, frozen;
+        bool paused, frozen, was_paused;
         int64_t paused_us, frozen_us; /* CLOCK_MONOTONIC: since when */
         uint64_t pause_us;            /* how long it stood still; 0: not at all */
 };
@@ -501,10 +502,28 @@ static void resume(struct taking *taking)
                 taking->pause_us = (uint64_t)(monotonic_us() - taking->paused_us);
 }
 
+/* By a person, as far as its agent tells: then it stays so. */
+static bool is_paused_already(struct taking *taking)
+{
+        json_auto_t *answer = NULL;
+        const char *state;
+
+        if (!agent_offers(taking->vm, "describe") ||
+                agent_ask_within(taking->vm, "describe", json_object(), NULL, 0, DESCRIBE_S,
+                        &answer, NULL) < 0)
+                return false;
+        state = param_text(answer, "state");
+        return state && strcmp(state, "paused") == 0;
+}
+
 static int pause_agent(struct taking *taking, struct error *err)
 {
         int r;
 
+        if (is_paused_already(taking)) {
+                taking->was_paused = true;
+                return 0;
+        }
         /* Whether it did, when it does not say so in time, is not known: it is asked to resume. */
         taking->paused = true;
         r = agent_ask(taking->vm, "pause", json_object(), NULL, 0, NULL, err);
@@ -623,7 +642,8 @@ static int make_files(struct taking *taking, struct error *err)
         int r = make_children(taking, err);
 
         if (r == 0 && taking->want_memory) {
-                r = memory_begin(taking->vm, &taking->row, taking->id, &taking->memory, err);
+                r = memory_begin(taking->vm, &taking->row, taking->id,
+                        json_object_get(taking->data, "was"), &taking->memory, err);
                 if (r < 0)
                         fail_prefix(err, r, "cannot take snapshot '%s'", taking->name);
         }
@@ -678,7 +698,8 @@ static int wait_for_memory(struct taking *taking, struct error *err)
 
         vm_unlock(vm);
         r = agent_call_end(TAKE_PTR(taking->saving), &answer, err);
-        taking->pause_us = (uint64_t)param_int(answer, "pause-us", 0);
+        if (!taking->was_paused)
+                taking->pause_us = (uint64_t)param_int(answer, "pause-us", 0);
         resume(taking);
         if (r == 0)
                 r = memory_sync(&taking->memory, err);
@@ -710,7 +731,7 @@ static int undo(struct taking *taking, int r, struct error *err)
                 error_set_hint(err,
                         "the guest goes on; its disks are merged back: vhdctl job list '%s'",
                         taking->row.name);
-        vm_changed(taking->vm, "snapshot-deleted", json_pack("{s:[s]}", "snapshots", taking->name));
+        vm_changed(taking->vm, "vm-changed", NULL); /* nobody had seen it */
         return r;
 }
 

@@ -362,8 +362,7 @@ static int add_memory_files(struct vm *vm, json_t *files, struct error *err)
         int r = catalog_snapshot_list(vm->broker->catalog, vm->id, &rows, &n, err);
 
         for (size_t i = 0; r == 0 && i < n; i++)
-                if (rows[i].memory)
-                        json_array_append_new(files, json_string(rows[i].memory));
+                r = memory_files_of(&rows[i], files, err);
         snapshot_rows_free(rows, n);
         return r;
 }
