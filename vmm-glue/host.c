@@ -9,7 +9,8 @@
 #include "vmm-glue/log.h"
 
 #define LOOK_AGAIN_US UINT64_C(50000)
-#define END_LIMIT_US  UINT64_C(28000000)
+#define END_LIMIT_US  UINT64_C(14000000)
+#define REGISTER_TIMEOUT_S 120
 
 /* --- the daemon --- */
 
@@ -52,27 +53,31 @@ static void on_notification(void *opaque, const char *method, const json_t *para
 /* A daemon that knows of no vmm.register is served all the same: it just hands nothing on. */
 static int register_host(struct host *host, struct error *err)
 {
-        int r = connection_call(host->connection, "vmm.register", NULL, NULL, err);
+        struct error why = ERROR_INIT;
+        int r = connection_call(host->connection, "vmm.register",
+                json_pack("{s:i}", "timeout", REGISTER_TIMEOUT_S), NULL, &why);
 
         host->is_registered = r == 0;
-        return r;
+        if (r == 0)
+                return 0;
+        /* -EBUSY: our own old connection, of which the daemon has not seen the end. Tried again. */
+        if (r == -EBUSY || r == -ECONNRESET || r == -EPIPE || r == -EPROTO) {
+                *err = why;
+                return r;
+        }
+        log_warning("the daemon hands no calls on: %s", why.message);
+        return 0;
 }
 
 static int on_up(void *opaque, struct connection *connection, struct error *err)
 {
         struct host *host = opaque;
-        struct error why = ERROR_INIT;
         int r;
 
         host->connection = connection;
-        r = register_host(host, &why);
-        if (r < 0)
-                log_warning("the daemon hands no calls on: %s", why.message);
-        if (r == -ECONNRESET || r == -EPIPE) {
-                *err = why;
-                return r;
-        }
-        r = connection_call(connection, "events.subscribe", NULL, NULL, err);
+        r = register_host(host, err);
+        if (r == 0)
+                r = connection_call(connection, "events.subscribe", NULL, NULL, err);
         if (r == 0)
                 r = host_vms_look(host, err);
         return r;
@@ -157,7 +162,7 @@ static int take_lock(struct host *host, struct error *err)
                 r = fail(err, ENOMEM, "no memory for a path");
         }
         if (r == 0)
-                r = lock_take(path, &host->lock_fd, err);
+                r = lock_take(path, LOCK_WAIT_MS, &host->lock_fd, err);
         if (r == -EBUSY)
                 fail(err, EBUSY, "a vmm-host runs for this daemon already: it holds '%s'", path);
         return r;

@@ -208,13 +208,6 @@ static void on_gone(void *opaque, struct link *link)
         retry_in(vm, pause < PAUSE_MOST_US ? pause : PAUSE_MOST_US);
 }
 
-static void ignore_reply(
-        void *opaque, const json_t *result, int *fds, size_t n_fds, const struct error *err)
-{
-        for (size_t i = 0; i < n_fds; i++)
-                close(fds[i]);
-}
-
 /* Off already: it ends at once. Else it shuts the guest down first (@shutdown), or waits for that. */
 static void ask_end(struct host_vm *vm, bool shutdown)
 {
@@ -222,7 +215,7 @@ static void ask_end(struct host_vm *vm, bool shutdown)
 
         if (vm->link &&
                 link_ask(vm->link, "end", json_pack("{s:b}", "shutdown", shutdown), NULL, 0,
-                        ASK_MS, ignore_reply, NULL, &err) < 0)
+                        ASK_MS, NULL, NULL, &err) < 0)
                 log_error(&err);
 }
 
@@ -495,5 +488,5 @@ int host_vm_ask(struct host_vm *vm, const char *verb, json_t *message, const int
 int host_vm_set_memory(struct host_vm *vm, uint64_t target, struct error *err)
 {
         return host_vm_ask(vm, "set-memory", json_pack("{s:I}", "target", (json_int_t)target), NULL,
-                0, ASK_MS, ignore_reply, NULL, err);
+                0, ASK_MS, NULL, NULL, err);
 }

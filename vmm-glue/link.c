@@ -89,6 +89,16 @@ static void drop_outgoing(struct link *link)
         link->n_bytes = 0;
 }
 
+static void tell(struct waiting *one, const json_t *result, int *fds, size_t n_fds,
+        const struct error *err)
+{
+        if (one->reply)
+                one->reply(one->opaque, result, fds, n_fds, err);
+        for (size_t i = 0; !one->reply && i < n_fds; i++)
+                close(fds[i]);
+        free(one);
+}
+
 static void refuse_waiting(struct link *link)
 {
         struct error err = ERROR_INIT;
@@ -98,8 +108,7 @@ static void refuse_waiting(struct link *link)
                 struct waiting *one = link->waiting;
 
                 link->waiting = one->next;
-                one->reply(one->opaque, NULL, NULL, 0, &err);
-                free(one);
+                tell(one, NULL, NULL, 0, &err);
         }
 }
 
@@ -348,13 +357,12 @@ static void take_answer(struct link *link, const json_t *message, int *fds, size
                 return;
         }
         if (json_is_object(result)) {
-                one->reply(one->opaque, result, fds, n_fds, &err);
+                tell(one, result, fds, n_fds, &err);
         } else {
                 close_all(fds, n_fds);
                 error_from_object(json_object_get(message, "error"), &err);
-                one->reply(one->opaque, NULL, NULL, 0, &err);
+                tell(one, NULL, NULL, 0, &err);
         }
-        free(one);
 }
 
 static int take_message(struct link *link, const json_t *message)
@@ -432,8 +440,7 @@ static int on_time(sd_event_source *source, uint64_t usec, void *opaque)
                 if (!one)
                         break;
                 take_waiting(link, one->id);
-                one->reply(one->opaque, NULL, NULL, 0, &err);
-                free(one);
+                tell(one, NULL, NULL, 0, &err);
         }
         if (!link->is_gone)
                 set_timer(link);

@@ -51,8 +51,8 @@ int link_new(sd_event *event, int fd, const struct link_callbacks *callbacks, st
 struct link *link_free(struct link *link); /* NULL is fine; always returns NULL */
 DEFINE_CLEANUP(struct link *, link_free)
 
-/* @message (taken over) gets "id" and "do". @fds stay the caller's. @reply is called once, unless this
- * fails. */
+/* @message (taken over) gets "id" and "do". @fds stay the caller's. @reply (NULL: nobody
+ * wants to know) is called once, unless this fails. */
 int link_ask(struct link *link, const char *verb, json_t *message, const int *fds, size_t n_fds,
         unsigned timeout_ms, link_reply_fn reply, void *opaque, struct error *err);
 /* Takes @result over. What cannot be sent any more is dropped. */

@@ -17,6 +17,7 @@
 
 #define EXIT_USAGE    2
 #define DEFAULT_STATE "/var/lib/vhdd"
+#define LOCK_STEP_MS  20u
 
 enum key { KEY_CONTROL = 0x100, KEY_RUN_DIR, KEY_STATE_DIR, KEY_HOST_MEMORY, KEY_SUPERVISE };
 
@@ -207,16 +208,19 @@ int vm_folder_make(const struct glue_options *options, const char *id, struct er
         return r;
 }
 
-int lock_take(const char *path, int *ret, struct error *err)
+int lock_take(const char *path, unsigned wait_ms, int *ret, struct error *err)
 {
         _cleanup_fd_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
         if (fd < 0)
                 return fail_os(err, errno, "cannot open the lock '%s'", path);
-        if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-                if (errno == EWOULDBLOCK)
+        while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+                if (errno != EWOULDBLOCK && errno != EINTR)
+                        return fail_os(err, errno, "cannot lock '%s'", path);
+                if (wait_ms == 0)
                         return fail(err, EBUSY, "another process holds the lock '%s'", path);
-                return fail_os(err, errno, "cannot lock '%s'", path);
+                usleep(LOCK_STEP_MS * 1000);
+                wait_ms -= wait_ms < LOCK_STEP_MS ? wait_ms : LOCK_STEP_MS;
         }
         *ret = TAKE_FD(fd);
         return 0;

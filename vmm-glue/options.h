@@ -31,5 +31,8 @@ int vm_path(const struct glue_options *options, const char *id, const char *name
 /* RUN/vmm and RUN/vmm/ID (NULL: not this): made, for the owner alone. */
 int vm_folder_make(const struct glue_options *options, const char *id, struct error *err);
 
-/* The lock of @path, which is made: held until the descriptor is closed.  -EBUSY somebody has it */
-int lock_take(const char *path, int *ret, struct error *err);
+/* The lock of @path, which is made: held until the descriptor is closed. For @wait_ms it is tried again: one
+ * that died can be outlived for a moment by a child that is about to become another program.
+ * -EBUSY somebody has it */
+#define LOCK_WAIT_MS 2000u
+int lock_take(const char *path, unsigned wait_ms, int *ret, struct error *err);

@@ -8,6 +8,8 @@
 #include "vmm-glue/log.h"
 #include "vmm-glue/supervisor/internal.h"
 
+#define TICK_US UINT64_C(1000000)
+
 static int on_signal(sd_event_source *source, const struct signalfd_siginfo *info, void *opaque)
 {
         struct supervisor *supervisor = opaque;
@@ -32,6 +34,62 @@ static int watch_signals(struct supervisor *supervisor, struct error *err)
         return r < 0 ? fail_os(err, -r, "cannot watch for signals") : 0;
 }
 
+/* --- each second --- */
+
+/* A guest that stands because its disks were away: QEMU tries again once, and fails at once while its
+ * connection waits for its own next try. */
+static void continue_after_outage(struct supervisor *supervisor)
+{
+        if (strcmp(supervisor->status, "io-error") != 0 || supervisor->user_paused ||
+                supervisor->saw_end)
+                return;
+        qmp_call(supervisor->qmp, "cont", NULL, NULL, NULL);
+}
+
+static void come_back(struct supervisor *supervisor)
+{
+        struct error err = ERROR_INIT;
+        int r = machine_connect(supervisor, &err);
+
+        if (r == 0) {
+                log_info("found the vm's QEMU again, process %d: %s", (int)supervisor->pid,
+                        machine_state(supervisor));
+                if (strcmp(supervisor->status, "shutdown") == 0)
+                        machine_quit(supervisor);
+        } else if (r != -EAGAIN) {
+                log_error(&err);
+        }
+}
+
+static int on_tick(sd_event_source *source, uint64_t usec, void *opaque)
+{
+        struct supervisor *supervisor = opaque;
+
+        sd_event_source_set_time(source, usec + TICK_US);
+        if (is_process_there(supervisor) && !operation_is_running(supervisor, "start", NULL)) {
+                if (!supervisor->qmp)
+                        come_back(supervisor);
+                if (supervisor->qmp) {
+                        continue_after_outage(supervisor);
+                        memory_tick(supervisor);
+                        guest_tick(supervisor);
+                }
+        }
+        return 0;
+}
+
+static int add_tick(struct supervisor *supervisor, struct error *err)
+{
+        int r = sd_event_add_time_relative(
+                supervisor->event, &supervisor->tick, CLOCK_MONOTONIC, 0, 1000, on_tick, supervisor);
+
+        if (r >= 0)
+                r = sd_event_source_set_enabled(supervisor->tick, SD_EVENT_ON);
+        return r < 0 ? fail_os(err, -r, "cannot make a timer") : 0;
+}
+
+/* --- life --- */
+
 static int take_lock(struct supervisor *supervisor, struct error *err)
 {
         _cleanup_free_ char *path = NULL;
@@ -40,7 +98,7 @@ static int take_lock(struct supervisor *supervisor, struct error *err)
         if (r == 0)
                 r = vm_path(&supervisor->options, supervisor->id, "supervisor.lock", &path, err);
         if (r == 0)
-                r = lock_take(path, &supervisor->lock_fd, err);
+                r = lock_take(path, LOCK_WAIT_MS, &supervisor->lock_fd, err);
         return r;
 }
 
@@ -55,8 +113,11 @@ int supervisor_new(
         supervisor->options = *options;
         supervisor->lock_fd = supervisor->listen_fd = -1;
         supervisor->id = options->supervise;
+        supervisor->pidfd = -1;
         supervisor->name = strdup(supervisor->id);
-        if (!supervisor->name)
+        supervisor->deleted = json_object();
+        r = vm_path(options, supervisor->id, NULL, &supervisor->folder, err);
+        if (r < 0 || !supervisor->name || !supervisor->deleted)
                 return fail(err, ENOMEM, "no memory for a supervisor");
         log_about(supervisor->name);
         r = take_lock(supervisor, err);
@@ -66,6 +127,14 @@ int supervisor_new(
         if (r < 0)
                 return fail_os(err, -r, "cannot make an event loop");
         r = watch_signals(supervisor, err);
+        if (r == 0)
+                r = operations_start(supervisor, err);
+        if (r == 0)
+                r = add_tick(supervisor, err);
+        if (r == 0)
+                r = process_adopt(supervisor, err);
+        if (r == 0)
+                saved_look(supervisor);
         if (r == 0)
                 r = agent_start(supervisor, err);
         if (r == 0)
@@ -87,9 +156,14 @@ struct supervisor *supervisor_free(struct supervisor *supervisor)
 {
         if (!supervisor)
                 return NULL;
+        operations_done(supervisor);
         link_free(supervisor->link);
+        guest_done(supervisor);
+        machine_done(supervisor);
+        process_done(supervisor);
         connection_free(supervisor->connection);
         sd_event_source_disable_unref(supervisor->listen);
+        sd_event_source_disable_unref(supervisor->tick);
         for (size_t i = 0; i < 2; i++)
                 sd_event_source_disable_unref(supervisor->signals[i]);
         sd_event_unref(supervisor->event);
@@ -99,6 +173,7 @@ struct supervisor *supervisor_free(struct supervisor *supervisor)
                 close(supervisor->lock_fd);
         log_about(NULL);
         free(supervisor->name);
+        free(supervisor->folder);
         free(supervisor);
         return NULL;
 }

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* memory.c - the guest's memory: what it has and needs, told each second; and moved where vmm-host wants.
+ *
+ * Above startup RAM there is virtio-mem: it is plugged up to what is wanted. Taken back is what the guest
+ * lets go of; what it keeps plugged, and what is to be below startup RAM, the balloon takes.
+ */
+#include <string.h>
+
+#include "vmm-glue/log.h"
+#include "vmm-glue/supervisor/internal.h"
+
+#define BALLOON "/machine/peripheral/balloon"
+#define MORE    "/machine/peripheral/vmem"
+
+static uint64_t config_number(struct supervisor *supervisor, const char *name)
+{
+        return (uint64_t)json_integer_value(json_object_get(supervisor->config, name));
+}
+
+static bool has_more(struct supervisor *supervisor)
+{
+        return config_number(supervisor, "max") > config_number(supervisor, "startup");
+}
+
+static int get(struct supervisor *supervisor, const char *path, const char *property, json_t **ret,
+        struct error *err)
+{
+        return qmp_call(supervisor->qmp, "qom-get",
+                json_pack("{s:s, s:s}", "path", path, "property", property), ret, err);
+}
+
+static int set(struct supervisor *supervisor, const char *path, const char *property, uint64_t value,
+        struct error *err)
+{
+        return qmp_call(supervisor->qmp, "qom-set",
+                json_pack("{s:s, s:s, s:I}", "path", path, "property", property, "value",
+                        (json_int_t)value),
+                NULL, err);
+}
+
+static uint64_t plugged(struct supervisor *supervisor)
+{
+        json_auto_t *size = NULL;
+
+        if (!has_more(supervisor) || get(supervisor, MORE, "size", &size, NULL) < 0)
+                return 0;
+        return (uint64_t)json_integer_value(size);
+}
+
+/* What the guest has of its startup RAM, and of what is plugged. */
+static uint64_t balloon_actual(struct supervisor *supervisor)
+{
+        json_auto_t *answer = NULL;
+
+        if (qmp_call(supervisor->qmp, "query-balloon", NULL, &answer, NULL) < 0)
+                return config_number(supervisor, "startup");
+        return (uint64_t)json_integer_value(json_object_get(answer, "actual"));
+}
+
+/* --- moving --- */
+
+static uint64_t wanted_more(struct supervisor *supervisor)
+{
+        uint64_t startup = config_number(supervisor, "startup"), max = config_number(supervisor, "max");
+        uint64_t target = supervisor->memory_target;
+
+        if (target > max)
+                target = max;
+        if (target <= startup)
+                return 0;
+        return (target - startup) / CONFIG_MEMORY_UNIT * CONFIG_MEMORY_UNIT;
+}
+
+/* The balloon's own number: it counts startup RAM only. */
+static uint64_t wanted_balloon(struct supervisor *supervisor, uint64_t has_plugged)
+{
+        uint64_t startup = config_number(supervisor, "startup"), target = supervisor->memory_target;
+        uint64_t stuck = has_plugged > wanted_more(supervisor)
+                ? has_plugged - wanted_more(supervisor)
+                : 0;
+        uint64_t ret = target < startup ? target : startup;
+
+        return ret > stuck + CONFIG_MEMORY_LEAST ? ret - stuck : CONFIG_MEMORY_LEAST;
+}
+
+static int move(struct supervisor *supervisor, uint64_t has_plugged, struct error *err)
+{
+        int r = 0;
+
+        if (has_more(supervisor))
+                r = set(supervisor, MORE, "requested-size", wanted_more(supervisor), err);
+        if (r == 0)
+                r = qmp_call(supervisor->qmp, "balloon",
+                        json_pack("{s:I}", "value",
+                                (json_int_t)wanted_balloon(supervisor, has_plugged)),
+                        NULL, err);
+        return r;
+}
+
+int step_set_memory(struct supervisor *supervisor, struct operation *operation, json_t **ret,
+        struct error *err)
+{
+        json_int_t target = json_integer_value(json_object_get(operation->params, "target"));
+        uint64_t startup, max;
+        int r = machine_must(supervisor, err);
+
+        if (r < 0)
+                return r;
+        startup = config_number(supervisor, "startup");
+        max = config_number(supervisor, "max");
+        if (target < (json_int_t)CONFIG_MEMORY_LEAST || target > (json_int_t)1 << 46)
+                return fail(err, EINVAL, "a vm cannot have %" JSON_INTEGER_FORMAT " bytes", target);
+        supervisor->memory_target = (uint64_t)target > max ? max : (uint64_t)target;
+        /* What is plugged now, and is too much, is given time to be unplugged first. */
+        r = move(supervisor, 0, err);
+        if (r < 0)
+                return r;
+        *ret = json_pack("{s:I, s:I, s:I}", "target", (json_int_t)supervisor->memory_target,
+                "startup", (json_int_t)startup, "requested", (json_int_t)wanted_more(supervisor));
+        return 1;
+}
+
+/* --- telling --- */
+
+static int set_up(struct supervisor *supervisor, struct error *err)
+{
+        int r = set(supervisor, BALLOON, "guest-stats-polling-interval", 1, err);
+
+        supervisor->memory_is_set_up = r == 0;
+        return r;
+}
+
+static void put(json_t *note, const char *name, const json_t *stats, const char *stat)
+{
+        json_t *value = json_object_get(stats, stat);
+
+        /* -1 and its like: the guest does not say. */
+        if (json_is_integer(value) && json_integer_value(value) >= 0)
+                json_object_set(note, name, value);
+}
+
+static json_t *take_note(struct supervisor *supervisor, const json_t *answer, uint64_t has_plugged)
+{
+        static const char *const names[][2] = {
+                {"total", "stat-total-memory"},
+                {"free", "stat-free-memory"},
+                {"available", "stat-available-memory"},
+                {"disk-caches", "stat-disk-caches"},
+                {"swap-in", "stat-swap-in"},
+                {"swap-out", "stat-swap-out"},
+                {"major-faults", "stat-major-faults"},
+                {"minor-faults", "stat-minor-faults"},
+        };
+        const json_t *stats = json_object_get(answer, "stats");
+        uint64_t startup = config_number(supervisor, "startup");
+        json_t *note = json_pack("{s:I, s:I, s:I, s:I, s:I, s:O?}", "startup", (json_int_t)startup,
+                "max", (json_int_t)config_number(supervisor, "max"), "plugged",
+                (json_int_t)has_plugged, "actual",
+                (json_int_t)(balloon_actual(supervisor) + has_plugged), "target",
+                (json_int_t)supervisor->memory_target, "updated",
+                json_object_get(answer, "last-update"));
+
+        /* Before the guest's driver has said anything they are all zero. */
+        if (json_integer_value(json_object_get(answer, "last-update")) > 0)
+                for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+                        put(note, names[i][0], stats, names[i][1]);
+        return note;
+}
+
+void memory_tick(struct supervisor *supervisor)
+{
+        json_auto_t *answer = NULL;
+        struct error err = ERROR_INIT;
+        uint64_t has_plugged;
+        int r = 0;
+
+        if (!supervisor->qmp || supervisor->saw_end || !machine_is_running(supervisor))
+                return;
+        if (!supervisor->memory_is_set_up)
+                r = set_up(supervisor, &err);
+        if (r == 0)
+                r = get(supervisor, BALLOON, "guest-stats", &answer, &err);
+        if (r < 0)
+                return; /* it is ending, or just loads its memory */
+        has_plugged = plugged(supervisor);
+        if (supervisor->memory_target > 0 && has_plugged > wanted_more(supervisor))
+                move(supervisor, has_plugged, &err);
+        if (supervisor->link)
+                link_note(supervisor->link, "memory", take_note(supervisor, answer, has_plugged));
+}
