@@ -41,6 +41,8 @@ sent()
 # vms
 expect 0 "$vhdctl" vm create web
 sent vm.create '{"vm":"web"}'
+expect 0 "$vhdctl" vm create web --memory 'startup=1G,buffer=20%,weight=50'
+sent vm.create '{"settings":{"memory":{"buffer":20,"startup":1073741824,"weight":50}},"vm":"web"}'
 printed 'web created'
 expect 0 "$vhdctl" vm create web -n --memory startup=2G,max=8G,buffer=20,weight=5000 --cpus 4 --hyperv \
         --network lan --network 'wan:vlan=7,mac=52:54:00:12:34:56,queues=2' --display vnc --accel kvm \
@@ -80,6 +82,11 @@ json '.[1].name' '"the mail vm"'
 expect 0 "$vhdctl" vm show web
 printed '2 GiB'
 printed '"switch":"lan"'
+sent vm.show '{"machine":true,"vm":"web"}'
+printed 'running'
+printed '7.2.22, tcg, process 4712'
+printed 'Debian GNU/Linux 12, agent 7.2.0, heartbeat ok'
+printed 'crash: QEMU was ended by signal 9'
 expect 0 "$vhdctl" vm remove web --delete-files
 sent vm.remove '{"delete-files":true,"vm":"web"}'
 printed 'kept /srv/web/web.vhd'
@@ -89,6 +96,30 @@ for verb in stop shutdown reset pause resume save; do
         expect 0 "$vhdctl" vm "$verb" web
         sent "vm.$verb" '{"vm":"web"}'
 done
+expect 0 "$vhdctl" vm doctor
+sent vm.doctor '{}'
+printed 'KVM runs guests'
+printed 'modprobe vhost_net'
+expect 0 "$vhdctl" vm doctor web --json
+sent vm.doctor '{"vm":"web"}'
+json '.checks[1].ok' false
+# A console: what the guest says is shown, and its end ends it.
+expect 3 "$vhdctl" vm console web
+said 'cannot open the console'
+socat UNIX-LISTEN:"$tmp/console",fork SYSTEM:'echo login of web; read line; echo got $line' &
+console=$!
+for _ in {1..1000}; do [ -S "$tmp/console" ] && break; sleep 0.01; done
+sed -i "s|@CONSOLE@|$tmp/console|" "$answers"
+expect 0 "$vhdctl" vm console web --json
+json .socket "\"$tmp/console\""
+mkfifo "$tmp/keys"
+exec 7<>"$tmp/keys" # no end of it: the guest's end is what ends the console
+echo hello >&7
+out=$("$vhdctl" vm console web <"$tmp/keys")
+printed 'login of web'
+printed 'got hello'
+exec 7>&-
+kill "$console"
 mkdir old
 expect 2 "$vhdctl" vm import old
 said '--move'

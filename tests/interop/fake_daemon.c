@@ -64,6 +64,7 @@ static int answer(struct broker *broker, const char *method, const json_t *param
         X("vm.start", vm_start, true) X("vm.stop", vm_stop, true)                                  \
         X("vm.shutdown", vm_shutdown, true) X("vm.reset", vm_reset, true)                          \
         X("vm.pause", vm_pause, true) X("vm.resume", vm_resume, true) X("vm.save", vm_save, true)  \
+        X("vm.console", vm_console, false) X("vm.doctor", vm_doctor, false)                        \
         X("vm.network.attach", vm_network_attach, true)                                            \
         X("vm.network.detach", vm_network_detach, true)                                            \
         X("switch.create", switch_create, true) X("switch.set", switch_set, true)                  \

@@ -38,7 +38,16 @@ static int take_memory_pair(json_t *memory, const char *name, const char *value,
                 {"buffer", PARAM_NUMBER, NULL, NULL, NULL},
                 {"weight", PARAM_NUMBER, NULL, NULL, NULL},
         };
+        size_t length = strlen(value);
+        char number[32];
 
+        /* "20%" is what people write. */
+        if (strcmp(name, "buffer") == 0 && length > 1 && length < sizeof(number) &&
+                value[length - 1] == '%') {
+                memcpy(number, value, length - 1);
+                number[length - 1] = '\0';
+                value = number;
+        }
         for (size_t i = 0; i < sizeof(members) / sizeof(members[0]); i++)
                 if (strcmp(members[i].name, name) == 0)
                         return daemon_take(memory, &members[i], value, err);
@@ -210,6 +219,27 @@ static void show_setting(const char *name, const json_t *value)
                                       : "");
 }
 
+static void show_machine(const json_t *machine)
+{
+        const json_t *guest = json_object_get(machine, "guest");
+        const json_t *end = json_object_get(machine, "last-end");
+
+        show_line(0, "machine", "%s", show_text(machine, "state"));
+        if (show_number(machine, "pid") > 0)
+                show_line(0, "qemu", "%s, %s, process %" PRId64, show_text(machine, "qemu"),
+                        show_text(machine, "accel"), show_number(machine, "pid"));
+        if (show_flag(guest, "agent"))
+                show_line(0, "guest", "%s%sagent %s, heartbeat %s", show_text(guest, "os"),
+                        show_text(guest, "os")[0] ? ", " : "", show_text(guest, "version"),
+                        show_text(guest, "heartbeat"));
+        else if (show_number(machine, "pid") > 0)
+                show_line(0, "guest", "no agent answers%s",
+                        strcmp(show_text(guest, "heartbeat"), "lost") == 0 ? " any more" : "");
+        if (show_text(end, "how")[0])
+                show_line(0, "last end", "%s: %s", show_text(end, "how"),
+                        show_text(end, "message"));
+}
+
 static int show_vm(const struct ctl *ctl, const json_t *params, const json_t *result)
 {
         char time[SHOW_TIME_MAX];
@@ -229,6 +259,8 @@ static int show_vm(const struct ctl *ctl, const json_t *params, const json_t *re
                 show_line(0, "agent", "%s", show_text(result, "agent"));
         if (show_text(result, "resumes-from")[0])
                 show_line(0, "resumes from", "the memory of %s", show_text(result, "resumes-from"));
+        if (json_object_get(result, "machine"))
+                show_machine(json_object_get(result, "machine"));
         if (show_text(result, "directory")[0])
                 show_line(0, "directory", "%s", show_text(result, "directory"));
         if (show_text(result, "snapshot-dir")[0])
@@ -236,6 +268,12 @@ static int show_vm(const struct ctl *ctl, const json_t *params, const json_t *re
         json_object_foreach(json_object_get(result, "settings"), name, value)
                 show_setting(name, value);
         return CTL_DONE;
+}
+
+static int ask_machine(const struct ctl *ctl, json_t *params, struct error *err)
+{
+        json_object_set_new(params, "machine", json_true());
+        return 0;
 }
 
 static void say(const struct ctl *ctl, const json_t *params, const char *done, const char *would)
@@ -359,7 +397,8 @@ const struct command command_vm_show = {
         .name = "vm show",
         .operands = "VM",
         .summary = "one vm and its settings",
-        .doc = "Show a vm and its settings. `vhdctl disk list VM' lists its disks."
+        .doc = "Show a vm, its settings, and how its machine and its guest are. `vhdctl disk list VM' lists "
+               "its disks."
                "\v"
                "Examples:\n"
                "  vhdctl vm show web",
@@ -367,8 +406,10 @@ const struct command command_vm_show = {
         .n_operands_max = 1,
         .run = daemon_run,
         .daemon =
-                &(const struct daemon_verb){
-                        .method = "vm.show", .operands = vm_operands, .show = show_vm},
+                &(const struct daemon_verb){.method = "vm.show",
+                        .operands = vm_operands,
+                        .prepare = ask_machine,
+                        .show = show_vm},
 };
 
 const struct command command_vm_remove = {

@@ -48,6 +48,8 @@
         X(vm_pause)           \
         X(vm_resume)          \
         X(vm_save)            \
+        X(vm_console)         \
+        X(vm_doctor)          \
         X(vm_network)         \
         X(vm_import)          \
         X(vm_export)          \

@@ -14,6 +14,8 @@
 #include "vhdd/daemon/sidecar.h"
 #include "vhdd/daemon/worker_link.h"
 
+#define DESCRIBE_S 5
+
 /* ---- create, set ---- */
 
 static int refuse_taken(struct broker *broker, const char *name, struct error *err)
@@ -217,6 +219,17 @@ static int vm_list(struct broker *broker, const struct caller *caller, const jso
         return 0;
 }
 
+/* An agent that does not answer at once is no reason not to show the rest. */
+static void add_machine(struct vm *vm, json_t *shown)
+{
+        json_auto_t *machine = NULL;
+
+        if (agent_offers(vm, "describe") &&
+                agent_ask_within(vm, "describe", json_object(), NULL, 0, DESCRIBE_S, &machine,
+                        NULL) == 0)
+                json_object_set(shown, "machine", machine);
+}
+
 static int vm_show(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err)
 {
@@ -224,7 +237,11 @@ static int vm_show(struct broker *broker, const struct caller *caller, const jso
         _cleanup_(vm_row_done) struct vm_row row = {0};
         int r = vm_peek(broker, param_text(params, "vm"), &vm, &row, err);
 
-        return r < 0 ? r : vm_to_json(vm, &row, true, ret, err);
+        if (r == 0)
+                r = vm_to_json(vm, &row, true, ret, err);
+        if (r == 0 && param_bool(params, "machine"))
+                add_machine(vm, *ret);
+        return r;
 }
 
 /* ---- remove ---- */
