@@ -25,7 +25,8 @@ boot_mods="virtio_pci virtio_blk virtio_scsi sd_mod sg ata_piix virtio_net
 # modules put in but loaded only on request (modprobe in the guest, or
 # guest.mods=a,b on the kernel command line)
 more_mods="e1000 virtio_console hv_vmbus hv_storvsc hv_netvsc hv_balloon
- hv_utils nbd ext4 pvpanic-pci i6300esb ${GUEST_MODULES:-}"
+
+ hv_utils nbd ext4 pvpanic-pci i6300esb button evdev ${GUEST_MODULES:-}"
 
 fetch() { # package name -> path of its .deb in the cache
         local f
@@ -122,9 +123,23 @@ for m in $(opt guest.mods | tr , ' '); do modprobe "$m"; done
 # memory added later (virtio-mem, DIMM) goes on line by itself
 echo online_movable > /sys/devices/system/memory/auto_online_blocks 2>/dev/null
 ip link set lo up
+# guest.mount=DEVICE[,DEVICE]: the first of these that has an ext4 file system, on /mnt
+for d in $(opt guest.mount | tr , ' '); do mount -t ext4 "$d" /mnt 2>/dev/null && break; done
+# guest.acpi=1: the power button switches it off
+if [ -n "$(opt guest.acpi)" ]; then
+        modprobe button; modprobe evdev
+        mkdir -p /etc/acpi/PWRF
+        printf '#!/bin/sh\numount /mnt 2>/dev/null; sync; poweroff -f\n' > /etc/acpi/PWRF/00000080
+        chmod 755 /etc/acpi/PWRF/00000080
+        acpid
+fi
+# guest.shell=TTY: a shell for a person
+s=$(opt guest.shell)
+[ -z "$s" ] || (while :; do setsid -c sh -il <"/dev/$s" >"/dev/$s" 2>&1; sleep 1; done) &
 echo "guest: up $(cut -d' ' -f1 /proc/uptime)s"
 # control channel: one line "ID COMMAND..." in; on the way back every line of
 # output as "ID:text", then "ID=exit status"
+while [ "$(opt guest.ctl)" = none ]; do sleep 3600; done
 ctl=/dev/$(opt guest.ctl); [ "$ctl" = /dev/ ] && ctl=/dev/ttyS1
 stty -F $ctl raw -echo 115200
 exec 3<>$ctl

@@ -1,0 +1,488 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""vmm - the daemon's own vmm-host runs a Linux guest: power, saved memory, hot disks, and who dies when.
+
+    vmm.py [CASE...]
+
+A guest (QEMU, TCG) boots once; a snapshot of it as it runs is where every case begins, by `snapshot apply',
+which starts a QEMU with that memory. In the guest a journal runs: a number that is counted on a disk and in
+memory, and each time the disk is read, past every cache, before it is written: memory and disk that are of
+different moments, or an answered write that was lost, are seen by the guest itself.
+
+Cases (all without an argument): bad-input memory saved agent disks power crash deaths outage
+The guest is built in $VHDD_BUILD/guest (70 MB of downloads, once), or taken from $VHDD_GUEST.
+Exit status: 0 as it must be, 1 not, 2 usage, 77 skipped."""
+
+
+import os
+import shutil
+import signal
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "../daemon")]
+import daemonlib  # noqa: E402
+import guestctl  # noqa: E402
+import guestlib  # noqa: E402
+from daemonlib import demand  # noqa: E402
+from guestlib import WAIT_S  # noqa: E402
+
+NAME = "web"
+DISK = "/dev/sda"  # the SCSI disk of the start; the one on IDE is found after it
+
+JOURNAL = f"""\
+put() {{ printf '%-512s' "$1" | dd of={DISK} bs=512 count=1 oflag=direct conv=notrunc 2>/tmp/dd.err || echo "write $1" >> /tmp/bad; }}
+n=0
+put 0
+while [ ! -e /tmp/stop ]; do
+    d=$(dd if={DISK} bs=512 count=1 iflag=direct 2>/tmp/dd.err | tr -d ' \\000')
+    [ "$d" = "$n" ] || echo "disk '$d', memory $n" >> /tmp/bad
+    n=$((n + 1))
+    put $n
+    echo $n > /tmp/counter
+done
+"""
+
+# As much of qemu-guest-agent's protocol as vmm-glue speaks.
+AGENT = """\
+exec 4<>/dev/vport7p1
+while read -r line <&4; do
+    id=$(echo "$line" | sed -n 's/.*"id": *\\([0-9]*\\).*/\\1/p')
+    case $line in
+    *guest-info*) r='{"version":"9.9"}' ;;
+    *guest-get-osinfo*) r='{"pretty-name":"a small guest"}' ;;
+    *guest-fsfreeze-freeze*) echo frozen >> /tmp/agent; r=1 ;;
+    *guest-fsfreeze-thaw*) echo thawed >> /tmp/agent; r=1 ;;
+    *guest-set-time*) echo time >> /tmp/agent; r='{}' ;;
+    *guest-shutdown*) poweroff -f; r='{}' ;;
+    *) r='{}' ;;
+    esac
+    echo "{\\"return\\":$r,\\"id\\":$id}" >&4
+done
+"""
+
+
+def wait_until(what, sentence, timeout=60):
+    """Answers what @what answers as soon as that is true."""
+    end = time.monotonic() + timeout
+    while True:
+        got = what()
+        if got:
+            return got
+        demand(time.monotonic() < end, sentence if isinstance(sentence, str) else sentence())
+        time.sleep(0.05)
+
+
+class Vm:
+    """The vm NAME of a daemon, and its guest."""
+
+    def __init__(self, daemon, folder):
+        self.daemon, self.folder, self.guest = daemon, folder, None
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def ctl(self, *arguments, status=0):
+        return self.daemon.ctl(*arguments, status=status)
+
+    def call(self, method, **params):
+        """A method of the control API itself, without a vhdctl."""
+        call = self.daemon.begin(method, vm=NAME, **params)
+        answer = self.daemon.finish(call)
+        demand(answer.status == 0, f"{answer}")
+        return call.result
+
+    def show(self):
+        return self.daemon.show("vm", NAME)
+
+    def state(self):
+        return self.show().get("machine", {}).get("state")
+
+    def end_of(self):
+        return self.show()["machine"].get("last-end", {}).get("how")
+
+    def await_state(self, state, timeout=60):
+        wait_until(lambda: self.state() == state,
+                   lambda: f"the vm is '{self.state()}', not '{state}'\n{self.daemon.tail()}", timeout)
+
+    def process(self, name):
+        """The pid of "qemu", "supervisor" or "host", or None."""
+        words = {"qemu": "guest=", "supervisor": "--supervise"}
+        for pid, line in self.daemon.processes().items():
+            is_ours = line.split()[0].endswith("vmm-host")
+            if name == "host" and is_ours and "--supervise" not in line:
+                return pid
+            if name in words and words[name] in line:
+                return pid
+        return None
+
+    def kill(self, name):
+        pid = self.process(name)
+        demand(pid, f"there is no {name} to kill")
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    # --- the guest
+
+    def connect(self):
+        if self.guest:
+            self.guest.sock.close()
+        # A vmm-host that died is started again by and by.
+        answer = wait_until(lambda: (lambda a: a if a.status == 0 else None)(
+            self.daemon.try_ctl("vm", "console", NAME, "--json")), "there is no console")
+        path = answer.json()["socket"]
+        self.guest = guestctl.Guest(path).ready(timeout=WAIT_S)
+
+    def inside(self, command):
+        status, text = self.guest.run(command, timeout=WAIT_S)
+        demand(status == 0, f"in the guest '{command}' ended with {status}: {text}\n{self.daemon.tail()}")
+        return text
+
+    def put(self, path, text):
+        self.inside(f"rm -f {path}")
+        for line in text.splitlines():
+            quoted = line.replace("'", "'\\''")
+            self.inside(f"echo '{quoted}' >> {path}")
+
+    def counter(self):
+        return int(self.inside("cat /tmp/counter"))
+
+    def await_progress(self, more=2, timeout=WAIT_S):
+        """The journal goes on, and has seen nothing wrong."""
+        begin = self.counter()
+        wait_until(lambda: self.counter() >= begin + more, "the journal in the guest stands still", timeout)
+        self.check()
+
+    def check(self):
+        bad = self.inside("cat /tmp/bad 2>/dev/null; dmesg | grep -iE 'I/O error|hung task'; true")
+        demand(not bad, f"the guest saw: {bad}\n{self.daemon.tail()}")
+
+    def sd_count(self):
+        return int(self.inside("ls -d /sys/block/sd* | wc -l"))
+
+    def begin(self):
+        """The guest as it was when the snapshot was taken."""
+        if not self.show()["on"]:
+            self.ctl("vm", "start", NAME)
+        self.ctl("snapshot", "apply", NAME, "begin")
+        demand(self.state() == "running", f"after an apply the vm is '{self.state()}'")
+        self.connect()
+
+
+def set_qemu(folder, text=None):
+    """The program that VHDD_QEMU names: a script, or the real one."""
+    path = os.path.join(folder, "qemu")
+    if os.path.lexists(path):
+        os.unlink(path)
+    if text is None:
+        os.symlink(shutil.which("qemu-system-x86_64"), path)
+    elif text:
+        with open(path, "w", encoding="ascii") as f:
+            f.write(text)
+        os.chmod(path, 0o755)
+
+
+# --- cases
+
+
+def bad_input(vm):
+    """One clear sentence, and nothing half-made."""
+    def refused(words, *arguments, status=3):
+        answer = vm.ctl(*arguments, status=status)
+        demand(answer.is_one_sentence(), f"this is more than a sentence: {answer.err}")
+        for word in words:
+            demand(word in answer.err, f"'{word}' is not in: {answer.err}")
+
+    daemon = vm.daemon
+    daemon.ctl("vm", "create", "bad", "--memory", "startup=64M", "--accel", "tcg")
+    wait_until(lambda: daemon.show("vm", "bad")["agent"], "vm 'bad' got no supervisor")
+    refused(["no disk to start from"], "vm", "start", "bad")
+    daemon.ctl("disk", "attach", "bad", vm.path("bad.vhd"), "--create", "16M", "--at", "scsi0:0")
+    refused(["SCSI", "IDE"], "vm", "start", "bad")
+    refused(["scsi3:63"], "disk", "attach", "bad", vm.path("x.vhd"), "--create", "1M", "--at", "ide2:0",
+            status=2)
+    refused(["scsi3:63"], "disk", "attach", "bad", vm.path("x.vhd"), "--create", "1M", "--at", "scsi0:64",
+            status=2)
+    demand(not os.path.exists(vm.path("x.vhd")), "a refused disk left a file behind")
+    daemon.ctl("disk", "attach", "bad", vm.path("bad0.vhd"), "--create", "16M", "--at", "ide0:0")
+    set_qemu(vm.folder, "")
+    refused(["no QEMU", "apt install"], "vm", "start", "bad")
+    set_qemu(vm.folder, "#!/bin/sh\necho 'QEMU emulator version 6.2.0'\n")
+    refused(["6.2.0", "too old", "7.2"], "vm", "start", "bad")
+    set_qemu(vm.folder, "#!/bin/sh\necho hello\n")
+    refused(["does not say that it is QEMU"], "vm", "start", "bad")
+    set_qemu(vm.folder, "#!/bin/sh\n[ $1 = --version ] && { echo 'QEMU emulator version 7.2.0'; exit; }\n"
+                        "echo 'qemu: cannot do it' >&2\nexit 1\n")
+    refused(["QEMU ended", "cannot do it"], "vm", "start", "bad")
+    set_qemu(vm.folder)
+    daemon.ctl("vm", "set", "bad", "--memory", "startup=1M")
+    refused(["too little"], "vm", "start", "bad")
+    daemon.ctl("vm", "set", "bad", "--memory", "startup=64M", "--network", "nowhere")
+    refused(["networks"], "vm", "start", "bad")
+    shown = daemon.show("vm", "bad")
+    demand(not shown["on"] and not vm.process("qemu"), "a refused start left something behind")
+    daemon.ctl("vm", "remove", "bad", "--delete-files")
+
+
+def boot(vm, guest):
+    daemon = vm.daemon
+    daemon.ctl("vm", "create", NAME, "--memory", "startup=256M,max=512M", "--accel", "tcg",
+               "--kernel", os.path.join(guest, "vmlinuz"), "--initrd", os.path.join(guest, "initramfs"),
+               "--append", "panic=-1 guest.ctl=ttyS0 guest.mods=virtio_console,pvpanic-pci")
+    daemon.ctl("disk", "attach", NAME, vm.path("root.vhd"), "--create", "64M", "--at", "ide0:0")
+    daemon.ctl("disk", "attach", NAME, vm.path("data.vhd"), "--create", "64M", "--at", "scsi1:3")
+    wait_until(lambda: vm.show()["agent"], "the vm got no supervisor")
+    vm.ctl("vm", "start", NAME)
+    vm.connect()
+    vm.put("/tmp/journal", JOURNAL)
+    vm.put("/tmp/agent.sh", AGENT)
+    vm.inside("setsid sh /tmp/journal > /tmp/journal.log 2>&1 &")
+    wait_until(lambda: vm.guest.run("cat /tmp/counter")[0] == 0, "the journal does not begin")
+    vm.await_progress()
+    vm.guest.sock.close()
+    vm.guest = None
+    vm.ctl("snapshot", "take", NAME, "begin")
+    demand(daemon.query("snapshot", "show", NAME, "begin")["memory"], "the snapshot has no memory")
+
+
+def memory(vm):
+    """Memory and disk are of one moment, after each apply and revert."""
+    vm.begin()
+    first = vm.counter()
+    vm.await_progress(5)
+    vm.ctl("snapshot", "take", NAME, "later")
+    vm.await_progress(5)
+    later = vm.counter()
+    vm.begin()
+    demand(vm.counter() < later, "an apply did not bring the memory back")
+    demand(vm.counter() <= first + 60, f"the counter is {vm.counter()}, and was {first}")
+    vm.await_progress(5)
+    vm.ctl("snapshot", "apply", NAME, "later")
+    vm.connect()
+    demand(vm.counter() >= first + 5, "the second snapshot's memory is the first one's")
+    vm.await_progress()
+    vm.ctl("snapshot", "delete", NAME, "later", "--wait")
+    vm.await_progress()
+
+
+def saved(vm):
+    """vm save keeps all until the next start; a saved vm is on, and its disks are not to be touched."""
+    vm.begin()
+    vm.inside("echo kept > /tmp/kept")
+    vm.ctl("vm", "save", NAME)
+    demand(vm.state() == "saved" and not vm.process("qemu"), f"a saved vm is '{vm.state()}'")
+    demand(vm.show()["on"], "a saved vm counts as off")
+    answer = vm.ctl("disk", "attach", NAME, vm.path("late.vhd"), "--create", "1M", "--at", "scsi0:9",
+                    status=3)
+    demand("saved" in answer.err, f"a disk for a saved vm: {answer.err}")
+    vm.kill("supervisor")
+    wait_until(lambda: vm.state() == "saved", "the next supervisor does not know of the saved memory")
+    vm.ctl("snapshot", "take", NAME, "of-saved")
+    demand(vm.daemon.query("snapshot", "show", NAME, "of-saved")["memory"], "no memory of a saved vm")
+    vm.ctl("vm", "start", NAME)
+    vm.connect()
+    demand(vm.inside("cat /tmp/kept") == "kept", "what was saved did not come back")
+    vm.await_progress()
+    vm.ctl("vm", "save", NAME)
+    vm.ctl("vm", "stop", NAME)
+    demand(not vm.show()["on"] and vm.state() == "off", "stop does not give saved memory up")
+    vm.ctl("vm", "start", NAME)
+    vm.ctl("snapshot", "apply", NAME, "of-saved")
+    vm.connect()
+    demand(vm.inside("cat /tmp/kept") == "kept", "a saved vm's snapshot has other memory")
+    vm.ctl("snapshot", "apply", NAME, "begin")
+    vm.ctl("snapshot", "delete", NAME, "of-saved", "--wait")
+
+
+def agent(vm):
+    """Heartbeat, what the guest says of itself, time after a restore, shutdown."""
+    vm.begin()
+    demand(not vm.show()["machine"]["guest"]["agent"], "an agent answers where there is none")
+    vm.inside("port=$(basename /dev/vport*p1); sed -i \"s/vport7p1/$port/\" /tmp/agent.sh")
+    vm.inside("setsid sh /tmp/agent.sh > /tmp/agent.log 2>&1 &")
+    wait_until(lambda: vm.show()["machine"]["guest"]["agent"],
+               lambda: f"no heartbeat: {vm.show()} {vm.inside('cat /tmp/agent.log; ls /dev/vport*')}")
+    wait_until(lambda: vm.show()["machine"]["guest"].get("os") == "a small guest", "no osinfo came")
+    demand(vm.show()["machine"]["guest"]["version"] == "9.9", "no version came")
+    wait_until(lambda: "time" in vm.inside("cat /tmp/agent"), "the guest was not told the time")
+    checks = {c["name"]: c for c in vm.ctl("vm", "doctor", NAME, "--json").json()["checks"]}
+    demand(checks["guest-agent"]["ok"] and checks["vm"]["ok"] and checks["qemu"]["ok"], f"{checks}")
+    vm.ctl("vm", "shutdown", NAME)
+    vm.await_state("off")
+    demand(vm.end_of() == "power-off", f"a shutdown ended by {vm.end_of()}")
+
+
+def disks(vm):
+    """64 disks on one controller come and go; one grows; IDE stays as it is."""
+    vm.begin()
+    before = vm.sd_count()
+    for n in range(64):
+        answer = vm.call("disk.attach", file=vm.path(f"hot{n}.vhd"), create=4 << 20, at=f"scsi3:{n}",
+                         name=f"hot{n}")
+        demand(answer["guest"] == "taken", f"disk {n}: {answer['guest']}")
+    demand(vm.sd_count() == before + 64, f"the guest has {vm.sd_count()} disks")
+    answer = vm.ctl("disk", "attach", NAME, vm.path("more.vhd"), "--create", "4M", "--at", "scsi3:0",
+                    status=3)
+    demand("scsi3:0" in answer.err, f"a place that is taken: {answer.err}")
+    for arguments in (("attach", NAME, vm.path("more.vhd"), "--create", "4M", "--at", "ide1:0"),
+                      ("detach", NAME, "root")):
+        answer = vm.ctl("disk", *arguments, status=3)
+        demand("IDE" in answer.err and "while the vm" in answer.err, f"IDE: {answer.err}")
+    demand(not os.path.exists(vm.path("more.vhd")), "a refused disk left a file behind")
+    vm.ctl("disk", "resize", NAME, "hot5", "12M")
+    wait_until(lambda: "24576" in vm.inside("cat /sys/block/sd*/size"), "the guest has the old size")
+    for n in range(64):
+        vm.call("disk.detach", disk=f"hot{n}")
+    wait_until(lambda: vm.sd_count() == before, "disks stay in the guest")
+    vm.ctl("vm", "pause", NAME)
+    answer = vm.daemon.query("disk", "attach", NAME, vm.path("hot.vhd"), "--create", "4M", "--at",
+                             "scsi2:0", "--name", "hot")
+    demand(answer["guest"] == "unseen", f"a guest that stands has seen a disk: {answer['guest']}")
+    vm.ctl("vm", "resume", NAME)
+    wait_until(lambda: vm.sd_count() == before + 1, "the disk does not come when the guest goes on")
+    vm.await_progress()
+
+
+def power(vm):
+    """Reset and reboot are no power-off; pause stands; the guest's power-off is seen."""
+    vm.begin()
+    resets = vm.show()["machine"]["resets"]
+    vm.ctl("vm", "pause", NAME)
+    demand(vm.state() == "paused" and vm.show()["on"], f"paused is '{vm.state()}'")
+    vm.ctl("vm", "resume", NAME)
+    vm.await_progress()
+    vm.ctl("vm", "reset", NAME)
+    demand(vm.state() == "running", f"after a reset it is '{vm.state()}'")
+    wait_until(lambda: vm.show()["machine"]["resets"] == resets + 1, "the reset was not counted")
+    vm.begin()
+    vm.guest.send("reboot -f")
+    wait_until(lambda: vm.show()["machine"]["resets"] == resets + 2, "the reboot was not seen")
+    demand(vm.show()["on"] and vm.state() == "running", "a reboot switched the vm off")
+    vm.begin()
+    vm.guest.send("poweroff -f")
+    vm.await_state("off")
+    demand(vm.end_of() == "power-off" and not vm.show()["on"], f"power-off is '{vm.end_of()}'")
+    vm.ctl("vm", "stop", NAME)
+    vm.ctl("vm", "start", NAME)
+    demand("already" in vm.ctl("vm", "start", NAME, status=3).err, "it was started twice")
+    vm.ctl("vm", "stop", NAME)
+    demand(vm.end_of() == "stopped" and vm.state() == "off", "stop is not seen as such")
+
+
+def crash(vm):
+    """A crashed kernel, and a killed QEMU: told apart from a power-off."""
+    vm.begin()
+    vm.guest.send("echo c > /proc/sysrq-trigger")
+    vm.await_state("crashed")
+    demand(vm.show()["on"], "a crashed guest's vm is off")
+    demand("reset" in vm.ctl("vm", "resume", NAME, status=3).err, "a crashed guest can be resumed")
+    vm.ctl("vm", "reset", NAME)
+    vm.await_state("running")
+    vm.begin()
+    vm.kill("qemu")
+    vm.await_state("off")
+    demand(vm.end_of() == "crash" and not vm.show()["on"], f"a killed QEMU is '{vm.end_of()}'")
+    demand("signal 9" in vm.show()["machine"]["last-end"]["message"], "the signal is not named")
+
+
+def deaths(vm):
+    """Supervisor, vmm-host, worker, broker: each dies under the guest, and the guest does not see it."""
+    vm.begin()
+    qemu = vm.process("qemu")
+
+    def goes_on(who):
+        vm.await_progress()
+        wait_until(lambda: vm.state() == "running", f"{who} died, and the vm is '{vm.state()}'")
+        demand(vm.process("qemu") == qemu, f"QEMU died with {who}")
+        vm.ctl("vm", "pause", NAME)
+        vm.ctl("vm", "resume", NAME)
+
+    vm.kill("supervisor")
+    goes_on("the supervisor")
+    host = vm.kill("host")
+    goes_on("vmm-host")
+    wait_until(lambda: vm.process("host") not in (None, host), "no vmm-host was started again")
+    os.kill(vm.daemon.worker(NAME), signal.SIGKILL)
+    goes_on("the worker")
+    vm.daemon.kill_broker()
+    vm.await_progress()
+    vm.daemon.start()
+    wait_until(lambda: vm.show()["agent"], "the supervisor did not register with the new daemon")
+    goes_on("the broker")
+    vm.kill("supervisor")
+    vm.kill("host")
+    vm.kill("qemu")
+    vm.await_state("off")
+    demand(not vm.show()["on"], "nobody saw that QEMU ended with its supervisor")
+
+
+def outage(vm):
+    """The disks are away for longer than QEMU waits: the guest stands, and goes on by itself."""
+    vm.begin()
+    vm.daemon.kill_broker()
+    for pid in vm.daemon.role("worker"):
+        os.kill(pid, signal.SIGKILL)
+    qmp = os.path.join(vm.daemon.state, "run/vmm")
+    log = os.path.join(qmp, os.listdir(qmp)[0])
+    demand(os.path.exists(log), "no folder of the vm")
+    end = time.monotonic() + 90
+    while "answers with an error" not in vm.daemon.tail():
+        demand(time.monotonic() < end, f"no outage was seen\n{vm.daemon.tail()}")
+        time.sleep(0.1)
+    vm.daemon.start()
+    wait_until(lambda: vm.show()["agent"] and vm.state() == "running",
+               lambda: f"the guest does not go on: {vm.state()}", 90)
+    vm.await_progress()
+
+
+CASES = {"bad-input": bad_input, "memory": memory, "saved": saved, "agent": agent, "disks": disks,
+         "power": power, "crash": crash, "deaths": deaths, "outage": outage}
+
+
+def main():
+    if any(a in ("-h", "--help") for a in sys.argv[1:]):
+        print(__doc__)
+        return
+    chosen = sys.argv[1:] or list(CASES)
+    if any(c not in CASES for c in chosen):
+        print(f"usage: {__doc__.splitlines()[2].strip()}", file=sys.stderr)
+        sys.exit(2)
+    guestlib.need_programs()
+    build = os.environ.get("VHDD_BUILD") or sys.exit("VHDD_BUILD is not set")
+    host = os.path.join(build, "vmm-glue/vmm-host")
+    daemonlib.find_programs()
+    guest = guestlib.find_guest(build)
+
+    def test(folder):
+        set_qemu(folder)
+        os.environ["VHDD_QEMU"] = os.path.join(folder, "qemu")
+        took = {}
+        with daemonlib.Daemon(folder, ["--vmm-command", host]) as daemon:
+            daemon.start()
+            vm = Vm(daemon, folder)
+            begin = time.monotonic()
+            if "bad-input" in chosen:
+                bad_input(vm)
+                took["bad-input"] = time.monotonic() - begin
+            if chosen != ["bad-input"]:
+                boot(vm, guest)
+                took["boot"] = time.monotonic() - begin - took.get("bad-input", 0)
+            for case in chosen:
+                if case == "bad-input":
+                    continue
+                begin = time.monotonic()
+                CASES[case](vm)
+                took[case] = time.monotonic() - begin
+                print(f"{case}: {took[case]:.1f} s", flush=True)
+            if chosen != ["bad-input"] and vm.show()["on"]:
+                vm.ctl("vm", "stop", NAME)
+            daemon.stop()
+        print("summary: a guest of vmm-host's: " +
+              ", ".join(f"{case} {seconds:.0f} s" for case, seconds in took.items()))
+
+    daemonlib.run("vmm", test)
+
+
+if __name__ == "__main__":
+    main()
