@@ -44,11 +44,11 @@ sent vm.create '{"vm":"web"}'
 expect 0 "$vhdctl" vm create web --memory 'startup=1G,buffer=20%,weight=50'
 sent vm.create '{"settings":{"memory":{"buffer":20,"startup":1073741824,"weight":50}},"vm":"web"}'
 printed 'web created'
-expect 0 "$vhdctl" vm create web -n --memory startup=2G,max=8G,buffer=20,weight=5000 --cpus 4 --hyperv \
+expect 0 "$vhdctl" vm create web -n --memory startup=2G,max=8G,buffer=20%,weight=80 --cpus 4 --hyperv \
         --network lan --network 'wan:vlan=7,mac=52:54:00:12:34:56,queues=2' --display vnc --accel kvm \
         --snapshot-dir snaps --kernel k --append 'a b'
 settings='{"accel":"kvm","append":"a b","cpus":4,"display":"vnc","hyperv":true,"kernel":"'$tmp'/k","memory":'
-settings+='{"buffer":20,"max":8589934592,"startup":2147483648,"weight":5000},"networks":[{"switch":"lan"},'
+settings+='{"buffer":20,"max":8589934592,"startup":2147483648,"weight":80},"networks":[{"switch":"lan"},'
 settings+='{"mac":"52:54:00:12:34:56","queues":2,"switch":"wan","vlan":7}]}'
 sent vm.create '{"dry-run":true,"settings":'"$settings"',"snapshot-dir":"'"$tmp"'/snaps","vm":"web"}'
 printed 'would be created'
@@ -278,6 +278,24 @@ sent snapshot.prune '{"keep-daily":7,"keep-last":3,"vm":"web"}'
 expect 0 "$vhdctl" snapshot diff web system --from monday
 sent snapshot.diff '{"disk":"system","from":"monday","vm":"web"}'
 printed '1.0 MiB of 64 GiB changed, in 2 ranges'
+
+# memory
+expect 0 "$vhdctl" memory
+sent memory.show '{}'
+printed 'budget         2 GiB (--host-memory)'
+printed 'wanted         3 GiB (more than there is: shared by weight)'
+printed 'operations     9 (6 to add, 3 to remove)'
+printed 'web   warning     1 GiB  1.5 GiB      150%  1.5 GiB  512 MiB  4 GiB     20%       75'
+printed 'old   unknown   512 MiB        -         -  512 MiB  512 MiB  4 GiB     20%       25'
+printed 'mail  off       0 bytes        -         -  0 bytes    1 GiB  1 GiB      5%       50'
+printed 'old takes no more memory than it has; it is asked again in 42 s'
+printed 'web has a startup memory of 640 MiB from its next start on'
+expect 0 "$vhdctl" memory web
+sent memory.show '{"vm":"web"}'
+printed 'pressure       150%'
+expect 0 "$vhdctl" memory --json
+json '.vms[1].demand' null
+expect 2 "$vhdctl" memory web mail
 
 # jobs, and the daemon itself
 expect 0 "$vhdctl" job list

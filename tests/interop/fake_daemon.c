@@ -81,8 +81,8 @@ static int answer(struct broker *broker, const char *method, const json_t *param
         X("snapshot.revert", snapshot_revert, true) X("snapshot.undo", snapshot_undo, true)        \
         X("snapshot.delete", snapshot_delete, true) X("snapshot.prune", snapshot_prune, true)      \
         X("snapshot.diff", snapshot_diff, false) X("job.list", job_list, false)                    \
-        X("job.show", job_show, false) X("metrics", metrics, false) X("doctor", doctor, true)      \
-        X("status", status, false)
+        X("job.show", job_show, false) X("memory.show", memory_show, false)                        \
+        X("metrics", metrics, false) X("doctor", doctor, true) X("status", status, false)
 /* clang-format on */
 
 #define DEFINE(name, function, changes)                                                            \

@@ -30,12 +30,24 @@ static json_t *settings_of(json_t *params)
         return settings;
 }
 
+/* "20" or "20%". */
+static int take_buffer(json_t *memory, const char *value, struct error *err)
+{
+        static const struct param member = {"buffer", PARAM_NUMBER, NULL, NULL, NULL};
+        size_t length = strlen(value);
+        _cleanup_free_ char *number =
+                strndup(value, length > 0 && value[length - 1] == '%' ? length - 1 : length);
+
+        return number ? daemon_take(memory, &member, number, err)
+                      : fail(err, ENOMEM, "no memory for a number");
+}
+
 static int take_memory_pair(json_t *memory, const char *name, const char *value, struct error *err)
 {
         static const struct param members[] = {
                 {"startup", PARAM_SIZE, NULL, NULL, NULL},
                 {"max", PARAM_SIZE, NULL, NULL, NULL},
-                {"buffer", PARAM_NUMBER, NULL, NULL, NULL},
+                {"buffer", PARAM_OWN, NULL, NULL, take_buffer},
                 {"weight", PARAM_NUMBER, NULL, NULL, NULL},
         };
         size_t length = strlen(value);
@@ -142,7 +154,7 @@ TAKE_SETTING(take_append, "append", PARAM_TEXT)
 /* clang-format off */
 #define SETTING_OPTIONS                                                                            \
         {"memory", PARAM_OWN, "startup=,max=,buffer=,weight=",                                     \
-                "Memory at the start and at most, a buffer in percent, and its weight among others", take_memory}, \
+                "Memory at the start and at most, a buffer in percent (20), its weight among others (1 to 100; 50)", take_memory}, \
         {"cpus", PARAM_OWN, "N", "Virtual processors", take_cpus},                                 \
         {"network", PARAM_OWN, "SWITCH[:vlan=N][,mac=M][,queues=N][,mac-spoofing=on]", \
                 "A network card (again for more)", take_network}, \
@@ -339,6 +351,31 @@ static int show_exported(const struct ctl *ctl, const json_t *params, const json
         return CTL_DONE;
 }
 
+/* What a running guest does not have before its next start. The vmm-host knows; without one there is
+ * nobody who runs it. */
+static int tell_next_start(struct ctl *ctl, const json_t *result, struct error *err)
+{
+        const json_t *memory = json_object_get(json_object_get(result, "settings"), "memory");
+        json_auto_t *answer = NULL;
+        struct error none = ERROR_INIT;
+        const json_t *vm;
+
+        if (!json_object_get(json_object_get(ctl->params, "settings"), "memory") || ctl->dry_run ||
+                ctl->json || ctl->quiet ||
+                daemon_call(ctl, "memory.show", json_pack("{s:s}", "vm", show_text(result, "id")),
+                        &answer, &none) < 0)
+                return 0;
+        vm = json_array_get(json_object_get(answer, "vms"), 0);
+        if (!show_flag(vm, "on"))
+                return 0;
+        if (show_number(memory, "startup") > 0 &&
+                show_number(memory, "startup") != show_number(vm, "startup"))
+                printf("startup takes effect at its next start\n");
+        if (show_number(memory, "max") > show_number(vm, "started-max"))
+                printf("max beyond what it was started with takes effect at its next start\n");
+        return 0;
+}
+
 /* --- the verbs --- */
 
 const struct command command_vm_create = {
@@ -365,10 +402,13 @@ const struct command command_vm_set = {
         .name = "vm set",
         .operands = "VM",
         .summary = "change a vm's settings or its name",
-        .doc = "Change those settings that are given; the others stay."
+        .doc = "Change those settings that are given; the others stay. Of a running vm, weight, buffer and "
+               "max of its memory change at once (max not beyond what it was started with), the rest at "
+               "its next start."
                "\v"
                "Examples:\n"
                "  vhdctl vm set web --cpus 8\n"
+               "  vhdctl vm set web --memory weight=80,max=4G\n"
                "  vhdctl vm set web --name 'web (old)'",
         .n_operands_min = 1,
         .n_operands_max = 1,
@@ -377,7 +417,8 @@ const struct command command_vm_set = {
                 .operands = vm_operands,
                 .options = set_options,
                 .changes = true,
-                .show = show_changed},
+                .show = show_changed,
+                .after = tell_next_start},
 };
 
 const struct command command_vm_list = {

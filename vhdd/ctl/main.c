@@ -85,6 +85,7 @@
         X(job_resume)         \
         X(job_cancel)         \
         X(job_limit)          \
+        X(memory)             \
         X(status)             \
         X(events)             \
         X(metrics)            \

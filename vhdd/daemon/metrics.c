@@ -15,10 +15,12 @@
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/seals.h"
+#include "vhdd/daemon/vmm.h"
 #include "vhdd/daemon/worker_link.h"
 
 #define ASK_MS     2000
 #define REQUEST_MS 2000
+#define VMM_ASK_S  2
 
 /* ---- the text ---- */
 
@@ -294,6 +296,75 @@ static void put_jobs(FILE *out, struct broker *broker)
         fprintf(out, "vhdd_merge_backlog_bytes %lld\n", (long long)backlog);
 }
 
+/* ---- what the vmm-host's balancer says ---- */
+
+static const struct family memory_families[] = {
+        {"vhdd_memory_budget_bytes", "bytes", "Memory that all guests together may have.", GAUGE,
+                "budget"},
+        {"vhdd_memory_available_bytes", "bytes", "Of it: what no guest has or was promised.", GAUGE,
+                "available"},
+        {"vhdd_memory_physical_bytes", "bytes", "Memory that guests have.", GAUGE, "physical"},
+        {"vhdd_memory_wanted_bytes", "bytes", "Their demand and buffers.", GAUGE, "wanted"},
+        {"vhdd_memory_added_bytes", "bytes", "Memory that was added to guests.", COUNTER, "added"},
+        {"vhdd_memory_removed_bytes", "bytes", "Memory that was removed from guests.", COUNTER,
+                "removed"},
+        {"vhdd_memory_operations", NULL, "How often a guest was asked to change its memory.",
+                COUNTER, "operations"},
+};
+
+static const struct family vm_memory_families[] = {
+        {"vhdd_vm_memory_physical_bytes", "bytes", "Memory that the guest has.", GAUGE, "physical"},
+        {"vhdd_vm_memory_demand_bytes", "bytes", "Memory that it needs, without the buffer.", GAUGE,
+                "demand"},
+        {"vhdd_vm_memory_target_bytes", "bytes", "Memory that it is to have.", GAUGE, "target"},
+        {"vhdd_vm_memory_pressure_percent", "percent", "100 times demand by physical.", GAUGE,
+                "pressure"},
+        {"vhdd_vm_memory_added_bytes", "bytes", "Memory that was added to it since its start.",
+                COUNTER, "added"},
+        {"vhdd_vm_memory_removed_bytes", "bytes", "Memory that was removed from it.", COUNTER,
+                "removed"},
+};
+
+static void put_host_memory(FILE *out, const struct family *family, const json_t *host)
+{
+        put_head(out, family->name, family->unit, family->help, family->type);
+        fprintf(out, "%s%s %lld\n", family->name, family->type == COUNTER ? "_total" : "",
+                (long long)param_int(host, family->key, 0));
+}
+
+/* Of guests that are on; what is not known (null) is left out. */
+static void put_vm_memory(FILE *out, const struct family *family, const json_t *vms)
+{
+        json_t *vm;
+        size_t i;
+
+        put_head(out, family->name, family->unit, family->help, family->type);
+        json_array_foreach((json_t *)vms, i, vm)
+        {
+                const char *name = param_text(vm, "vm");
+                const json_t *value = json_object_get(vm, family->key);
+
+                if (!name || !param_bool(vm, "on") || !json_is_integer(value))
+                        continue;
+                fprintf(out, "%s%s{vm=\"", family->name, family->type == COUNTER ? "_total" : "");
+                put_label(out, name);
+                fprintf(out, "\"} %lld\n", (long long)json_integer_value(value));
+        }
+}
+
+/* Without a vmm-host, or with one that does not answer in time, there is nothing to say. */
+static void put_memory(FILE *out, struct broker *broker)
+{
+        json_auto_t *answer = NULL;
+
+        if (vmm_ask(broker, "memory.show", NULL, VMM_ASK_S, &answer, NULL) < 0)
+                return;
+        for (size_t i = 0; i < sizeof(memory_families) / sizeof(memory_families[0]); i++)
+                put_host_memory(out, &memory_families[i], json_object_get(answer, "host"));
+        for (size_t i = 0; i < sizeof(vm_memory_families) / sizeof(vm_memory_families[0]); i++)
+                put_vm_memory(out, &vm_memory_families[i], json_object_get(answer, "vms"));
+}
+
 static int gather(struct broker *broker, struct facts *facts, struct error *err)
 {
         _cleanup_(vm_unrefp) struct vm *vm = NULL;
@@ -336,6 +407,7 @@ static void put_all(FILE *out, struct broker *broker, const struct facts *all, s
         for (size_t i = 0; i < N_FAMILIES; i++)
                 put_family(out, &families[i], all, n);
         put_requests(out, all, n);
+        put_memory(out, broker);
         fputs("# EOF\n", out);
 }
 

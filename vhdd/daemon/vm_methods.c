@@ -32,6 +32,17 @@ static int refuse_taken(struct broker *broker, const char *name, struct error *e
         return 0;
 }
 
+static int check_memory(const json_t *settings, struct error *err)
+{
+        const json_t *memory = json_object_get(settings, "memory");
+        json_int_t startup = param_int(memory, "startup", 0), most = param_int(memory, "max", 0);
+
+        if (most > 0 && most < startup)
+                return fail(err, EINVAL, "memory: max (%lld) is less than startup (%lld)",
+                        (long long)most, (long long)startup);
+        return 0;
+}
+
 static int vm_create(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err)
 {
@@ -48,6 +59,8 @@ static int vm_create(struct broker *broker, const struct caller *caller, const j
 
         if (r == 0)
                 r = refuse_taken(broker, row.name, err);
+        if (r == 0)
+                r = check_memory(given, err);
         if (r < 0)
                 return r;
         settings = given ? json_dumps(given, JSON_COMPACT) : strdup("{}");
@@ -73,6 +86,15 @@ static int vm_create(struct broker *broker, const struct caller *caller, const j
         return vm_to_json(vm, &row, true, ret, err);
 }
 
+/* The members of memory one by one: who sets the weight keeps startup and max. */
+static int merge_memory(json_t *all, json_t *given, struct error *err)
+{
+        json_t *memory = json_object_get(all, "memory");
+        int r = memory ? json_object_update(memory, given) : json_object_set(all, "memory", given);
+
+        return r < 0 ? fail(err, ENOMEM, "no memory for a vm's settings") : 0;
+}
+
 /* What is given replaces; null takes back. */
 static int merge_settings(struct vm_row *row, const json_t *given, struct error *err)
 {
@@ -80,6 +102,7 @@ static int merge_settings(struct vm_row *row, const json_t *given, struct error 
         const char *key;
         json_t *value;
         char *text;
+        int r = 0;
 
         if (!all)
                 return fail(err, EUCLEAN, "the settings of vm '%s' are damaged in the catalog",
@@ -88,9 +111,15 @@ static int merge_settings(struct vm_row *row, const json_t *given, struct error 
         {
                 if (json_is_null(value))
                         json_object_del(all, key);
+                else if (strcmp(key, "memory") == 0)
+                        r = merge_memory(all, value, err);
                 else if (json_object_set(all, key, value) < 0)
                         return fail(err, ENOMEM, "no memory for a vm's settings");
         }
+        if (r == 0)
+                r = check_memory(all, err);
+        if (r < 0)
+                return r;
         text = json_dumps(all, JSON_COMPACT);
         if (!text)
                 return fail(err, ENOMEM, "no memory for a vm's settings");

@@ -174,31 +174,28 @@ static int told_params(struct broker *broker, const json_t *params, json_t **ret
         return 0;
 }
 
-static int forward(struct broker *broker, const struct caller *caller, const char *method,
-        const json_t *params, json_t **ret, struct error *err)
+/* @told and @caller (NULL: it is the broker that asks) are taken over. */
+static int ask_host(struct broker *broker, const char *method, json_t *told, json_t *caller,
+        unsigned timeout_s, json_t **ret, struct error *err)
 {
-        _cleanup_(host_unrefp) struct host *host = NULL;
+        _cleanup_(host_unrefp) struct host *host = host_get(broker->vmm);
         json_auto_t *answer = NULL;
-        json_t *told = NULL;
         const json_t *error;
-        int r = told_params(broker, params, &told, err);
+        int r;
 
-        if (r < 0)
-                return r;
-        host = host_get(broker->vmm);
         if (!host) {
                 json_decref(told);
+                json_decref(caller);
                 return no_host(broker, err);
         }
         r = asking_ask(&host->asking, "vmm.request",
-                json_pack("{s:s, s:o, s:{s:i, s:i}}", "method", method, "params", told, "caller",
-                        "uid", (int)caller->uid, "pid", (int)caller->pid),
-                NULL, 0, 0, &answer, err);
+                json_pack("{s:s, s:o, s:o*}", "method", method, "params", told, "caller", caller),
+                NULL, 0, timeout_s, &answer, err);
         if (r == -EPIPE)
                 return fail(err, EPIPE, "the vmm-host went away while it was asked");
         if (r == -ETIMEDOUT)
                 return fail(err, ETIMEDOUT, "the vmm-host did not answer within %u s",
-                        host->asking.timeout_s);
+                        timeout_s > 0 ? timeout_s : host->asking.timeout_s);
         if (r < 0)
                 return r;
         error = json_object_get(answer, "error");
@@ -208,6 +205,25 @@ static int forward(struct broker *broker, const struct caller *caller, const cha
         if (!*ret)
                 *ret = json_object();
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
+}
+
+int vmm_ask(struct broker *broker, const char *method, json_t *params, unsigned timeout_s,
+        json_t **ret, struct error *err)
+{
+        return ask_host(broker, method, params ? params : json_object(), NULL, timeout_s, ret, err);
+}
+
+static int forward(struct broker *broker, const struct caller *caller, const char *method,
+        const json_t *params, json_t **ret, struct error *err)
+{
+        json_t *told = NULL;
+        int r = told_params(broker, params, &told, err);
+
+        if (r < 0)
+                return r;
+        return ask_host(broker, method, told,
+                json_pack("{s:i, s:i}", "uid", (int)caller->uid, "pid", (int)caller->pid), 0, ret,
+                err);
 }
 
 #define FORWARDED(function, method)                                                                \

@@ -12,9 +12,16 @@
  */
 #pragma once
 
+#include <jansson.h>
+
 #include "vhdd/daemon/broker.h"
 
 struct vmm;
+
+/* Asks as the forwarded methods do, for @timeout_s at most. @params (NULL: none) is taken over; *ret is the
+ * caller's.  -ENXIO there is no vmm-host now */
+int vmm_ask(struct broker *broker, const char *method, json_t *params, unsigned timeout_s,
+        json_t **ret, struct error *err);
 
 int vmm_new(struct broker *broker, struct vmm **ret, struct error *err);
 struct vmm *vmm_free(struct vmm *vmm); /* after the control server; NULL is fine; answers NULL */
