@@ -142,10 +142,10 @@ class Host:
         self.guests[name] = Guest(path, startup, most, **nature)
         self.guests[name].start()
 
-    def start(self):
+    def start(self, budget=("--host-memory", str(BUDGET))):
         self.process = subprocess.Popen(
             [self.program, "--control", self.daemon.control, "--state-dir", self.daemon.state,
-             "--run-dir", self.run_dir, "--host-memory", str(BUDGET)],
+             "--run-dir", self.run_dir, *budget],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=self.daemon.environment)
 
     def kill(self):
@@ -297,6 +297,18 @@ def fall(host):
     demand(time.monotonic() - begun > 5, "it is taken away at once")
 
 
+def the_hosts_own_budget(host):
+    """Nobody said how much: what the host can give, and never all of it."""
+    with open("/proc/meminfo", encoding="ascii") as f:
+        total = int(f.readline().split()[1]) * 1024
+    host.kill()
+    host.start(budget=())
+    host.watch_until(lambda vms: vms["light"]["demand"] is not None, 30, "they are not found again")
+    said = host.steps.steps[-1]["host"]
+    demand(said["budget-from"] == "host" and 0 < said["budget"] < total - 512 * MIB + BUDGET,
+           f"of {total} bytes: {said}")
+
+
 def check_metrics(host):
     text = host.daemon.ctl("metrics").out
     for name in ("vhdd_memory_budget_bytes 2684354560", 'vhdd_vm_memory_target_bytes{vm="light"}',
@@ -315,7 +327,7 @@ def test(folder):
             host.add("old", memory + "50", 512 * MIB, 2048 * MIB, plugs=False)
             host.start()
             for case in (at_rest, grow, shortage, told, check_metrics, a_new_vmm_host,
-                         settings_live, fall):
+                         settings_live, fall, the_hosts_own_budget):
                 begun = time.monotonic()
                 case(host)
                 print(f"{case.__name__}: {time.monotonic() - begun:.1f} s", flush=True)
