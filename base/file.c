@@ -63,6 +63,11 @@ int fs_unlink(struct fs *fs, const char *path)
         return fs->ops->unlink(fs, path);
 }
 
+int fs_remove_directory(struct fs *fs, const char *path)
+{
+        return fs->ops->remove_directory ? fs->ops->remove_directory(fs, path) : -ENOSYS;
+}
+
 int fs_sync_directory(struct fs *fs, const char *path)
 {
         return fs->ops->sync_directory(fs, path);

@@ -106,6 +106,7 @@ struct fs_ops {
                 struct file **ret, struct error *err);
         int (*rename)(struct fs *, const char *from, const char *to, bool replace);
         int (*unlink)(struct fs *, const char *path);
+        int (*remove_directory)(struct fs *, const char *path); /* optional: rmdir */
         int (*sync_directory)(struct fs *, const char *path_of_file); /* the one that holds it */
         int (*region_open)(struct fs *, const char *name, const char *beside, uint64_t size,
                 bool create, struct region **ret, struct error *err);
@@ -133,6 +134,8 @@ DEFINE_CLEANUP(struct file *, file_close)
 
 int fs_rename(struct fs *fs, const char *from, const char *to, bool replace);
 int fs_unlink(struct fs *fs, const char *path);
+/* An empty one. -ENOTEMPTY where something is in it; -ENOSYS in a file system without directories. */
+int fs_remove_directory(struct fs *fs, const char *path);
 /* Makes the entry of @path in its directory durable. */
 int fs_sync_directory(struct fs *fs, const char *path);
 int64_t fs_now(struct fs *fs);

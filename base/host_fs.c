@@ -436,6 +436,11 @@ static int host_unlink(struct fs *fs, const char *path)
         return unlink(path) < 0 ? -errno : 0;
 }
 
+static int host_remove_directory(struct fs *fs, const char *path)
+{
+        return rmdir(path) < 0 ? -errno : 0;
+}
+
 void host_directory_of(const char *path, char *ret, size_t size)
 {
         const char *slash = strrchr(path, '/');
@@ -563,6 +568,7 @@ static const struct fs_ops host_fs_ops = {
         .open = host_open,
         .rename = host_rename,
         .unlink = host_unlink,
+        .remove_directory = host_remove_directory,
         .sync_directory = host_sync_directory,
         .region_open = host_region_open,
         .region_close = host_region_close,

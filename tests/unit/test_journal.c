@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "vhdd/daemon/catalog.h"
@@ -247,4 +248,29 @@ Test(journal, leaves_a_damaged_row_and_goes_on)
         cr_expect_eq(report.n_left, 1);
         cr_expect_eq(report.n_undone, 1);
         cr_expect(strstr(report.first.message, "is damaged") != NULL, "%s", report.first.message);
+}
+
+Test(journal, removes_the_folders_that_it_made_and_no_other)
+{
+        const char *outer = path_of("outer"), *inner = path_of("outer/inner");
+        const char *a = path_of("outer/inner/a.avhd"), *theirs = path_of("outer/theirs");
+        struct operation *operation = NULL;
+
+        cr_assert_eq(
+                operation_begin(catalog, host_fs(), "export", NULL, NULL, 0, NULL, &operation, &err),
+                0, "%s", err.message);
+        cr_assert_eq(operation_will_make_folder(operation, outer, &err), 0, "%s", err.message);
+        cr_assert_eq(mkdir(outer, 0700), 0);
+        cr_assert_eq(operation_will_make_folder(operation, inner, &err), 0, "%s", err.message);
+        cr_assert_eq(mkdir(inner, 0700), 0);
+        cr_assert_eq(operation_will_make(operation, a, &err), 0, "%s", err.message);
+        make_file(a);
+        make_file(theirs);
+        operation_abandon(operation);
+        cr_expect_eq(recover(NULL).n_undone, 1);
+        cr_expect_not(is_there(inner));
+        cr_expect(is_there(theirs), "somebody else's file was removed");
+        cr_expect_eq(n_rows(), 0);
+        unlink(theirs);
+        cr_expect_eq(rmdir(outer), 0);
 }

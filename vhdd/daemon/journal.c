@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The payload of an operation's row: {"make": [paths], "remove": [paths], "data": any}.
+/* The payload of an operation's row: {"make": [paths], "remove": [paths], "data": any, "folders": [paths]}.
  *
  *   begun ---operation_commit--> committed ---operation_end--> over
  *     \---operation_undo-------------------------------------> over
@@ -158,6 +158,28 @@ int operation_will_make(struct operation *operation, const char *path, struct er
         return store_payload(operation, err);
 }
 
+/* Of older rows, and of most, there are none. */
+static json_t *folders_of(const struct operation *operation)
+{
+        return json_object_get(operation->payload, "folders");
+}
+
+int operation_will_make_folder(struct operation *operation, const char *path, struct error *err)
+{
+        json_t *folders = folders_of(operation);
+        int r;
+
+        assert(operation->state == BEGUN);
+        assert(!catalog_in_transaction(operation->catalog));
+        if (!folders) {
+                folders = json_array();
+                if (json_object_set_new(operation->payload, "folders", folders) < 0)
+                        return no_memory(err);
+        }
+        r = append_path(folders, path, err);
+        return r < 0 ? r : store_payload(operation, err);
+}
+
 int operation_not_made(struct operation *operation, const char *path, struct error *err)
 {
         assert(operation->state == BEGUN);
@@ -239,6 +261,28 @@ static int unlink_with_company(struct operation *operation, const char *path, st
         return 0;
 }
 
+/* The last that was made first. In one that is not empty something is somebody's: it stays, and with it
+ * those around it. */
+static int remove_folders(struct operation *operation, struct error *err)
+{
+        const json_t *folders = folders_of(operation);
+
+        for (size_t i = json_array_size(folders); i-- > 0;) {
+                const char *path = path_at(folders, i);
+                int r = fs_remove_directory(operation->fs, path);
+
+                if (r == 0)
+                        r = fs_sync_directory(operation->fs, path);
+                if (r == 0 || r == -ENOENT || r == -ENOTEMPTY || r == -EEXIST || r == -ENOTDIR ||
+                        r == -ENOSYS)
+                        continue;
+                fail_os(err, -r, "cannot remove the folder '%s'", path);
+                error_set_file(err, path);
+                return r;
+        }
+        return 0;
+}
+
 /* Keeps J3 and J4. */
 static int remove_unnamed(struct operation *operation, const json_t *paths, struct error *err)
 {
@@ -255,6 +299,8 @@ static int remove_unnamed(struct operation *operation, const json_t *paths, stru
                         return r;
         }
         r = sync_directories(operation, paths, err);
+        if (r == 0 && paths == operation->make)
+                r = remove_folders(operation, err);
         if (r == 0)
                 r = catalog_operation_end(operation->catalog, operation->id, err);
         if (r == 0)
@@ -393,7 +439,8 @@ static int from_row(struct catalog *catalog, struct fs *fs, const struct operati
         operation->payload = json_loads(row->payload, 0, NULL);
         operation->make = json_object_get(operation->payload, "make");
         operation->remove = json_object_get(operation->payload, "remove");
-        if (!are_absolute_paths(operation->make) || !are_absolute_paths(operation->remove))
+        if (!are_absolute_paths(operation->make) || !are_absolute_paths(operation->remove) ||
+                (folders_of(operation) && !are_absolute_paths(folders_of(operation))))
                 return fail(err, EUCLEAN, "the journal's row %lld ('%s') is damaged",
                         (long long)row->id, row->kind);
         operation->committed = strcmp(row->state, FINISH_STATE) == 0;

@@ -49,6 +49,8 @@ int operation_begin(struct catalog *catalog, struct fs *fs, const char *kind,
         const json_t *data, struct operation **ret, struct error *err);
 /* One more path, before it is made. */
 int operation_will_make(struct operation *operation, const char *path, struct error *err);
+/* One more folder, before it is made: undoing removes it, after the files, if nothing else is in it. */
+int operation_will_make_folder(struct operation *operation, const char *path, struct error *err);
 /* Somebody else made it, in the meantime. */
 int operation_not_made(struct operation *operation, const char *path, struct error *err);
 /* Goes, once this is committed. Not durable before. */
