@@ -43,6 +43,7 @@ python3 - "$VHDD_CONTROL" "$images" <<'PYTHON' || fail "see above; the daemon's 
 import json
 import socket
 import sys
+import time
 
 path, images = sys.argv[1:]
 
@@ -261,8 +262,18 @@ called |= {"vmm.register", "vmm.reply"}
 host.file.close()
 host.socket.close()
 
-ask("vm.export", vm="web", directory=f"{images}/out")
-ask("vm.import", directory=f"{images}/out", move=True, name="again")
+
+def finish(answer):
+    """Waits for the job of an answer, and expects it to be done."""
+    while (job := ask("job.show", id=answer["job"]["id"]))["state"] == "running":
+        time.sleep(0.05)
+    assert job["state"] == "done", job
+
+
+finish(ask("vm.export", vm="web", directory=f"{images}/out"))
+name = ask("snapshot.list", vm="web")[0]["name"]
+finish(ask("snapshot.export", vm="web", name=name, directory=f"{images}/flat"))
+finish(ask("vm.import", directory=f"{images}/out", copy=True, to=f"{images}/again", name="again"))
 ask("vm.remove", vm="web", delete_files=True)
 assert [vm["name"] for vm in ask("vm.list")] == ["again"]
 ask("shutdown", dry_run=True)

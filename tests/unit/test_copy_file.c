@@ -71,8 +71,8 @@ static void expect_copy(void)
 Test(copy_file, keeps_bytes_size_and_holes)
 {
         make_source();
-        cr_assert_eq(make_folders(to, &err), 0, "%s", err.message);
-        cr_assert_eq(make_folders(to, &err), 0, "%s", err.message);
+        cr_assert_eq(make_folders(to, NULL, &err), 0, "%s", err.message);
+        cr_assert_eq(make_folders(to, NULL, &err), 0, "%s", err.message);
         cr_assert_eq(copy_file(from, to, NULL, &err), 0, "%s", err.message);
         expect_copy();
 }
@@ -80,18 +80,23 @@ Test(copy_file, keeps_bytes_size_and_holes)
 Test(copy_file, writes_over_nothing)
 {
         make_source();
-        cr_assert_eq(make_folders(to, &err), 0);
+        cr_assert_eq(make_folders(to, NULL, &err), 0);
         close(open(to, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
         cr_expect_eq(copy_file(from, to, NULL, &err), -EEXIST);
         cr_expect_eq(access(to, F_OK), 0);
 }
 
+static int stop_at_once(void *opaque, uint64_t bytes)
+{
+        return -ECANCELED;
+}
+
 Test(copy_file, leaves_nothing_when_it_is_broken_off)
 {
-        _Atomic bool stop = true;
+        const struct copy_watch stop = {.step = stop_at_once};
 
         make_source();
-        cr_assert_eq(make_folders(to, &err), 0);
+        cr_assert_eq(make_folders(to, NULL, &err), 0);
         cr_expect_eq(copy_file(from, to, &stop, &err), -ECANCELED);
         cr_expect_neq(access(to, F_OK), 0);
 }
@@ -101,7 +106,7 @@ Test(copy_file, refuses_what_somebody_writes_to)
         struct file *writer = NULL;
 
         make_source();
-        cr_assert_eq(make_folders(to, &err), 0);
+        cr_assert_eq(make_folders(to, NULL, &err), 0);
         cr_assert_eq(file_open(host_fs(), from, FILE_WRITE, &writer, &err), 0);
         cr_assert_eq(file_lock_set(writer, FILE_LOCK_WRITE, &err), 0, "%s", err.message);
         cr_expect_eq(copy_file(from, to, NULL, &err), -EBUSY);

@@ -152,6 +152,29 @@ int jobs_follow(struct ctl *ctl, const json_t *ids, struct error *err)
         return 0;
 }
 
+static bool does_not_wait;
+
+int job_take_no_wait(json_t *params, const char *value, struct error *err)
+{
+        does_not_wait = true;
+        return 0;
+}
+
+int job_follow_result(struct ctl *ctl, json_t *result, struct error *err)
+{
+        const json_t *job = json_object_get(result, "job");
+        _cleanup_json_ json_t *ids = NULL;
+        int r;
+
+        if (!job || does_not_wait)
+                return 0;
+        ids = json_pack("[I]", (json_int_t)show_number(job, "id"));
+        r = ids ? jobs_follow(ctl, ids, err) : fail(err, ENOMEM, "no memory for a job");
+        if (r == 0)
+                json_object_del(result, "job");
+        return r;
+}
+
 static int run_wait(struct ctl *ctl, struct error *err)
 {
         static const struct param operand = {"id", PARAM_NUMBER, NULL, NULL, NULL};

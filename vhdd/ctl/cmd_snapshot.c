@@ -628,6 +628,49 @@ const struct command command_snapshot_prune = {
                 .after = wait_for_merges},
 };
 
+/* --- export --- */
+
+static int show_snapshot_exported(
+        const struct ctl *ctl, const json_t *params, const json_t *result)
+{
+        const json_t *job = json_object_get(result, "job");
+        size_t n = json_array_size(json_object_get(result, "files"));
+        _cleanup_free_ char *directory = text_safe(show_text(result, "directory"));
+
+        show_list("note: ", json_object_get(result, "notes"));
+        if (job) {
+                printf("job %" PRId64 "\n", show_number(job, "id"));
+                return CTL_DONE;
+        }
+        show_list("", json_object_get(result, "files"));
+        printf("%s %zu file%s in %s\n", ctl->dry_run ? "would export" : "exported", n, PLURAL(n),
+                directory);
+        return CTL_DONE;
+}
+
+const struct command command_snapshot_export = {
+        .name = "snapshot export",
+        .operands = "VM NAME DIR",
+        .summary = "a vm without snapshots out of a snapshot",
+        .doc = "Make a folder DIR with what the vm was at a snapshot: each disk as one new VHD, and the "
+               "settings of then, from where `vhdctl vm import' makes a vm of its own. The vm may run on. DIR "
+               "must not be there yet; it gets its name when all of it is there."
+               "\v"
+               "Examples:\n"
+               "  vhdctl snapshot export web monday /srv/monday\n"
+               "  vhdctl snapshot export web monday /mnt/usb/monday --limit 50M --no-wait",
+        .n_operands_min = 3,
+        .n_operands_max = 3,
+        .run = daemon_run,
+        .daemon = &(const struct daemon_verb){.method = "snapshot.export",
+                .operands = (const struct param[]){TEXT_OPERAND("vm"), TEXT_OPERAND("name"),
+                        {"directory", PARAM_PATH, NULL, NULL, NULL}, {0}},
+                .options = (const struct param[]){JOB_OPTIONS, {0}},
+                .changes = true,
+                .follow = job_follow_result,
+                .show = show_snapshot_exported},
+};
+
 const struct command command_snapshot_diff = {
         .name = "snapshot diff",
         .operands = "VM DISK",

@@ -7,6 +7,7 @@
 
 #include "base/size.h"
 #include "vhdd/ctl/daemon.h"
+#include "vhdd/ctl/jobs.h"
 #include "vhdd/ctl/output.h"
 #include "vhdd/ctl/show.h"
 
@@ -315,6 +316,30 @@ static int show_removed(const struct ctl *ctl, const json_t *params, const json_
         return CTL_DONE;
 }
 
+/* --- long work --- */
+
+static int follow_import(struct ctl *ctl, json_t *result, struct error *err)
+{
+        bool copied = json_object_get(result, "job") != NULL;
+        json_t *vm = NULL;
+        int r = job_follow_result(ctl, result, err);
+
+        if (r < 0 || !copied || json_object_get(result, "job"))
+                return r;
+        r = daemon_call(ctl, "vm.show", json_pack("{s:s}", "vm", show_text(result, "id")), &vm, err);
+        return r < 0 ? r : json_object_set_new(result, "vm", vm);
+}
+
+static int show_job_begun(const json_t *result)
+{
+        const json_t *job = json_object_get(result, "job");
+
+        if (!job)
+                return 0;
+        printf("job %" PRId64 "\n", show_number(job, "id"));
+        return 1;
+}
+
 static int show_imported(const struct ctl *ctl, const json_t *params, const json_t *result)
 {
         const json_t *vm = json_object_get(result, "vm");
@@ -336,6 +361,8 @@ static int show_imported(const struct ctl *ctl, const json_t *params, const json
                         ctl->dry_run ? "would be imported" : "imported", disks, PLURAL(disks),
                         snapshots, PLURAL(snapshots));
         show_list("note: ", json_object_get(result, "notes"));
+        show_list("not used: ", json_object_get(result, "unknown"));
+        show_job_begun(result);
         return CTL_DONE;
 }
 
@@ -345,6 +372,8 @@ static int show_exported(const struct ctl *ctl, const json_t *params, const json
         size_t n = json_array_size(json_object_get(result, "files"));
         _cleanup_free_ char *directory = text_safe(show_text(result, "directory"));
 
+        if (show_job_begun(result))
+                return CTL_DONE;
         show_list("", json_object_get(result, "files"));
         printf("%s %zu file%s, %s in %s\n", ctl->dry_run ? "would export" : "exported", n,
                 PLURAL(n), show_size(result, "size", size), directory);
@@ -585,11 +614,11 @@ const struct command command_vm_network = {
 
 static int check_import(const struct ctl *ctl, json_t *params, struct error *err)
 {
-        int n = show_flag(params, "copy") + show_flag(params, "move") +
-                (json_object_get(params, "to") && !show_flag(params, "copy"));
+        bool copy = show_flag(params, "copy") || json_object_get(params, "to");
 
         (void)ctl;
-        return n == 1 ? 0
+        return copy != show_flag(params, "move")
+                      ? 0
                       : fail(err, EINVAL,
                                 "how: --move uses the files as they lie, --copy copies them, --to "
                                 "DIR copies them there");
@@ -599,10 +628,13 @@ const struct command command_vm_import = {
         .name = "vm import",
         .operands = "DIR",
         .summary = "make a vm out of a folder of VHDs and AVHDs",
-        .doc = "Find the images in DIR, rebuild the snapshot tree from their headers, and make a vm of "
-               "it. Where there are several trees they are listed, and --only chooses one."
+        .doc = "Make a vm of a folder that `vhdctl vm export' made: what it was, with all snapshots. A copy "
+               "is another vm, with an id of its own; what is used in place keeps its id. Of any other "
+               "folder find the images in DIR, rebuild the snapshot tree from their headers, and make a "
+               "vm of it. Where there are several trees they are listed, and --only chooses one."
                "\v"
                "Examples:\n"
+               "  vhdctl vm import /mnt/usb/web --copy --name web2\n"
                "  vhdctl vm import /srv/old/web --move\n"
                "  vhdctl vm import /mnt/usb/web --to /srv/vms/web --name web-copy\n"
                "  vhdctl vm import /srv/old --move --only data.vhd --dry-run",
@@ -613,16 +645,18 @@ const struct command command_vm_import = {
                 .operands =
                         (const struct param[]){{"directory", PARAM_PATH, NULL, NULL, NULL}, {0}},
                 .options = (const struct param[]){{"copy", PARAM_FLAG, NULL,
-                                                          "Copy the files, beside the daemon's own",
+                                                          "Copy the files, into a folder beside DIR",
                                                           NULL},
                         {"move", PARAM_FLAG, NULL, "Use the files as they lie", NULL},
                         {"to", PARAM_PATH, "DIR2", "Copy the files to DIR2", NULL},
                         {"name", PARAM_TEXT, "NAME", "The vm's name (else the folder's)", NULL},
                         {"only", PARAM_TEXT, "TREE",
                                 "Of several trees this one: its root's file, or its number", NULL},
-                        {0}},
+                        JOB_OPTIONS, {0}},
+                .takes_force = true,
                 .changes = true,
                 .prepare = check_import,
+                .follow = follow_import,
                 .show = show_imported},
 };
 
@@ -631,10 +665,13 @@ const struct command command_vm_export = {
         .operands = "VM DIR",
         .summary = "copy a vm with its snapshots into a folder",
         .doc = "Copy a vm's images, snapshots and settings into DIR, from where `vhdctl vm import' makes "
-               "a vm of them again. The vm must be off."
+               "a vm of them again. DIR must not be there yet; it gets its name when all of it is there. "
+               "The vm must be off, and nobody can use it meanwhile; with --live it goes on, and what its "
+               "disks were at one instant is exported."
                "\v"
                "Examples:\n"
                "  vhdctl vm export web /mnt/usb/web\n"
+               "  vhdctl vm export web /mnt/usb/web --live --no-wait\n"
                "  vhdctl vm export web /srv/settings --config-only",
         .n_operands_min = 2,
         .n_operands_max = 2,
@@ -645,7 +682,9 @@ const struct command command_vm_export = {
                 .options = (const struct param[]){{"config-only", PARAM_FLAG, NULL,
                                                           "The settings and the tree, no images",
                                                           NULL},
+                        {"live", PARAM_FLAG, NULL, "Although it runs", NULL}, JOB_OPTIONS,
                         {0}},
                 .changes = true,
+                .follow = job_follow_result,
                 .show = show_exported},
 };

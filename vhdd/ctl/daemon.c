@@ -248,6 +248,8 @@ int daemon_run(struct ctl *ctl, struct error *err)
 
         if (r == 0)
                 r = daemon_call(ctl, verb->method, json_incref(params), &result, err);
+        if (r == 0 && verb->follow && !ctl->dry_run)
+                r = verb->follow(ctl, result, err);
         if (r < 0)
                 return r;
         if (ctl->json)

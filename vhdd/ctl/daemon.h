@@ -44,6 +44,9 @@ struct daemon_verb {
         bool changes;                 /* --dry-run is */
         /* Optional: what tables cannot say, before the request. */
         int (*prepare)(const struct ctl *ctl, json_t *params, struct error *err);
+        /* Optional: what is waited for before the answer is shown, and what it adds to it. Not in a dry
+         * run: 0, or its failure. */
+        int (*follow)(struct ctl *ctl, json_t *result, struct error *err);
         /* Shows the answer to people: a result. Not called with --json. */
         int (*show)(const struct ctl *ctl, const json_t *params, const json_t *result);
         /* Optional: what --json prints instead of the answer (a new reference). */

@@ -73,6 +73,7 @@
         X(snapshot_delete)    \
         X(snapshot_prune)     \
         X(snapshot_diff)      \
+        X(snapshot_export)    \
         X(switch_create)      \
         X(switch_set)         \
         X(switch_list)        \

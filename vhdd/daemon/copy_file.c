@@ -13,7 +13,7 @@
 
 struct copying {
         struct file *from, *to;
-        const _Atomic bool *stop;
+        const struct copy_watch *watch;
         char *buffer; /* for file systems between which the kernel does not copy; made when needed */
 };
 
@@ -55,8 +55,11 @@ static int copy_data(struct copying *c, uint64_t from, uint64_t to)
 
                 if (r < 0)
                         return r;
-                if (c->stop && atomic_load(c->stop))
-                        return -ECANCELED;
+                if (c->watch) {
+                        r = c->watch->step(c->watch->opaque, MIN_OF(PIECE, to - at));
+                        if (r < 0)
+                                return r;
+                }
         }
         return 0;
 }
@@ -94,20 +97,29 @@ static int copy_all(struct copying *c)
         return r == 0 ? file_sync(c->to) : r;
 }
 
-int copy_file(const char *from, const char *to, const _Atomic bool *stop, struct error *err)
+int copy_source_open(const char *path, struct file **ret, struct error *err)
 {
-        _cleanup_(file_closep) struct file *source = NULL, *copy = NULL;
-        struct copying c = {.stop = stop};
-        int r = file_open(host_fs(), from, FILE_READ | FILE_NOFOLLOW, &source, err);
+        _cleanup_(file_closep) struct file *source = NULL;
+        int r = file_open(host_fs(), path, FILE_READ | FILE_NOFOLLOW, &source, err);
 
         if (r == 0)
                 r = file_lock_set(source, FILE_LOCK_READ, err);
-        if (r == 0)
-                r = file_open(host_fs(), to,
-                        FILE_WRITE | FILE_CREATE | FILE_EXCLUSIVE | FILE_NOFOLLOW, &copy, err);
         if (r < 0)
                 return r;
-        c.from = source;
+        *ret = TAKE_PTR(source);
+        return 0;
+}
+
+int copy_from(
+        struct file *source, const char *to, const struct copy_watch *watch, struct error *err)
+{
+        _cleanup_(file_closep) struct file *copy = NULL;
+        struct copying c = {.from = source, .watch = watch};
+        int r = file_open(host_fs(), to,
+                FILE_WRITE | FILE_CREATE | FILE_EXCLUSIVE | FILE_NOFOLLOW, &copy, err);
+
+        if (r < 0)
+                return r;
         c.to = copy;
         r = copy_all(&c);
         free(c.buffer);
@@ -115,27 +127,40 @@ int copy_file(const char *from, const char *to, const _Atomic bool *stop, struct
                 return 0;
         fs_unlink(host_fs(), to);
         if (r == -ECANCELED)
-                fail(err, ECANCELED, "copying '%s' was broken off: the daemon ends", from);
+                fail(err, ECANCELED, "copying '%s' was broken off", source->path);
         else
-                fail_os(err, -r, "cannot copy '%s' to '%s'", from, to);
-        error_set_file(err, r == -ENOSPC ? to : from);
+                fail_os(err, -r, "cannot copy '%s' to '%s'", source->path, to);
+        error_set_file(err, r == -ENOSPC ? to : source->path);
         return r;
 }
 
-static int make_folder(const char *path, struct error *err)
+int copy_file(
+        const char *from, const char *to, const struct copy_watch *watch, struct error *err)
+{
+        _cleanup_(file_closep) struct file *source = NULL;
+        int r = copy_source_open(from, &source, err);
+
+        return r == 0 ? copy_from(source, to, watch, err) : r;
+}
+
+static int make_folder(
+        const char *path, const struct copy_folders *folders, struct error *err)
 {
         struct stat st;
         int r;
 
         if (stat(path, &st) == 0)
                 return S_ISDIR(st.st_mode) ? 0 : fail(err, ENOTDIR, "'%s' is no folder", path);
+        r = folders ? folders->will_make(folders->opaque, path, err) : 0;
+        if (r < 0)
+                return r;
         if (mkdir(path, 0755) < 0 && errno != EEXIST)
                 return fail_os(err, errno, "cannot make the folder '%s'", path);
         r = fs_sync_directory(host_fs(), path);
         return r < 0 ? fail_os(err, -r, "cannot make the folder '%s' durable", path) : 0;
 }
 
-int make_folders(const char *path, struct error *err)
+int make_folders(const char *path, const struct copy_folders *folders, struct error *err)
 {
         _cleanup_free_ char *copy = strdup(path);
         int r = 0;
@@ -144,7 +169,7 @@ int make_folders(const char *path, struct error *err)
                 return fail(err, ENOMEM, "no memory for a path");
         for (char *slash = strchr(copy + 1, '/'); r == 0 && slash; slash = strchr(slash + 1, '/')) {
                 *slash = '\0';
-                r = make_folder(copy, err);
+                r = make_folder(copy, folders, err);
                 *slash = '/';
         }
         return r;

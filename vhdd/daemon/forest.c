@@ -179,6 +179,9 @@ static int resolve_one(const struct doctor *reader, const char *directory, const
                 reader->opaque, path, "vhd", roots, reader->n_roots + 1, &layers, &n, &why);
         if (r < 0) {
                 note_add(notes, "'%s' is left out: %s", path, why.message);
+                error_set_file(&why, path);
+                if (forest->n_left_out++ == 0)
+                        forest->why = why;
                 return 0;
         }
         r = add_chain(forest, layers, n, err);

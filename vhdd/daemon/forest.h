@@ -38,6 +38,8 @@ struct forest_node {
 struct forest {
         struct forest_node *nodes;
         size_t n;
+        unsigned n_left_out; /* images whose chains cannot be read */
+        struct error why;    /* of the first of these; its file is set */
 };
 void forest_done(struct forest *forest);
 

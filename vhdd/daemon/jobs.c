@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* jobs.c - job.*: long work as people see it. All of it is merges
- * (merges.h), compactions (compacts.h), and seals (seals.h), which are shown to those who ask for all. */
+ * (merges.h), compactions (compacts.h), exports and imports (transfers.h), and seals (seals.h), which are
+ * shown to those who ask for all. */
 #include <string.h>
 
 #include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/seals.h"
+#include "vhdd/daemon/transfers.h"
 #include "vhdd/daemon/vms.h"
 
 static int job_list(struct broker *broker, const struct caller *caller, const json_t *params,
@@ -136,12 +138,31 @@ static int change_merge(
                 changing->vm, changing->job, (uint64_t)param_int(params, "rate", 0), err);
 }
 
+/* It asks no vm's lock: the one that works may have it. */
+static int change_transfer(struct broker *broker, const struct job_row *row, const char *verb,
+        const json_t *params, json_t **ret, struct error *err)
+{
+        int r = param_bool(params, "dry-run")
+                ? 0
+                : transfer_change(broker, row, verb, (uint64_t)param_int(params, "rate", 0), err);
+
+        if (r < 0)
+                return r;
+        *ret = merge_job_to_json(broker, row);
+        return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
+}
+
 static int change(struct broker *broker, const char *verb, const json_t *params, json_t **ret,
         struct error *err)
 {
         _cleanup_(changing_done) struct changing changing = {0};
-        int r = begin_change(broker, params, &changing, err);
+        _cleanup_(job_row_done) struct job_row row = {0};
+        int r = find_row(broker, param_int(params, "id", 0), &row, err);
 
+        if (r == 0 && job_is_transfer(&row))
+                return change_transfer(broker, &row, verb, params, ret, err);
+        if (r == 0)
+                r = begin_change(broker, params, &changing, err);
         if (r == 0 && !param_bool(params, "dry-run"))
                 r = changing.job ? change_merge(&changing, verb, params, err)
                                  : change_seal(&changing, verb, params, err);

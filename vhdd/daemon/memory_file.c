@@ -85,7 +85,7 @@ int memory_begin(struct vm *vm, const struct vm_row *row, const char *snapshot,
                         (const char *const[]){saving.path, beside}, 2, NULL, &saving.operation,
                         err);
         if (r == 0)
-                r = make_folders(saving.path, err);
+                r = make_folders(saving.path, NULL, err);
         if (r == 0)
                 r = make_file(&saving, saving.path, &saving.fd, err);
         if (r == 0)
@@ -246,15 +246,23 @@ int memory_start(struct vm *vm, const struct vm_row *row, json_t **ret, struct e
 
 /* ---- for others ---- */
 
+static int stop_at_end(void *opaque, uint64_t bytes)
+{
+        const struct broker *broker = opaque;
+
+        return atomic_load(&broker->stopping) ? -ECANCELED : 0;
+}
+
 static int copy_to(
         struct broker *broker, const char *vm, const char *from, const char *to, struct error *err)
 {
         _cleanup_(operation_freep) struct operation *operation = NULL;
+        const struct copy_watch watch = {stop_at_end, broker};
         int r = operation_begin(broker->catalog, host_fs(), "snapshot.memory-copy", vm, &to, 1,
                 NULL, &operation, err);
 
         if (r == 0) {
-                r = copy_file(from, to, &broker->stopping, err);
+                r = copy_file(from, to, &watch, err);
                 if (r == -EEXIST)
                         operation_not_made(operation, to, NULL);
         }

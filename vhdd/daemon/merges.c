@@ -12,6 +12,7 @@
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/release.h"
 #include "vhdd/daemon/seals.h"
+#include "vhdd/daemon/transfers.h"
 #include "vhdd/daemon/worker_link.h"
 
 #define MOST_ROUNDS 1000u
@@ -240,6 +241,8 @@ static void look(struct vm *vm)
                 struct error err = ERROR_INIT;
 
                 if (vm->removed || vm->vms->stopping || !vm->link || !vm->up)
+                        return;
+                if (transfer_has(vm)) /* its files are being copied; the end of that sends us again */
                         return;
                 r = round_of(vm, &err);
                 if (r == 0 && vm->up)

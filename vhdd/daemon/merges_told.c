@@ -9,6 +9,7 @@
 #include "vhdd/daemon/merges_internal.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/seals.h"
+#include "vhdd/daemon/transfers.h"
 
 #define SPACE_MORE (UINT64_C(32) << 20) /* so much more must be free than when it ran out */
 
@@ -405,6 +406,8 @@ json_t *merge_job_to_json(struct broker *broker, const struct job_row *row)
         char time[TIME_TEXT_MAX], what[2400];
         json_t *object;
 
+        if (job_is_transfer(row))
+                return transfer_to_json(broker, row);
         (void)vm_peek(broker, row->vm, &vm, &vm_row, NULL);
         if (vm && seals_look(vm, row->id, &merging))
                 finishing = true; /* the catalog says that it waits */

@@ -16,5 +16,5 @@ extern const struct method vmm_methods[]; /* vmm.*, and what is the vmm-host's t
 extern const struct method job_methods[];
 extern const struct method metrics_methods[];
 extern const struct method doctor_methods[];
-extern const struct method import_methods[]; /* vm.import, vm.export */
+extern const struct method import_methods[]; /* vm.import, vm.export, snapshot.export */
 extern const struct method daemon_methods[]; /* status, shutdown, restart */

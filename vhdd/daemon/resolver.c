@@ -14,6 +14,8 @@
 #include "base/host_fs.h"
 #include "base/uuid.h"
 #include "chain/beneath.h"
+#include "formats/intent.h"
+#include "vhdd/daemon/images.h"
 #include "vhdd/daemon/process.h"
 #include "vhdd/ipc/rpc.h"
 
@@ -34,6 +36,8 @@ struct resolving {
         char **roots; /* the leaf's directory first */
         size_t n_roots;
         struct rpc *rpc;
+        const struct image_chain *exactly; /* these and no others; NULL: what is beneath the roots */
+        const struct flatten_watch *watch; /* of a flattening */
 
         /* owner: the channel's thread, and after it has ended the caller */
         struct opened *opened;
@@ -138,6 +142,37 @@ static int open_named(struct resolving *resolving, const char *path, int *ret_fd
         return fail_os(err, inside ? -r : EPERM, "cannot open '%s'", path);
 }
 
+/* A layer of the chain, if it is the file that the row means; or what lies beside it on its account. */
+static int open_exactly(const struct resolving *resolving, const char *path, int *ret_fd,
+        char *ret_path, struct error *err)
+{
+        for (size_t i = 0; i < resolving->exactly->n; i++) {
+                const struct image_row *row = &resolving->exactly->rows[i];
+                size_t n = strlen(row->path);
+                struct stat st;
+                int fd;
+
+                if (strncmp(path, row->path, n) != 0 ||
+                        (path[n] && strcmp(path + n, INTENT_ENDING) != 0))
+                        continue;
+                fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+                if (fd < 0 || fstat(fd, &st) < 0)
+                        return fail_os(err, errno, "cannot open '%s'", path);
+                if (!S_ISREG(st.st_mode) ||
+                        (!path[n] &&
+                                ((uint64_t)st.st_dev != row->device ||
+                                        (uint64_t)st.st_ino != row->inode))) {
+                        close(fd);
+                        return fail(err, ESTALE,
+                                "'%s' is another file than the one that was attached", path);
+                }
+                snprintf(ret_path, PATH_SIZE, "%s", path);
+                *ret_fd = fd;
+                return 0;
+        }
+        return fail(err, EPERM, "'%s' is none of the chain's images", path);
+}
+
 static int answer_open(struct resolving *resolving, const json_t *params, int *ret_fd, json_t **ret,
         struct error *err)
 {
@@ -150,7 +185,9 @@ static int answer_open(struct resolving *resolving, const json_t *params, int *r
                 return fail(err, EPROTO, "the resolver asks for no path");
         if (flags & ~(json_int_t)FILE_NOFOLLOW)
                 return fail(err, EPERM, "the resolver may only read");
-        if (!strcmp(path, resolving->leaf)) {
+        if (resolving->exactly) {
+                r = open_exactly(resolving, path, &fd, real, err);
+        } else if (!strcmp(path, resolving->leaf)) {
                 snprintf(real, sizeof(real), "%s", path);
                 r = open_leaf(resolving, &fd, err);
         } else {
@@ -204,6 +241,16 @@ static int answer_region(struct resolving *resolving, const json_t *params, int 
         return 0;
 }
 
+/* It has all its files: nothing else of it waits while this one does. */
+static int answer_step(struct resolving *resolving, const json_t *params, struct error *err)
+{
+        json_int_t bytes = json_integer_value(json_object_get(params, "bytes"));
+        int r = resolving->watch->step(
+                resolving->watch->opaque, bytes > 0 ? (uint64_t)bytes : 0);
+
+        return r < 0 ? fail(err, -r, "it was broken off") : 0;
+}
+
 static void on_request(void *opaque, struct rpc *rpc, int64_t id, const char *method,
         json_t *params, struct message *message)
 {
@@ -216,14 +263,17 @@ static void on_request(void *opaque, struct rpc *rpc, int64_t id, const char *me
                 r = answer_open(resolving, params, &fd, &result, &err);
         else if (!strcmp(method, "fs.region-open"))
                 r = answer_region(resolving, params, &fd, &result, &err);
+        else if (!strcmp(method, "flatten.step") && resolving->watch)
+                r = answer_step(resolving, params, &err);
         else
                 r = fail(&err, EPERM, "the resolver may not ask for '%.64s'", method);
         if (r < 0) {
                 rpc_reply_error(rpc, id, &err);
                 return;
         }
-        rpc_reply(rpc, id, result, &fd, 1);
-        close(fd);
+        rpc_reply(rpc, id, result, &fd, fd >= 0 ? 1 : 0);
+        if (fd >= 0)
+                close(fd);
 }
 
 static void *serve(void *opaque)
@@ -326,22 +376,24 @@ static int explain(const struct resolving *resolving, int r, struct error *err)
 
 /* --- the process --- */
 
-static int ask(struct broker *broker, struct resolving *resolving, const char *format,
-        struct message *ret, struct error *err)
+/* @params is taken over; @fd goes along unless it is -1. */
+static int ask(struct broker *broker, struct resolving *resolving, const char *question,
+        json_t *params, int fd, unsigned timeout_ms, struct message *ret, struct error *err)
 {
         char uid[16], gid[16];
         const char *args[] = {"vhdd", "--resolver", "--uid", uid, "--gid", gid, NULL};
         const struct rpc_handlers handlers = {.request = on_request, .opaque = resolving};
         int ends[2], pidfd, status, r;
         pthread_t thread;
-        json_t *params;
         pid_t pid;
 
         snprintf(uid, sizeof(uid), "%u", (unsigned)broker->worker_uid);
         snprintf(gid, sizeof(gid), "%u", (unsigned)broker->worker_gid);
         r = channel_pair(ends, err);
-        if (r < 0)
+        if (r < 0) {
+                json_decref(params);
                 return r;
+        }
         r = process_spawn(broker, args, &ends[1], 1, &pid, &pidfd, err);
         close(ends[1]);
         if (r == 0) {
@@ -354,11 +406,8 @@ static int ask(struct broker *broker, struct resolving *resolving, const char *f
                                 r = fail_os(err, r, "cannot start a thread");
                 }
                 if (r == 0) {
-                        params = json_pack("{s:s}", "path", resolving->leaf);
-                        if (format)
-                                json_object_set_new(params, "format", json_string(format));
-                        r = rpc_call(
-                                resolving->rpc, "resolve", params, NULL, 0, RESOLVE_MS, ret, err);
+                        r = rpc_call(resolving->rpc, question, json_incref(params), &fd,
+                                fd >= 0 ? 1 : 0, timeout_ms, ret, err);
                         rpc_shutdown(resolving->rpc);
                         pthread_join(thread, NULL);
                 }
@@ -367,6 +416,7 @@ static int ask(struct broker *broker, struct resolving *resolving, const char *f
                 process_wait(pidfd, -1, &status);
                 close(pidfd);
         }
+        json_decref(params);
         if (ends[0] >= 0)
                 close(ends[0]);
         return r;
@@ -438,6 +488,7 @@ int resolve_chain(struct broker *broker, const char *path, const char *format, c
         struct message answer = MESSAGE_INIT;
         struct error local = ERROR_INIT;
         char leaf[PATH_SIZE];
+        json_t *params;
         int r;
 
         err = err ? err : &local;
@@ -448,7 +499,9 @@ int resolve_chain(struct broker *broker, const char *path, const char *format, c
         r = collect_roots(&resolving, roots, n_roots, err);
         if (r < 0)
                 return r;
-        r = ask(broker, &resolving, format, &answer, err);
+        params = json_pack("{s:s, s:s*}", "path", leaf, "format", format);
+        r = params ? ask(broker, &resolving, "resolve", params, -1, RESOLVE_MS, &answer, err)
+                   : fail(err, EINVAL, "the name of '%s' is no UTF-8", leaf);
         if (r == -EHOSTDOWN) {
                 fail(err, EUCLEAN, "reading the headers of '%s' killed the process that did it",
                         leaf);
@@ -459,4 +512,54 @@ int resolve_chain(struct broker *broker, const char *path, const char *format, c
                 r = take_layers(&resolving, answer.json, ret, ret_n, err);
         message_done(&answer);
         return r < 0 ? explain(&resolving, r, err) : 0;
+}
+
+int resolve_configuration(struct broker *broker, const char *path, json_t **ret, struct error *err)
+{
+        _cleanup_(resolving_done) struct resolving resolving = {.leaf = path};
+        _cleanup_fd_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+        struct message answer = MESSAGE_INIT;
+        struct stat st;
+        int r;
+
+        if (fd < 0 || fstat(fd, &st) < 0)
+                return fail_os(err, errno, "cannot open '%s'", path);
+        if (!S_ISREG(st.st_mode))
+                return fail(err, EMEDIUMTYPE, "'%s' is no regular file", path);
+        r = ask(broker, &resolving, "configuration", json_object(), fd, RESOLVE_MS,
+                &answer, err);
+        if (r == 0)
+                *ret = json_incref(answer.json);
+        else if (r == -EHOSTDOWN)
+                r = fail(err, EUCLEAN, "reading '%s' killed the process that did it", path);
+        else
+                fail_prefix(err, r, "cannot use '%s'", path);
+        if (r < 0)
+                error_set_file(err, path);
+        message_done(&answer);
+        return r;
+}
+
+int flatten_chain(struct broker *broker, const struct image_chain *images, int fd,
+        const char *output, const char *uuid, const struct flatten_watch *watch,
+        struct error *err)
+{
+        _cleanup_(resolving_done) struct resolving resolving = {
+                .leaf = images->rows[0].path, .exactly = images, .watch = watch};
+        struct message answer = MESSAGE_INIT;
+        json_t *parents = json_array(), *params;
+        int r;
+
+        for (size_t i = 1; i < images->n; i++)
+                json_array_append_new(parents, json_string(images->rows[i].path));
+        params = json_pack("{s:s, s:o, s:s, s:s, s:s}", "path", images->rows[0].path, "parents",
+                parents, "format", images->rows[0].format, "output", output, "uuid", uuid);
+        if (!params)
+                return fail(err, ENOMEM, "no memory for a chain");
+        r = ask(broker, &resolving, "flatten", params, fd, 0, &answer, err);
+        if (r == -EHOSTDOWN)
+                r = fail(err, EUCLEAN, "reading '%s' killed the process that did it",
+                        images->rows[0].path);
+        message_done(&answer);
+        return r;
 }

@@ -11,6 +11,7 @@
  */
 #pragma once
 
+#include <jansson.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -31,4 +32,20 @@ struct resolved_layer {
 /* Leaf first. @format as chain_options. The leaf's own directory is a root, too. */
 int resolve_chain(struct broker *broker, const char *path, const char *format, char *const *roots,
         size_t n_roots, struct resolved_layer **ret, size_t *ret_n, struct error *err);
+/* What a configuration of Hyper-V's says, in the words of vhdd/worker/hyperv.h. Nothing of it is to be
+ * believed.   -EUCLEAN it is none, or damaged */
+int resolve_configuration(struct broker *broker, const char *path, json_t **ret, struct error *err);
+struct image_chain;
+
+struct flatten_watch {
+        /* Required. After each few MiB of the guest's disk, on a thread of its own; may block. What it
+         * answers but 0 ends it. */
+        int (*step)(void *opaque, uint64_t bytes);
+        void *opaque;
+};
+/* The chain @images, which nobody writes to, as one dynamic VHD with that id in the new, empty file @fd
+ * (the caller's), which is called @output; synced. */
+int flatten_chain(struct broker *broker, const struct image_chain *images, int fd,
+        const char *output, const char *uuid, const struct flatten_watch *watch,
+        struct error *err);
 void resolved_layers_free(struct resolved_layer *layers, size_t n); /* NULL, 0 is fine */

@@ -213,8 +213,12 @@ int sidecar_to_json(
                         "the vm '%s' cannot be written down: no memory, or a name that is no UTF-8",
                         sidecar->vm.name);
         }
-        if (sidecar->exported)
+        if (sidecar->exported) {
                 json_object_set_new(json, "exported", json_true());
+                /* Only of files that nobody writes to since: memory and disks are of one moment. */
+                json_object_set_new(json_object_get(json, "vm"), "resume",
+                        text_to_json(sidecar->vm.resume));
+        }
         *ret = json;
         return 0;
 }
@@ -500,9 +504,13 @@ int sidecar_from_json(
         read_snapshots(&reader, json_object_get(json, "snapshots"), &sidecar);
         READ_ROWS(&reader, json_object_get(json, "images"), sidecar.images, sidecar.n_images,
                 read_image);
+        sidecar.exported = json_is_true(json_object_get(json, "exported"));
+        if (sidecar.exported) {
+                reader.what = "vm";
+                read_id(&reader, json_object_get(json, "vm"), "resume", sidecar.vm.resume, false);
+        }
         if (reader.r < 0)
                 return reader.r;
-        sidecar.exported = json_is_true(json_object_get(json, "exported"));
         *ret = sidecar;
         sidecar = (struct sidecar){0};
         return 0;

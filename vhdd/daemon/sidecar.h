@@ -58,6 +58,12 @@ int sidecar_rename(struct sidecar *sidecar, char *(*to)(void *opaque, const char
 /* New ids for vm, disks and snapshots: it becomes another vm than the one it was copied from. */
 int sidecar_new_ids(struct sidecar *sidecar, struct error *err);
 
+/* Takes out the snapshot with the id @but ("": none), and all that are not committed; what descended from
+ * one descends from its parent then. */
+void sidecar_drop_snapshots(struct sidecar *sidecar, const char *but);
+/* Takes out the images that no disk and no snapshot stands on. */
+void sidecar_drop_unneeded(struct sidecar *sidecar);
+
 /* Takes out of it what would give its writer more than the folders beneath @roots: an image elsewhere,
  * or behind a link, is an error; pass-through disks, folders and saved memory elsewhere are left out,
  * and so are disks that a snapshot's settings name beyond the images that it holds. What was left out

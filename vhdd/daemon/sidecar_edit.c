@@ -150,6 +150,7 @@ int sidecar_new_ids(struct sidecar *sidecar, struct error *err)
                 return r;
         renew_id(ids, sidecar->vm.id);
         renew_id(ids, sidecar->vm.current);
+        renew_id(ids, sidecar->vm.resume);
         for (size_t i = 0; i < sidecar->n_disks; i++) {
                 renew_id(ids, sidecar->disks[i].id);
                 renew_id(ids, sidecar->disks[i].vm);
@@ -167,6 +168,87 @@ int sidecar_new_ids(struct sidecar *sidecar, struct error *err)
                 r = renew_settings_ids(ids, row, err);
         }
         return r;
+}
+
+/* ---- less ---- */
+
+static void drop_held(struct sidecar *sidecar, const char *snapshot)
+{
+        size_t n = 0;
+
+        for (size_t i = 0; i < sidecar->n_held; i++) {
+                if (strcmp(sidecar->held[i].snapshot, snapshot) == 0)
+                        snapshot_disk_row_done(&sidecar->held[i]);
+                else
+                        sidecar->held[n++] = sidecar->held[i];
+        }
+        sidecar->n_held = n;
+}
+
+static void give_parent(struct sidecar *sidecar, const struct snapshot_row *gone)
+{
+        for (size_t i = 0; i < sidecar->n_snapshots; i++)
+                if (strcmp(sidecar->snapshots[i].parent, gone->id) == 0)
+                        memcpy(sidecar->snapshots[i].parent, gone->parent, UUID_TEXT_SIZE);
+        if (strcmp(sidecar->vm.current, gone->id) == 0)
+                memcpy(sidecar->vm.current, gone->parent, UUID_TEXT_SIZE);
+        if (strcmp(sidecar->vm.resume, gone->id) == 0)
+                sidecar->vm.resume[0] = '\0';
+}
+
+void sidecar_drop_snapshots(struct sidecar *sidecar, const char *but)
+{
+        for (size_t i = 0; i < sidecar->n_snapshots;) {
+                struct snapshot_row gone = sidecar->snapshots[i];
+
+                if (strcmp(gone.id, but) != 0 && strcmp(gone.state, "committed") == 0) {
+                        i++;
+                        continue;
+                }
+                memmove(&sidecar->snapshots[i], &sidecar->snapshots[i + 1],
+                        (--sidecar->n_snapshots - i) * sizeof(gone));
+                drop_held(sidecar, gone.id);
+                give_parent(sidecar, &gone);
+                snapshot_row_done(&gone);
+        }
+}
+
+static bool is_needed(const struct sidecar *sidecar, const char *path)
+{
+        for (size_t i = 0; i < sidecar->n_disks; i++)
+                if (strcmp(sidecar->disks[i].file, path) == 0)
+                        return true;
+        for (size_t i = 0; i < sidecar->n_held; i++)
+                if (sidecar->held[i].file && strcmp(sidecar->held[i].file, path) == 0)
+                        return true;
+        for (size_t i = 0; i < sidecar->n_images; i++)
+                if (sidecar->images[i].parent && strcmp(sidecar->images[i].parent, path) == 0)
+                        return true;
+        return false;
+}
+
+/* A child goes before what it stood on: again until nothing goes. */
+void sidecar_drop_unneeded(struct sidecar *sidecar)
+{
+        size_t before;
+
+        do {
+                size_t n = 0;
+
+                before = sidecar->n_images;
+                for (size_t i = 0; i < before; i++) {
+                        struct image_row row = sidecar->images[i];
+
+                        /* The rows behind i are where they were. */
+                        if (is_needed(sidecar, row.path)) {
+                                sidecar->images[i] = sidecar->images[n];
+                                sidecar->images[n++] = row;
+                        }
+                }
+                for (size_t i = n; i < before; i++)
+                        image_row_done(&sidecar->images[i]);
+                sidecar->n_images = n;
+        } while (sidecar->n_images < before);
 }
 
 /* ---- no more than its writer may have ---- */

@@ -12,6 +12,7 @@
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/sidecar.h"
+#include "vhdd/daemon/transfers.h"
 #include "vhdd/daemon/worker_link.h"
 
 #define DESCRIBE_S 5
@@ -514,6 +515,8 @@ static int ask_agent(struct broker *broker, const json_t *params, const char *ve
 
         if (r == 0)
                 r = agent_must(vm, &row, verb, err);
+        if (r == 0)
+                r = transfer_refuse_held(vm, err);
         if (r < 0)
                 return r;
         if (param_bool(params, "dry-run")) {

@@ -15,6 +15,7 @@
 #include "vhdd/daemon/recover.h"
 #include "vhdd/daemon/seals.h"
 #include "vhdd/daemon/sidecar.h"
+#include "vhdd/daemon/transfers.h"
 #include "vhdd/daemon/worker_link.h"
 
 #define START_THREADS 16u
@@ -192,7 +193,10 @@ int vm_get_within(struct broker *broker, const char *name_or_id, unsigned timeou
         r = vm_peek(broker, name_or_id, &vm, &found, err);
         if (r < 0)
                 return r;
-        if (timeout_ms == 0)
+        r = transfer_refuse_held(vm, err); /* it may be for hours */
+        if (r < 0)
+                fail_prefix(err, r, "vm '%s' cannot be used", found.name);
+        else if (timeout_ms == 0)
                 pthread_mutex_lock(&vm->lock);
         else if (pthread_mutex_timedlock(&vm->lock, &until) != 0)
                 r = fail(err, EBUSY, "vm '%s' is busy with something else", found.name);
@@ -609,6 +613,7 @@ int vms_start(struct broker *broker, struct error *err)
                 r = metrics_start(broker, &vms->metrics, err);
         if (r == 0) {
                 start_all(vms, items, n_items);
+                transfers_recover(broker);
                 discarded_start(broker);
         }
         for (size_t i = 0; items && i < n_items && items[i]; i++)

@@ -30,6 +30,7 @@ struct agent;
 struct merging;
 struct operation;
 struct sealing;
+struct transfer;
 
 /* An open chain of a worker: a live disk's is called by the disk's id, a snapshot's by
  * DISKID@SNAPSHOTID. */
@@ -95,6 +96,7 @@ struct vms {
         /* guarded by lock */
         struct vm **items;
         size_t n_items;
+        struct transfer *transfers; /* that are at work (transfers.h) */
         unsigned n_threads; /* of ours that run */
         bool stopping;
         pthread_cond_t idle;   /* n_threads became 0 */
@@ -108,7 +110,7 @@ int vms_start(struct broker *broker, struct error *err);
 void vms_stop(struct broker *broker, bool leave_workers, unsigned timeout_ms);
 
 /* The vm of that name or id, locked. With @row (may be NULL) what the catalog says, for
- * vm_row_done().  -ENOENT there is none   -ESHUTDOWN the daemon ends */
+ * vm_row_done().  -ENOENT there is none   -ESHUTDOWN the daemon ends   -EBUSY an export has it */
 int vm_get(struct broker *broker, const char *name_or_id, struct vm **ret, struct vm_row *row,
         struct error *err);
 /* The same, but gives up after @timeout_ms: -EBUSY. */

@@ -7,10 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "chain/chain.h"
 #include "vhdd/ipc/rpc.h"
+#include "vhdd/worker/flatten.h"
 #include "vhdd/worker/fs.h"
+#include "vhdd/worker/hyperv.h"
 #include "vhdd/worker/layers.h"
 #include "vhdd/worker/sandbox.h"
 
@@ -24,7 +27,9 @@ struct resolving {
         /* guarded by lock */
         bool has_question, ended;
         int64_t id;
+        char method[24];
         json_t *params;
+        int fd; /* that came with it, or -1 */
 };
 
 static int resolve(struct fs *fs, const json_t *params, json_t **ret, struct error *err)
@@ -48,6 +53,36 @@ static int resolve(struct fs *fs, const json_t *params, json_t **ret, struct err
         return 0;
 }
 
+/* All of a configuration of Hyper-V's, and what it says. */
+static int read_configuration(int fd, json_t **ret, struct error *err)
+{
+        _cleanup_free_ char *text = malloc(HYPERV_MAX_SIZE + 1);
+        size_t n = 0;
+
+        if (!text)
+                return fail(err, ENOMEM, "no memory for a configuration");
+        while (n <= HYPERV_MAX_SIZE) {
+                ssize_t k = pread(fd, text + n, HYPERV_MAX_SIZE + 1 - n, (off_t)n);
+
+                if (k < 0)
+                        return fail_os(err, errno, "cannot read a configuration");
+                if (k == 0)
+                        break;
+                n += (size_t)k;
+        }
+        return hyperv_parse(text, n, ret, err);
+}
+
+static int answer(struct fs *fs, struct rpc *rpc, const struct resolving *resolving, json_t **ret,
+        struct error *err)
+{
+        if (strcmp(resolving->method, "flatten") == 0)
+                return flatten(fs, rpc, resolving->params, resolving->fd, ret, err);
+        if (strcmp(resolving->method, "configuration") == 0)
+                return read_configuration(resolving->fd, ret, err);
+        return resolve(fs, resolving->params, ret, err);
+}
+
 static void on_request(void *opaque, struct rpc *rpc, int64_t id, const char *method,
         json_t *params, struct message *message)
 {
@@ -58,7 +93,9 @@ static void on_request(void *opaque, struct rpc *rpc, int64_t id, const char *me
                 return;
         resolving->has_question = true;
         resolving->id = id;
+        snprintf(resolving->method, sizeof(resolving->method), "%s", method);
         resolving->params = json_incref(params);
+        resolving->fd = message_take_fd(message, 0);
         pthread_cond_signal(&resolving->asked);
 }
 
@@ -105,7 +142,7 @@ static int live(struct proxy_fs *fs, struct error *err)
                 return fail_os(err, r, "cannot start a thread");
         if (!wait_for_question(&resolving))
                 return 0;
-        if (resolve(proxy_fs_get(fs), resolving.params, &result, &why) < 0)
+        if (answer(proxy_fs_get(fs), reading.rpc, &resolving, &result, &why) < 0)
                 rpc_reply_error(reading.rpc, resolving.id, &why);
         else
                 rpc_reply(reading.rpc, resolving.id, result, NULL, 0);

@@ -5,7 +5,8 @@
  *
  * It is asked once: resolve {path, format?} -> {layers: [{path, uuid, type, format, size}, ...]},
  * leaf first, and asks for each file by name (vhdd/worker/fs.h); the broker opens what lies beneath
- * the allowed directories. It ends when the channel does.
+ * the allowed directories. Or: configuration {} with an open file -> what hyperv.h makes of it; or flatten
+ * (flatten.h). It ends when the channel does.
  */
 #pragma once
 
