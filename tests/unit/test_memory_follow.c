@@ -167,6 +167,23 @@ Test(follow, the_other_direction_is_asked_at_once)
         cr_expect(eq(int, follow.state, FOLLOW_PENDING));
 }
 
+/* It was on its way up: what it has not taken yet can still arrive behind the request to give back. */
+Test(follow, what_was_promised_counts_until_it_comes_down)
+{
+        struct memory_follow follow = {0};
+        uint64_t asked = 0;
+
+        cr_assert(memory_follow_ask(&follow, 512 * MiB, 600 * MiB, false, &asked));
+        memory_follow_look(&follow, 560 * MiB, 1000);
+        cr_assert(memory_follow_ask(&follow, 560 * MiB, 520 * MiB, false, &asked));
+        cr_expect(eq(u64, follow.asked, 520 * MiB));
+        cr_expect(eq(u64, follow.promised, 600 * MiB));
+        memory_follow_look(&follow, 564 * MiB, 1000);
+        cr_expect(eq(u64, follow.promised, 600 * MiB));
+        memory_follow_look(&follow, 548 * MiB, 1000);
+        cr_expect(eq(u64, follow.promised, 0));
+}
+
 /* deflate-on-oom: the guest took memory back by itself. */
 Test(follow, one_that_drifts_away_is_asked_again)
 {

@@ -20,6 +20,7 @@ static void rest(struct memory_follow *follow)
 {
         follow->state = FOLLOW_IDLE;
         follow->asked = 0;
+        follow->promised = 0;
         follow->ms = 0;
         follow->is_to_withdraw = false;
 }
@@ -42,6 +43,7 @@ static void hold(struct memory_follow *follow, uint64_t assigned)
         uint64_t pause = (uint64_t)FOLLOW_PAUSE_MS << doublings;
 
         follow->state = FOLLOW_HELD;
+        follow->promised = 0;
         follow->is_to_withdraw = follow->up;
         if (follow->up)
                 follow->has_taken = false;
@@ -59,8 +61,11 @@ static void look_pending(struct memory_follow *follow, uint64_t assigned, uint64
                 follow->has_taken = true;
         if (distance(assigned, follow->asked) < MEMORY_BLOCK) {
                 follow->state = FOLLOW_SETTLED;
+                follow->promised = 0;
                 follow->n_refused = 0;
         } else if (nearer) {
+                if (!follow->up)
+                        follow->promised = 0;
                 follow->mark = assigned;
                 follow->ms = 0;
         } else {
@@ -98,6 +103,12 @@ enum memory_holds memory_follow_holds(const struct memory_follow *follow)
 static void ask(struct memory_follow *follow, uint64_t assigned, uint64_t goal)
 {
         bool up = goal > assigned;
+
+        /* Blocks that are being plugged arrive behind the request to give some back. */
+        if (follow->state == FOLLOW_PENDING && follow->up && goal < follow->asked)
+                follow->promised = follow->asked;
+        else if (up)
+                follow->promised = 0;
 
         /* A goal that is moved on is no new beginning: a vm that never follows is found out all the same. */
         if (follow->state != FOLLOW_PENDING || follow->up != up) {

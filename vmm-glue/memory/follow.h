@@ -41,7 +41,9 @@
 
 struct memory_follow {
         enum { FOLLOW_IDLE, FOLLOW_PENDING, FOLLOW_SETTLED, FOLLOW_HELD } state;
-        uint64_t asked;      /* 0: nothing that still holds */
+        uint64_t asked; /* 0: nothing that still holds */
+        uint64_t
+                promised; /* pending, for less than before: what it was on its way up to, and may still take */
         bool up;             /* pending, held: the direction of what was asked */
         bool has_taken;      /* memory, when it was asked to */
         bool is_to_withdraw; /* held: it is still to be asked to stay where it is */

@@ -140,7 +140,7 @@ struct memory_vm memory_guest_to_vm(const struct memory_guest *guest, uint64_t n
                 .demand_known = guest->demand.known,
                 .demand = guest->demand.slow,
                 .assigned = guest->assigned,
-                .asked = guest->follow.asked,
+                .asked = most(guest->follow.asked, guest->follow.promised),
                 .holds = memory_follow_holds(&guest->follow),
         };
 
