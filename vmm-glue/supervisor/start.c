@@ -20,6 +20,7 @@
 #include "vmm-glue/supervisor/internal.h"
 #include "vmm-glue/supervisor/memory_image.h"
 
+#define LINK_MS 10000
 #define PLUG_MS 60000
 
 enum phase { PREPARE, PLUGGING, SPAWN, CONNECT, LOADING, MORE_DISKS, GO };
@@ -38,6 +39,7 @@ struct start {
         int memory; /* descriptor, or -1 */
         bool is_own; /* the vm's own saved memory */
         struct plugging *plugging;
+        int64_t link_end_ms; /* until then vmm-host is waited for */
         bool is_plugged;
         struct error plug_error;
         int fds[LINK_MAX_FDS];
@@ -276,6 +278,19 @@ static int plug(struct supervisor *supervisor, struct start *start, struct error
         return r;
 }
 
+/* A vmm-host that is just coming has its time. */
+static int plug_when_linked(struct supervisor *supervisor, struct start *start, struct error *err)
+{
+        int r = plug(supervisor, start, err);
+
+        if (r > 0)
+                start->is_plugged = true;
+        if (r != -ENXIO || monotonic_ms() >= start->link_end_ms)
+                return r < 0 ? r : 0;
+        error_clear(err);
+        return 0;
+}
+
 /* --- S4, S5 --- */
 
 static int spawn(struct supervisor *supervisor, struct start *start, struct error *err)
@@ -412,12 +427,12 @@ int step_start(struct supervisor *supervisor, struct operation *operation, json_
                 if (r < 0)
                         return r;
                 operation->phase = PLUGGING;
-                r = plug(supervisor, start, err);
-                if (r <= 0)
-                        return r;
-                start->is_plugged = true;
+                start->link_end_ms = monotonic_ms() + LINK_MS;
                 __attribute__((fallthrough));
         case PLUGGING:
+                r = start->is_plugged || start->plugging ? 0 : plug_when_linked(supervisor, start, err);
+                if (r < 0)
+                        return r;
                 if (!start->is_plugged)
                         return 0;
                 if (start->plug_error.code) {
