@@ -253,7 +253,8 @@ class Run:
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--operations", type=int, default=100000)
+    parser.add_argument("--operations", type=int,
+                        default=100000 if os.environ.get("VHDD_LONG") else 25000)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()
     if not os.access("/dev/fuse", os.W_OK) or not shutil.which("fusermount3"):
