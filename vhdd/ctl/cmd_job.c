@@ -12,6 +12,7 @@
 #include "vhdd/ctl/show.h"
 
 #define PAUSE_MS 200
+#define STUCK_MS 1000u
 
 static int show_jobs(const struct ctl *ctl, const json_t *params, const json_t *result)
 {
@@ -41,13 +42,15 @@ static int show_jobs(const struct ctl *ctl, const json_t *params, const json_t *
         return CTL_DONE;
 }
 
-/* Nothing becomes of it by itself any more. */
-static bool is_over(const json_t *job)
+/* Nothing becomes of it by itself any more. That it is stuck is asked more than once: the daemon looks
+ * anew behind a change that has just been answered. */
+static bool is_over(const json_t *job, unsigned *n_stuck)
 {
         const char *state = show_text(job, "state");
 
+        *n_stuck = show_flag(job, "stuck") ? *n_stuck + 1 : 0;
         return strcmp(state, "done") == 0 || strcmp(state, "failed") == 0 ||
-                strcmp(state, "cancelled") == 0 || show_flag(job, "stuck");
+                strcmp(state, "cancelled") == 0 || *n_stuck * PAUSE_MS >= STUCK_MS;
 }
 
 /* How far it is, in words that a bar can be made of. */
@@ -67,13 +70,14 @@ static int await(struct ctl *ctl, json_int_t id, json_t **ret, struct error *err
 {
         const struct timespec pause = {.tv_nsec = PAUSE_MS * 1000000};
         struct progress *bar = NULL;
+        unsigned n_stuck = 0;
         uint64_t shown = 0;
         json_t *job = NULL;
         int r;
 
         for (;;) {
                 r = daemon_call(ctl, "job.show", json_pack("{s:I}", "id", id), &job, err);
-                if (r < 0 || is_over(job))
+                if (r < 0 || is_over(job, &n_stuck))
                         break;
                 follow(ctl, &bar, &shown, job);
                 json_decref(job);
