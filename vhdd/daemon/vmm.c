@@ -150,7 +150,7 @@ static int no_host(const struct broker *broker, struct error *err)
                 error_set_hint(err, "the daemon's log says why; it is started again by itself");
         } else {
                 fail(err, ENXIO, "no vmm-host runs: memory and networks are nobody's here");
-                error_set_hint(err, "start the daemon with --vmm-command vmm-host");
+                error_set_hint(err, "start the daemon with --vmm-command vmm-host, or the service vhdd-vmm");
         }
         return -ENXIO;
 }
