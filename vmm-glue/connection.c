@@ -70,8 +70,8 @@ static void take_notifications(struct connection *connection)
                         return;
                 }
                 method = json_string_value(json_object_get(message, "method"));
-                connection->callbacks.notification(connection->callbacks.opaque, method ? method : "",
-                        json_object_get(message, "params"), fds, n_fds);
+                connection->callbacks.notification(connection->callbacks.opaque,
+                        method ? method : "", json_object_get(message, "params"), fds, n_fds);
         }
 }
 
@@ -93,8 +93,8 @@ static int try_connect(struct connection *connection, struct error *err)
 
         if (r < 0)
                 return r;
-        r = sd_event_add_io(connection->event, &connection->io, control_fd(connection->control), EPOLLIN, on_io,
-                connection);
+        r = sd_event_add_io(connection->event, &connection->io, control_fd(connection->control),
+                EPOLLIN, on_io, connection);
         if (r < 0) {
                 connection->control = control_close(connection->control);
                 return fail_os(err, -r, "cannot watch the daemon's connection");
@@ -124,8 +124,8 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *opaque)
         return 0;
 }
 
-int connection_new(sd_event *event, const char *control, const struct connection_callbacks *callbacks,
-        struct connection **ret, struct error *err)
+int connection_new(sd_event *event, const char *control,
+        const struct connection_callbacks *callbacks, struct connection **ret, struct error *err)
 {
         _cleanup_(connection_freep) struct connection *connection = calloc(1, sizeof(*connection));
         int r;

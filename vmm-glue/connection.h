@@ -25,14 +25,15 @@ struct connection_callbacks {
         /* Optional. It is gone; it is tried again. */
         void (*down)(void *opaque);
         /* Required. {"method", "params"}. */
-        void (*notification)(void *opaque, const char *method, const json_t *params, int *fds,
-                size_t n_fds);
+        void (*notification)(
+                void *opaque, const char *method, const json_t *params, int *fds, size_t n_fds);
         void *opaque;
 };
 
-int connection_new(sd_event *event, const char *control, const struct connection_callbacks *callbacks,
-        struct connection **ret, struct error *err);
-struct connection *connection_free(struct connection *connection); /* NULL is fine; always returns NULL */
+int connection_new(sd_event *event, const char *control,
+        const struct connection_callbacks *callbacks, struct connection **ret, struct error *err);
+struct connection *connection_free(
+        struct connection *connection); /* NULL is fine; always returns NULL */
 DEFINE_CLEANUP(struct connection *, connection_free)
 
 bool connection_is_up(const struct connection *connection);

@@ -35,9 +35,10 @@ struct visit {
 
 /* --- in the child --- */
 
-static void add(json_t *checks, const char *name, bool ok, const char *hint, const char *format, ...)
-        __attribute__((format(printf, 5, 6)));
-static void add(json_t *checks, const char *name, bool ok, const char *hint, const char *format, ...)
+static void add(json_t *checks, const char *name, bool ok, const char *hint, const char *format,
+        ...) __attribute__((format(printf, 5, 6)));
+static void add(
+        json_t *checks, const char *name, bool ok, const char *hint, const char *format, ...)
 {
         _cleanup_free_ char *text = NULL;
         va_list args;
@@ -170,8 +171,8 @@ static void add_vm(json_t *checks, const json_t *described)
         const json_t *guest = json_object_get(described, "guest");
         const char *state = json_string_value(json_object_get(described, "state"));
         const char *beat = json_string_value(json_object_get(guest, "heartbeat"));
-        const char *end =
-                json_string_value(json_object_get(json_object_get(described, "last-end"), "message"));
+        const char *end = json_string_value(
+                json_object_get(json_object_get(described, "last-end"), "message"));
         bool runs = state && strcmp(state, "running") == 0;
         bool agent = json_is_true(json_object_get(guest, "agent"));
 
@@ -313,8 +314,8 @@ static json_t *display_of(struct doctor *doctor, struct host_vm *vm)
         return json_null();
 }
 
-static int vm_console(void *module, struct host_call *call, const json_t *params, json_t **ret,
-        struct error *err)
+static int vm_console(
+        void *module, struct host_call *call, const json_t *params, json_t **ret, struct error *err)
 {
         struct doctor *doctor = module;
         _cleanup_free_ char *path = NULL;
@@ -332,8 +333,8 @@ static int vm_console(void *module, struct host_call *call, const json_t *params
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }
 
-static int vm_doctor(void *module, struct host_call *call, const json_t *params, json_t **ret,
-        struct error *err)
+static int vm_doctor(
+        void *module, struct host_call *call, const json_t *params, json_t **ret, struct error *err)
 {
         struct doctor *doctor = module;
         struct host_vm *vm = NULL;

@@ -8,8 +8,8 @@
 #include "vmm-glue/host_internal.h"
 #include "vmm-glue/log.h"
 
-#define LOOK_AGAIN_US UINT64_C(50000)
-#define END_LIMIT_US  UINT64_C(14000000)
+#define LOOK_AGAIN_US      UINT64_C(50000)
+#define END_LIMIT_US       UINT64_C(14000000)
 #define REGISTER_TIMEOUT_S 120
 
 /* --- the daemon --- */
@@ -37,8 +37,8 @@ static void tell_event(struct host *host, const json_t *params)
         }
 }
 
-static void on_notification(void *opaque, const char *method, const json_t *params, int *fds,
-        size_t n_fds)
+static void on_notification(
+        void *opaque, const char *method, const json_t *params, int *fds, size_t n_fds)
 {
         struct host *host = opaque;
 
@@ -206,7 +206,8 @@ int host_new(const struct glue_options *options, struct host **ret, struct error
         if (r == 0)
                 r = start_modules(host, err);
         if (r == 0)
-                r = connection_new(host->event, options->control, &callbacks, &host->connection, err);
+                r = connection_new(
+                        host->event, options->control, &callbacks, &host->connection, err);
         if (r < 0)
                 return r;
         *ret = TAKE_PTR(host);

@@ -36,10 +36,10 @@ struct host_vm {
         struct host *host;
         char id[UUID_TEXT_SIZE];
         char *name;
-        json_t *settings; /* as vm.show has them */
-        bool is_gone;     /* removed, or not ours any more: the supervisor is to end */
-        bool is_on;       /* the supervisor says that a QEMU runs */
-        bool is_running;  /* and that the guest does: not paused, not saved, not stopped */
+        json_t *settings;  /* as vm.show has them */
+        bool is_gone;      /* removed, or not ours any more: the supervisor is to end */
+        bool is_on;        /* the supervisor says that a QEMU runs */
+        bool is_running;   /* and that the guest does: not paused, not saved, not stopped */
         struct link *link; /* NULL: there is no supervisor just now */
         /* host_vms.c's own */
         sd_event_source *retry, *child;

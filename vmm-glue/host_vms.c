@@ -11,13 +11,13 @@
 #include "vmm-glue/host_internal.h"
 #include "vmm-glue/log.h"
 
-#define SOCKET_NAME    "supervisor.sock"
-#define RETRY_US       UINT64_C(50000)
-#define RETRIES        200u /* of RETRY_US: how long a new supervisor may take to listen */
-#define PAUSE_MOST_US  UINT64_C(10000000)
-#define HELLO_MS       10000u
-#define ASK_MS         10000u
-#define PLUG_MAX_FDS   LINK_MAX_FDS
+#define SOCKET_NAME   "supervisor.sock"
+#define RETRY_US      UINT64_C(50000)
+#define RETRIES       200u /* of RETRY_US: how long a new supervisor may take to listen */
+#define PAUSE_MOST_US UINT64_C(10000000)
+#define HELLO_MS      10000u
+#define ASK_MS        10000u
+#define PLUG_MAX_FDS  LINK_MAX_FDS
 
 static void vm_free(struct host_vm *vm)
 {
@@ -214,8 +214,8 @@ static void ask_end(struct host_vm *vm, bool shutdown)
         struct error err = ERROR_INIT;
 
         if (vm->link &&
-                link_ask(vm->link, "end", json_pack("{s:b}", "shutdown", shutdown), NULL, 0,
-                        ASK_MS, NULL, NULL, &err) < 0)
+                link_ask(vm->link, "end", json_pack("{s:b}", "shutdown", shutdown), NULL, 0, ASK_MS,
+                        NULL, NULL, &err) < 0)
                 log_error(&err);
 }
 
@@ -380,8 +380,8 @@ static int show_all(struct host *host, const json_t *list, json_t *ours, struct 
         {
                 json_auto_t *shown = NULL;
                 const char *id = json_string_value(json_object_get(item, "id"));
-                int r = connection_call(host->connection, "vm.show",
-                        json_pack("{s:s}", "vm", id), &shown, err);
+                int r = connection_call(
+                        host->connection, "vm.show", json_pack("{s:s}", "vm", id), &shown, err);
 
                 if (r == -ENOENT) { /* removed meanwhile */
                         error_clear(err);

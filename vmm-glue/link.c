@@ -89,8 +89,8 @@ static void drop_outgoing(struct link *link)
         link->n_bytes = 0;
 }
 
-static void tell(struct waiting *one, const json_t *result, int *fds, size_t n_fds,
-        const struct error *err)
+static void tell(
+        struct waiting *one, const json_t *result, int *fds, size_t n_fds, const struct error *err)
 {
         if (one->reply)
                 one->reply(one->opaque, result, fds, n_fds, err);
@@ -163,8 +163,7 @@ static void go(struct link *link)
 
 static void watch_io(struct link *link)
 {
-        sd_event_source_set_io_events(
-                link->io, EPOLLIN | (link->first ? (uint32_t)EPOLLOUT : 0));
+        sd_event_source_set_io_events(link->io, EPOLLIN | (link->first ? (uint32_t)EPOLLOUT : 0));
 }
 
 static int send_some(struct link *link)
@@ -205,8 +204,7 @@ static int copy_fds(struct outgoing *out, const int *fds, size_t n_fds, struct e
 }
 
 /* Takes @message over. What goes wrong with the socket is seen by the loop. */
-static int put(
-        struct link *link, json_t *message, const int *fds, size_t n_fds, struct error *err)
+static int put(struct link *link, json_t *message, const int *fds, size_t n_fds, struct error *err)
 {
         struct outgoing *out = calloc(1, sizeof(*out));
         int r = 0;
@@ -225,8 +223,7 @@ static int put(
         if (r == 0) {
                 out->length = strlen(out->data);
                 out->data[out->length++] = '\n'; /* in the place of the NUL */
-                if (out->length > LINK_MAX_LINE ||
-                        link->n_bytes + out->length > LINK_MAX_BACKLOG)
+                if (out->length > LINK_MAX_LINE || link->n_bytes + out->length > LINK_MAX_BACKLOG)
                         r = fail(err, EMSGSIZE, "the other end of the link does not read");
         }
         if (r < 0) {

@@ -33,8 +33,8 @@ void log_line(enum log_level level, const char *format, ...)
         if (getenv("JOURNAL_STREAM"))
                 snprintf(line, sizeof(line), "<%d>", (int)level);
         n = strlen(line);
-        snprintf(line + n, sizeof(line) - n, "vmm-host%s%s: ", about ? " " : "",
-                about ? about : "");
+        snprintf(
+                line + n, sizeof(line) - n, "vmm-host%s%s: ", about ? " " : "", about ? about : "");
         n = strlen(line);
         va_start(args, format);
         vsnprintf(line + n, sizeof(line) - n - 1, format, args);

@@ -133,7 +133,8 @@ static void fill_in(struct glue_options *options)
         options->program = must(strdup(program));
         if (!options->state_dir)
                 options->state_dir = must(strdup(DEFAULT_STATE));
-        if (!options->control && asprintf(&options->control, "%s/control.sock", options->state_dir) < 0)
+        if (!options->control &&
+                asprintf(&options->control, "%s/control.sock", options->state_dir) < 0)
                 must(NULL);
         if (!options->run_dir && asprintf(&options->run_dir, "%s/run", options->state_dir) < 0)
                 must(NULL);

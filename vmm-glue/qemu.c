@@ -151,10 +151,9 @@ int qemu_find(struct qemu *ret, struct error *err)
         if (r < 0)
                 return fail_os(err, -r, "cannot run '%s'", ret->program);
         version = strstr(text, "version ");
-        if (!version ||
-                sscanf(version, "version %d.%d.%d", &ret->major, &ret->minor, &micro) < 2)
-                return fail(err, ENOTSUP, "'%s --version' does not say that it is QEMU",
-                        ret->program);
+        if (!version || sscanf(version, "version %d.%d.%d", &ret->major, &ret->minor, &micro) < 2)
+                return fail(
+                        err, ENOTSUP, "'%s --version' does not say that it is QEMU", ret->program);
         snprintf(ret->version, sizeof(ret->version), "%d.%d.%d", ret->major, ret->minor, micro);
         if (ret->major < QEMU_LEAST_MAJOR ||
                 (ret->major == QEMU_LEAST_MAJOR && ret->minor < QEMU_LEAST_MINOR))
@@ -217,8 +216,8 @@ static bool recall(const char *path, const json_t *now, struct kvm *ret)
 
 static void note(const char *path, const json_t *now, const struct kvm *kvm)
 {
-        json_auto_t *noted = json_pack("{s:O, s:b, s:s}", "of", now, "works", kvm->works, "why",
-                kvm->why);
+        json_auto_t *noted =
+                json_pack("{s:O, s:b, s:s}", "of", now, "works", kvm->works, "why", kvm->why);
         _cleanup_free_ char *new = NULL;
 
         if (!noted || asprintf(&new, "%s.new.%d", path, (int)getpid()) < 0) {
@@ -242,9 +241,9 @@ static void last_line(char *text, char *ret, size_t size)
 
 static void try_firmware(const struct qemu *qemu, struct kvm *ret)
 {
-        const char *argv[] = {qemu->program, "-machine", "pc", "-accel", "kvm", "-cpu", "host", "-m",
-                "32", "-nodefaults", "-no-user-config", "-display", "none", "-chardev", "stdio,id=d",
-                "-device", "isa-debugcon,iobase=0x402,chardev=d", NULL};
+        const char *argv[] = {qemu->program, "-machine", "pc", "-accel", "kvm", "-cpu", "host",
+                "-m", "32", "-nodefaults", "-no-user-config", "-display", "none", "-chardev",
+                "stdio,id=d", "-device", "isa-debugcon,iobase=0x402,chardev=d", NULL};
         _cleanup_free_ char *text = malloc(OUTPUT_MAX);
         char line[256];
         int status;

@@ -214,8 +214,8 @@ int qmp_call_with(struct qmp *qmp, const char *command, json_t *arguments, int f
         return fail_prefix(err, r, "QEMU did not '%s'", command);
 }
 
-int qmp_call(struct qmp *qmp, const char *command, json_t *arguments, json_t **ret,
-        struct error *err)
+int qmp_call(
+        struct qmp *qmp, const char *command, json_t *arguments, json_t **ret, struct error *err)
 {
         return qmp_call_with(qmp, command, arguments, -1, QMP_CALL_MS, ret, err);
 }

@@ -41,7 +41,7 @@ DEFINE_CLEANUP(struct qmp *, qmp_close)
 const char *qmp_version(const struct qmp *qmp);
 
 /* @arguments and @ret may be NULL. @fd: a descriptor that goes with it, or -1. */
-int qmp_call(struct qmp *qmp, const char *command, json_t *arguments, json_t **ret,
-        struct error *err);
+int qmp_call(
+        struct qmp *qmp, const char *command, json_t *arguments, json_t **ret, struct error *err);
 int qmp_call_with(struct qmp *qmp, const char *command, json_t *arguments, int fd, int timeout_ms,
         json_t **ret, struct error *err);

@@ -111,7 +111,8 @@ Test(glue_config, makes_room_for_memory_above_startup)
 
 Test(glue_config, hands_descriptors_to_their_network_card)
 {
-        json_auto_t *config = make("{\"memory\":{\"startup\":268435456},\"kernel\":\"/k\"}", json_array());
+        json_auto_t *config =
+                make("{\"memory\":{\"startup\":268435456},\"kernel\":\"/k\"}", json_array());
         const int fds[] = {11, 12, 13, 14};
         struct command_options options = {.program = "/q", .fds = fds, .n_fds = 4};
         _cleanup_(command_freep) char **argv = NULL;
@@ -120,7 +121,8 @@ Test(glue_config, hands_descriptors_to_their_network_card)
 
         json_object_set_new(config, "networks",
                 json_pack("[{s:s, s:i}, {s:s, s:i, s:i}]", "mac", "52:54:00:00:00:01",
-                        "descriptors", 2, "mac", "52:54:00:00:00:02", "descriptors", 1, "vhost", 1));
+                        "descriptors", 2, "mac", "52:54:00:00:00:02", "descriptors", 1, "vhost",
+                        1));
         json_object_set_new(config, "accel", json_string("tcg"));
         argv = command(config, &options);
         cr_expect(has(argv, "-netdev", "id=net0,fds=11:12"));
@@ -133,7 +135,8 @@ Test(glue_config, hands_descriptors_to_their_network_card)
 Test(glue_config, refuses_what_cannot_start)
 {
         refuses("{\"memory\":{}}", json_array(), "no disk to start from");
-        refuses("{\"memory\":{}}", json_pack("[o]", disk(ID0, "d", "scsi0:0")), "never from a SCSI disk");
+        refuses("{\"memory\":{}}", json_pack("[o]", disk(ID0, "d", "scsi0:0")),
+                "never from a SCSI disk");
         refuses("{\"memory\":{\"startup\":4096},\"kernel\":\"/k\"}", json_array(), "too little");
         refuses("{\"memory\":{\"startup\":1073741824,\"max\":536870912},\"kernel\":\"/k\"}",
                 json_array(), "less than at startup");
@@ -165,7 +168,8 @@ Test(glue_config, loads_memory_into_the_devices_that_it_was_saved_with)
         json_auto_t *config = NULL, *more = NULL;
         struct error err = ERROR_INIT;
         json_t *saved = make(SETTINGS, json_pack("[o]", disk(ID0, "old name", "scsi0:0")));
-        json_t *today = make("{\"memory\":{\"startup\":536870912},\"kernel\":\"/new\",\"accel\":\"auto\"}",
+        json_t *today = make(
+                "{\"memory\":{\"startup\":536870912},\"kernel\":\"/new\",\"accel\":\"auto\"}",
                 json_pack("[o, o]", disk(ID0, "root", "scsi0:0"), disk(ID1, "more", "scsi0:1")));
         int r;
 
@@ -177,7 +181,8 @@ Test(glue_config, loads_memory_into_the_devices_that_it_was_saved_with)
         cr_expect(eq(str, (char *)json_string_value(json_object_get(config, "machine")),
                 (char *)"pc-i440fx-7.2"));
         /* No file that the saved memory names is opened. */
-        cr_expect(eq(str, (char *)json_string_value(json_object_get(config, "kernel")), (char *)"/new"));
+        cr_expect(eq(
+                str, (char *)json_string_value(json_object_get(config, "kernel")), (char *)"/new"));
         cr_expect(eq(sz, json_array_size(json_object_get(config, "disks")), 1u));
         cr_expect(eq(sz, json_array_size(more), 1u));
 }

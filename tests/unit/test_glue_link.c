@@ -15,9 +15,9 @@ struct side {
         unsigned n_requests, n_notes, n_gone, n_replies;
         int reply_code; /* of the last error, or 0 */
         json_int_t number;
-        int fd;          /* that came */
-        bool is_silent;  /* answers nothing */
-        bool frees;      /* its link, from within a callback */
+        int fd;         /* that came */
+        bool is_silent; /* answers nothing */
+        bool frees;     /* its link, from within a callback */
 };
 
 static void on_request(void *opaque, struct link *link, json_int_t id, const char *verb,
@@ -87,7 +87,8 @@ static void join(struct pair *pair)
 
         *pair = (struct pair){.a.fd = -1, .b.fd = -1, .err = ERROR_INIT};
         cr_assert(eq(int, sd_event_new(&pair->event), 0));
-        cr_assert(eq(int, socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0));
+        cr_assert(eq(
+                int, socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0));
         callbacks.opaque = &pair->a;
         cr_assert(eq(int, link_new(pair->event, fds[0], &callbacks, &pair->a.link, &pair->err), 0));
         callbacks.opaque = &pair->b;

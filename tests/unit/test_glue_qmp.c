@@ -13,7 +13,7 @@
 #include "vmm-glue/link.h"
 #include "vmm-glue/qmp.h"
 
-#define GREETING                                                                                   \
+#define GREETING                                                                                    \
         "{\"QMP\":{\"version\":{\"qemu\":{\"micro\":22,\"minor\":2,\"major\":7},\"package\":\"\"}," \
         "\"capabilities\":[]}}\n"
 #define OK(id) "{\"return\":{},\"id\":" #id "}\n"
@@ -125,7 +125,8 @@ static void run_loop(struct stage *stage)
 
 Test(glue_qmp, takes_the_version_and_answers)
 {
-        static const char *const script[] = {GREETING, OK(1), "{\"return\":{\"a\":5},\"id\":2}\n", NULL};
+        static const char *const script[] = {
+                GREETING, OK(1), "{\"return\":{\"a\":5},\"id\":2}\n", NULL};
         json_auto_t *answer = NULL;
         struct stage stage;
 
@@ -140,7 +141,8 @@ Test(glue_qmp, takes_the_version_and_answers)
 Test(glue_qmp, keeps_events_that_come_before_an_answer)
 {
         static const char *const script[] = {GREETING, OK(1),
-                "{\"event\":\"STOP\",\"data\":{\"n\":1}}\n{\"event\":\"RESUME\",\"data\":{\"n\":2}}\n" OK(2),
+                "{\"event\":\"STOP\",\"data\":{\"n\":1}}\n{\"event\":\"RESUME\",\"data\":{\"n\":2}}\n" OK(
+                        2),
                 NULL};
         struct stage stage;
 
@@ -169,7 +171,8 @@ Test(glue_qmp, is_through_with_who_speaks_no_json)
 
 Test(glue_qmp, passes_over_an_answer_that_came_too_late)
 {
-        static const char *const script[] = {GREETING, OK(1), OK(1) "{\"return\":7,\"id\":2}\n", NULL};
+        static const char *const script[] = {
+                GREETING, OK(1), OK(1) "{\"return\":7,\"id\":2}\n", NULL};
         json_auto_t *answer = NULL;
         struct stage stage;
 
@@ -203,7 +206,8 @@ Test(glue_qmp, reads_numbers_that_are_too_large)
 Test(glue_qmp, says_what_qemu_refuses)
 {
         static const char *const script[] = {GREETING, OK(1),
-                "{\"error\":{\"class\":\"GenericError\",\"desc\":\"no such thing\"},\"id\":2}\n", NULL};
+                "{\"error\":{\"class\":\"GenericError\",\"desc\":\"no such thing\"},\"id\":2}\n",
+                NULL};
         struct stage stage;
 
         play(&stage, script);
@@ -245,8 +249,8 @@ Test(glue_qmp, passes_a_descriptor)
         struct stage stage;
 
         play(&stage, script);
-        cr_assert(eq(int, qmp_call_with(stage.qmp, "getfd", NULL, STDOUT_FILENO, 5000, NULL, &stage.err),
-                0));
+        cr_assert(eq(int,
+                qmp_call_with(stage.qmp, "getfd", NULL, STDOUT_FILENO, 5000, NULL, &stage.err), 0));
         cr_expect(ge(int, stage.fake.got_fd, 0));
         close(stage.fake.got_fd);
         end(&stage);

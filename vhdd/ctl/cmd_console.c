@@ -95,8 +95,8 @@ static int pass_output(int fd)
 static int pass(int fd, bool *ret_closed)
 {
         for (;;) {
-                struct pollfd fds[] = {{.fd = STDIN_FILENO, .events = POLLIN},
-                        {.fd = fd, .events = POLLIN}};
+                struct pollfd fds[] = {
+                        {.fd = STDIN_FILENO, .events = POLLIN}, {.fd = fd, .events = POLLIN}};
                 int r = 0;
 
                 if (poll(fds, 2, -1) < 0) {

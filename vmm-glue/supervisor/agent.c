@@ -41,12 +41,10 @@ static int on_up(void *opaque, struct connection *connection, struct error *err)
                         AGENT_TIMEOUT_S),
                 &answer, err);
         if (r == 0)
-                supervisor_set_name(
-                        supervisor, json_string_value(json_object_get(answer, "vm")));
+                supervisor_set_name(supervisor, json_string_value(json_object_get(answer, "vm")));
         if (r == 0)
                 r = connection_call(connection, "events.subscribe",
-                        json_pack("{s:[s, s]}", "types", "merged", "snapshot-taken"),
-                        NULL, err);
+                        json_pack("{s:[s, s]}", "types", "merged", "snapshot-taken"), NULL, err);
         supervisor->is_registered = r == 0;
         operations_kick(supervisor);
         return r;
@@ -75,8 +73,8 @@ void agent_tell_on(struct supervisor *supervisor)
                 log_error(&err);
 }
 
-void agent_reply(struct supervisor *supervisor, json_int_t number, json_t *result,
-        const struct error *said)
+void agent_reply(
+        struct supervisor *supervisor, json_int_t number, json_t *result, const struct error *said)
 {
         json_t *reply = json_pack("{s:I}", "request", number);
         struct error err = ERROR_INIT;
@@ -95,18 +93,17 @@ void agent_reply(struct supervisor *supervisor, json_int_t number, json_t *resul
                 log_error(&err);
 }
 
-static void on_request(
-        struct supervisor *supervisor, const json_t *params, int *fds, size_t n_fds)
+static void on_request(struct supervisor *supervisor, const json_t *params, int *fds, size_t n_fds)
 {
         const char *verb = json_string_value(json_object_get(params, "verb"));
         json_int_t number = json_integer_value(json_object_get(params, "request"));
 
-        operation_begin(supervisor, verb ? verb : "", json_deep_copy(params), fds, n_fds, false,
-                number);
+        operation_begin(
+                supervisor, verb ? verb : "", json_deep_copy(params), fds, n_fds, false, number);
 }
 
-static void on_notification(void *opaque, const char *method, const json_t *params, int *fds,
-        size_t n_fds)
+static void on_notification(
+        void *opaque, const char *method, const json_t *params, int *fds, size_t n_fds)
 {
         struct supervisor *supervisor = opaque;
         const char *type = json_string_value(json_object_get(params, "type"));

@@ -190,14 +190,15 @@ static int add_networks(struct words *words, const json_t *config,
 
         json_array_foreach(json_object_get(config, "networks"), i, network)
         {
-                size_t n_taps = number_of(network, "descriptors"), n_vhost = number_of(network, "vhost");
+                size_t n_taps = number_of(network, "descriptors"),
+                       n_vhost = number_of(network, "vhost");
                 char netdev[1024];
                 int n;
 
                 if (json_is_null(network)) /* a card was there, and was taken away */
                         continue;
-                n = snprintf(netdev, sizeof(netdev), "tap,id=net%zu,%s=", i,
-                        n_taps == 1 ? "fd" : "fds");
+                n = snprintf(
+                        netdev, sizeof(netdev), "tap,id=net%zu,%s=", i, n_taps == 1 ? "fd" : "fds");
 
                 if (n_taps == 0 || n_taps > 64 || n_vhost > 64 ||
                         n_taps + n_vhost > options->n_fds - used)
@@ -208,9 +209,9 @@ static int add_networks(struct words *words, const json_t *config,
                                 options->fds[used++]);
                 for (size_t k = 0; k < n_vhost; k++)
                         n += snprintf(netdev + n, sizeof(netdev) - (size_t)n, "%s%d",
-                                k              ? ":"
-                                : n_taps == 1 ? ",vhost=on,vhostfd="
-                                              : ",vhost=on,vhostfds=",
+                                k                     ? ":"
+                                        : n_taps == 1 ? ",vhost=on,vhostfd="
+                                                      : ",vhost=on,vhostfds=",
                                 options->fds[used++]);
                 option(words, "-netdev", "%s", netdev);
                 option(words, "-device",
@@ -228,7 +229,8 @@ static void add_machine(struct words *words, const json_t *config)
 {
         uint64_t startup = number_of(config, "startup"), max = number_of(config, "max");
         const char *accel = text_of(config, "accel");
-        bool kvm = strcmp(accel, "kvm") == 0, hyperv = json_is_true(json_object_get(config, "hyperv"));
+        bool kvm = strcmp(accel, "kvm") == 0,
+             hyperv = json_is_true(json_object_get(config, "hyperv"));
 
         option(words, "-machine", "%s", text_of(config, "machine"));
         option(words, "-accel", "%s", accel);
@@ -304,8 +306,8 @@ static void add_channels(struct words *words)
                 "virtserialport,id=qga,bus=serial.0,nr=1,chardev=qga,name=org.qemu.guest_agent.0");
 }
 
-int config_command(const json_t *config, const struct command_options *options, char ***ret,
-        struct error *err)
+int config_command(
+        const json_t *config, const struct command_options *options, char ***ret, struct error *err)
 {
         struct words words = {0};
         int r;

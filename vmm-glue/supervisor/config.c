@@ -100,8 +100,8 @@ int config_disk(const json_t *listed, json_t **ret, struct error *err)
         if (r < 0)
                 return fail_prefix(err, r, "disk '%s'", name);
         if (!place.scsi && json_is_true(json_object_get(listed, "read-only"))) {
-                fail(err, EINVAL,
-                        "disk '%s' at %s is read-only, which no IDE disk can be", name, at);
+                fail(err, EINVAL, "disk '%s' at %s is read-only, which no IDE disk can be", name,
+                        at);
                 error_set_hint(err, "detach it, and attach it with --at scsi0:0 --read-only");
                 return -EINVAL;
         }
@@ -227,13 +227,11 @@ static int take_networks(json_t *config, const json_t *settings, struct error *e
         if (json_array_size(networks) > MAX_NETWORKS)
                 return fail(err, EINVAL, "the vm has %zu network cards, at most %u are possible",
                         json_array_size(networks), MAX_NETWORKS);
-        json_object_set_new(
-                config, "networks", networks ? json_deep_copy(networks) : json_array());
+        json_object_set_new(config, "networks", networks ? json_deep_copy(networks) : json_array());
         return 0;
 }
 
-int config_from_daemon(
-        const json_t *shown, const json_t *disks, json_t **ret, struct error *err)
+int config_from_daemon(const json_t *shown, const json_t *disks, json_t **ret, struct error *err)
 {
         json_auto_t *config = NULL;
         const json_t *settings = json_object_get(shown, "settings");
@@ -337,7 +335,8 @@ static int check_saved(const json_t *saved, struct error *err)
         static const char *const accels[] = {"kvm", "tcg", NULL};
         static const char *const displays[] = {"vnc", "spice", "none", NULL};
         json_int_t cpus = json_integer_value(json_object_get(saved, "cpus"));
-        const json_t *startup = json_object_get(saved, "startup"), *max = json_object_get(saved, "max");
+        const json_t *startup = json_object_get(saved, "startup"),
+                     *max = json_object_get(saved, "max");
         json_t *item;
         size_t i;
 

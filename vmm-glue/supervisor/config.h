@@ -31,13 +31,12 @@
 #define CONFIG_CONTROLLERS  4u
 #define CONFIG_SCSI_TARGETS 64u
 /* virtio-mem's unit: what is above startup RAM is a multiple of it. */
-#define CONFIG_MEMORY_UNIT (UINT64_C(4) << 20)
+#define CONFIG_MEMORY_UNIT  (UINT64_C(4) << 20)
 #define CONFIG_MEMORY_LEAST (UINT64_C(8) << 20)
 
 /* @shown and @disks as vm.show and disk.list answer. "accel" is what was asked for: "auto" may still be
  * there.   -EINVAL what was asked for cannot be, the sentence says why and what to do */
-int config_from_daemon(
-        const json_t *shown, const json_t *disks, json_t **ret, struct error *err);
+int config_from_daemon(const json_t *shown, const json_t *disks, json_t **ret, struct error *err);
 /* One member of disk.list's answer into one of config's "disks". */
 int config_disk(const json_t *listed, json_t **ret, struct error *err);
 
@@ -62,9 +61,9 @@ json_t *config_device(const json_t *disk);
 
 struct command_options {
         const char *program;
-        bool incoming;     /* saved memory will come */
-        bool has_spice;    /* this QEMU has it */
-        const int *fds;    /* of networks: taps, then vhost, of each in order; open in QEMU */
+        bool incoming;  /* saved memory will come */
+        bool has_spice; /* this QEMU has it */
+        const int *fds; /* of networks: taps, then vhost, of each in order; open in QEMU */
         size_t n_fds;
 };
 

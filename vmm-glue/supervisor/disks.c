@@ -103,8 +103,7 @@ static void list_remove(struct supervisor *supervisor, const json_t *disk)
 
 static const json_t *listed_as(struct supervisor *supervisor, const json_t *disk)
 {
-        return config_find_disk(
-                supervisor->config, json_string_value(json_object_get(disk, "id")));
+        return config_find_disk(supervisor->config, json_string_value(json_object_get(disk, "id")));
 }
 
 /* --- adding --- */
@@ -114,8 +113,8 @@ static void remove_node(struct supervisor *supervisor, const json_t *disk)
         char node[CONFIG_NODE_MAX];
 
         config_node(disk, node);
-        qmp_call(supervisor->qmp, "blockdev-del", json_pack("{s:s}", "node-name", node), NULL,
-                NULL);
+        qmp_call(
+                supervisor->qmp, "blockdev-del", json_pack("{s:s}", "node-name", node), NULL, NULL);
 }
 
 /* QEMU's words for a socket that is not there, or does not answer: a daemon that is being restarted. */
@@ -138,9 +137,9 @@ int disk_plug(struct supervisor *supervisor, const json_t *disk, struct error *e
         if (r < 0) {
                 if (err)
                         *err = why;
-                return is_outage(&why) ? -EAGAIN
-                                       : fail_prefix(err, r, "disk '%s' cannot be opened",
-                                                 name_of(disk));
+                return is_outage(&why)
+                        ? -EAGAIN
+                        : fail_prefix(err, r, "disk '%s' cannot be opened", name_of(disk));
         }
         r = qmp_call(supervisor->qmp, "device_add", config_device(disk), NULL, err);
         if (r < 0) {
@@ -188,8 +187,8 @@ static int answer_taken(struct supervisor *supervisor, struct hot *hot, json_t *
         return 1;
 }
 
-int step_disk_add(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_disk_add(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         struct hot *hot = operation->data;
         int r;
@@ -222,8 +221,8 @@ int step_disk_add(struct supervisor *supervisor, struct operation *operation, js
 
 /* --- removing --- */
 
-int step_disk_remove(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_disk_remove(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         struct hot *hot = operation->data;
         char node[CONFIG_NODE_MAX];
@@ -241,8 +240,8 @@ int step_disk_remove(struct supervisor *supervisor, struct operation *operation,
                 }
                 config_node(hot->disk, node);
                 json_object_del(supervisor->deleted, node);
-                r = qmp_call(supervisor->qmp, "device_del", json_pack("{s:s}", "id", node), NULL,
-                        err);
+                r = qmp_call(
+                        supervisor->qmp, "device_del", json_pack("{s:s}", "id", node), NULL, err);
                 if (r < 0)
                         return fail_prefix(
                                 err, r, "disk '%s' cannot be taken away", name_of(hot->disk));
@@ -259,8 +258,8 @@ int step_disk_remove(struct supervisor *supervisor, struct operation *operation,
                         name_of(hot->disk));
         }
         /* From here on the daemon may free the image. */
-        r = qmp_call(supervisor->qmp, "blockdev-del", json_pack("{s:s}", "node-name", node), NULL,
-                err);
+        r = qmp_call(
+                supervisor->qmp, "blockdev-del", json_pack("{s:s}", "node-name", node), NULL, err);
         if (r < 0)
                 return fail_prefix(err, r, "disk '%s' cannot be closed", name_of(hot->disk));
         list_remove(supervisor, hot->disk);
@@ -280,8 +279,8 @@ static void touch(struct supervisor *supervisor, const char *node)
                 json_pack("{s:s}", "command-line", command), NULL, NULL);
 }
 
-int step_disk_resize(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_disk_resize(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         struct error why = ERROR_INIT;
         struct hot *hot = operation->data;
@@ -315,8 +314,8 @@ int step_disk_resize(struct supervisor *supervisor, struct operation *operation,
         if (r < 0) {
                 if (err)
                         *err = why;
-                return fail_prefix(
-                        err, r, "the guest was not told the new size of disk '%s'", name_of(hot->disk));
+                return fail_prefix(err, r, "the guest was not told the new size of disk '%s'",
+                        name_of(hot->disk));
         }
         list_remove(supervisor, hot->disk);
         list_add(supervisor, hot->disk);

@@ -20,8 +20,7 @@
 
 static bool is_heard(const struct supervisor *supervisor)
 {
-        return supervisor->heartbeat_ms > 0 &&
-                monotonic_ms() - supervisor->heartbeat_ms < LOST_MS;
+        return supervisor->heartbeat_ms > 0 && monotonic_ms() - supervisor->heartbeat_ms < LOST_MS;
 }
 
 bool guest_has_agent(const struct supervisor *supervisor)
@@ -109,7 +108,8 @@ static void on_info(void *opaque, const json_t *result, const struct error *err)
         json_decref(supervisor->guest);
         supervisor->guest = json_pack("{s:O}", "version", version);
         if (supervisor->qga)
-                qga_ask(supervisor->qga, "guest-get-osinfo", NULL, INFO_MS, on_os, supervisor, NULL);
+                qga_ask(supervisor->qga, "guest-get-osinfo", NULL, INFO_MS, on_os, supervisor,
+                        NULL);
 }
 
 /* Memory was loaded: the guest's clock stands where it was saved. */
@@ -119,8 +119,7 @@ static void send_time(struct supervisor *supervisor)
 
         clock_gettime(CLOCK_REALTIME, &now);
         if (qga_ask(supervisor->qga, "guest-set-time",
-                    json_pack("{s:I}", "time",
-                            (json_int_t)now.tv_sec * 1000000000 + now.tv_nsec),
+                    json_pack("{s:I}", "time", (json_int_t)now.tv_sec * 1000000000 + now.tv_nsec),
                     INFO_MS, NULL, NULL, NULL) == 0)
                 supervisor->set_time = false;
 }
@@ -271,8 +270,8 @@ static int tell_count(struct operation *operation, json_t **ret)
         return 1;
 }
 
-int step_freeze(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_freeze(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         int r;
 
@@ -295,8 +294,8 @@ int step_freeze(struct supervisor *supervisor, struct operation *operation, json
         return r;
 }
 
-int step_thaw(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_thaw(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         int r = ask(supervisor, operation, "guest-fsfreeze-thaw", err);
 
@@ -308,8 +307,8 @@ int step_thaw(struct supervisor *supervisor, struct operation *operation, json_t
 
 /* --- describe --- */
 
-int step_describe(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_describe(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         json_t *object = json_pack("{s:s, s:o, s:i}", "state", machine_state(supervisor), "guest",
                 guest_describe(supervisor), "resets", (int)supervisor->n_resets);

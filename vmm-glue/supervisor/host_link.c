@@ -41,8 +41,7 @@ static void on_request(void *opaque, struct link *link, json_int_t id, const cha
         struct error err = ERROR_INIT;
 
         if (verb_find(verb)) {
-                operation_begin(
-                        supervisor, verb, json_deep_copy(message), fds, n_fds, true, id);
+                operation_begin(supervisor, verb, json_deep_copy(message), fds, n_fds, true, id);
                 return;
         }
         for (size_t i = 0; i < n_fds; i++)
@@ -61,8 +60,7 @@ static void on_request(void *opaque, struct link *link, json_int_t id, const cha
 static void on_note(void *opaque, struct link *link, const char *name, const json_t *message)
 {
         if (strcmp(name, "changed") == 0)
-                supervisor_set_name(
-                        opaque, json_string_value(json_object_get(message, "name")));
+                supervisor_set_name(opaque, json_string_value(json_object_get(message, "name")));
 }
 
 static void forget_asker(struct supervisor *supervisor)

@@ -16,8 +16,8 @@
 
 #include <jansson.h>
 #include <stdbool.h>
-#include <systemd/sd-event.h>
 #include <sys/types.h>
+#include <systemd/sd-event.h>
 
 #include "vmm-glue/connection.h"
 #include "vmm-glue/link.h"
@@ -82,20 +82,20 @@ struct supervisor {
         sd_event_source *process;
 
         /* the machine: machine.c */
-        struct qmp *qmp;      /* NULL: not connected */
-        json_t *config;       /* of the QEMU that runs, with what was hot-added */
-        char status[32];      /* as QEMU calls it: running, paused, io-error ...; "" while it is off */
-        bool user_paused;     /* somebody asked for it: not to be continued by us */
-        bool saw_end;         /* SHUTDOWN came, or we asked for the end */
-        bool kept_saved;      /* QEMU ended because its memory is saved */
-        json_t *deleted;      /* object: devices of which DEVICE_DELETED came */
-        char migration[32];   /* its last MIGRATION event */
+        struct qmp *qmp;  /* NULL: not connected */
+        json_t *config;   /* of the QEMU that runs, with what was hot-added */
+        char status[32];  /* as QEMU calls it: running, paused, io-error ...; "" while it is off */
+        bool user_paused; /* somebody asked for it: not to be continued by us */
+        bool saw_end;     /* SHUTDOWN came, or we asked for the end */
+        bool kept_saved;  /* QEMU ended because its memory is saved */
+        json_t *deleted;  /* object: devices of which DEVICE_DELETED came */
+        char migration[32]; /* its last MIGRATION event */
         unsigned n_resets;
         int64_t last_reset_ms;
         unsigned n_io_errors;
         int64_t stop_us, pause_us; /* of a snapshot: STOP to RESUME */
-        json_t *last_end;     /* {"how", "message", "time"} or NULL */
-        bool has_saved;       /* there is saved memory to go on from */
+        json_t *last_end;          /* {"how", "message", "time"} or NULL */
+        bool has_saved;            /* there is saved memory to go on from */
 
         /* memory.c */
         uint64_t memory_target; /* as last asked for; 0: never */
@@ -131,8 +131,8 @@ void operations_kick(struct supervisor *supervisor);
 int operations_start(struct supervisor *supervisor, struct error *err);
 void operations_done(struct supervisor *supervisor);
 /* Another one of that name is under way. */
-bool operation_is_running(const struct supervisor *supervisor, const char *verb,
-        const struct operation *but);
+bool operation_is_running(
+        const struct supervisor *supervisor, const char *verb, const struct operation *but);
 const struct verb *verb_find(const char *name);
 json_t *verbs_offered(void);
 
@@ -149,8 +149,8 @@ void supervisor_set_name(struct supervisor *supervisor, const char *name); /* NU
 /* Whether the vm is on, if it can be told now; else it is told when we register again. */
 void agent_tell_on(struct supervisor *supervisor);
 /* An answer; @result is taken over. */
-void agent_reply(struct supervisor *supervisor, json_int_t number, json_t *result,
-        const struct error *err);
+void agent_reply(
+        struct supervisor *supervisor, json_int_t number, json_t *result, const struct error *err);
 
 /* --- process.c --- */
 

@@ -101,8 +101,8 @@ static void on_shutdown(struct supervisor *supervisor, const json_t *data)
         if (supervisor->saw_end)
                 return;
         json_decref(supervisor->last_end);
-        supervisor->last_end = json_pack("{s:s, s:s}", "how", "power-off", "message",
-                reason ? reason : "guest-shutdown");
+        supervisor->last_end = json_pack(
+                "{s:s, s:s}", "how", "power-off", "message", reason ? reason : "guest-shutdown");
         log_info("the guest powered off (%s)", reason ? reason : "guest-shutdown");
         machine_quit(supervisor);
 }
@@ -134,8 +134,9 @@ static void on_io_error(struct supervisor *supervisor, const json_t *data)
 
                 config_node(disk, name);
                 if (node && strcmp(name, node) == 0)
-                        log_warning("disk '%s' answers with an error (%s): the guest waits until it is "
-                                    "back",
+                        log_warning(
+                                "disk '%s' answers with an error (%s): the guest waits until it is "
+                                "back",
                                 json_string_value(json_object_get(disk, "name")),
                                 reason ? reason : "?");
         }
@@ -239,8 +240,7 @@ void machine_ended(struct supervisor *supervisor, int status, bool is_known)
                 how_it_ended(supervisor, status, is_known, text, sizeof(text));
                 log_line(LOG_ERR_LINE, "%s", text);
                 json_decref(supervisor->last_end);
-                supervisor->last_end =
-                        json_pack("{s:s, s:s}", "how", "crash", "message", text);
+                supervisor->last_end = json_pack("{s:s, s:s}", "how", "crash", "message", text);
         } else {
                 log_info("QEMU has ended");
         }

@@ -29,8 +29,8 @@ static int get(struct supervisor *supervisor, const char *path, const char *prop
                 json_pack("{s:s, s:s}", "path", path, "property", property), ret, err);
 }
 
-static int set(struct supervisor *supervisor, const char *path, const char *property, uint64_t value,
-        struct error *err)
+static int set(struct supervisor *supervisor, const char *path, const char *property,
+        uint64_t value, struct error *err)
 {
         return qmp_call(supervisor->qmp, "qom-set",
                 json_pack("{s:s, s:s, s:I}", "path", path, "property", property, "value",
@@ -61,7 +61,8 @@ static uint64_t balloon_actual(struct supervisor *supervisor)
 
 static uint64_t wanted_more(struct supervisor *supervisor)
 {
-        uint64_t startup = config_number(supervisor, "startup"), max = config_number(supervisor, "max");
+        uint64_t startup = config_number(supervisor, "startup"),
+                 max = config_number(supervisor, "max");
         uint64_t target = supervisor->memory_target;
 
         if (target > max)
@@ -75,9 +76,8 @@ static uint64_t wanted_more(struct supervisor *supervisor)
 static uint64_t wanted_balloon(struct supervisor *supervisor, uint64_t has_plugged)
 {
         uint64_t startup = config_number(supervisor, "startup"), target = supervisor->memory_target;
-        uint64_t stuck = has_plugged > wanted_more(supervisor)
-                ? has_plugged - wanted_more(supervisor)
-                : 0;
+        uint64_t stuck =
+                has_plugged > wanted_more(supervisor) ? has_plugged - wanted_more(supervisor) : 0;
         uint64_t ret = target < startup ? target : startup;
 
         return ret > stuck + CONFIG_MEMORY_LEAST ? ret - stuck : CONFIG_MEMORY_LEAST;
@@ -97,8 +97,8 @@ static int move(struct supervisor *supervisor, uint64_t has_plugged, struct erro
         return r;
 }
 
-int step_set_memory(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_set_memory(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         json_int_t target = json_integer_value(json_object_get(operation->params, "target"));
         uint64_t startup, max;

@@ -90,8 +90,7 @@ static int hand_over(struct supervisor *supervisor, const char *what, size_t slo
                         fds[i], QMP_CALL_MS, NULL, err);
                 if (r < 0)
                         return r;
-                length += (size_t)snprintf(
-                        ret + length, size - length, "%s%s", i ? ":" : "", name);
+                length += (size_t)snprintf(ret + length, size - length, "%s%s", i ? ":" : "", name);
         }
         return 0;
 }
@@ -110,12 +109,12 @@ static int add_netdev(struct supervisor *supervisor, size_t slot, const json_t *
         if (r < 0)
                 return r;
         snprintf(id, sizeof(id), "net%zu", slot);
-        arguments = json_pack("{s:s, s:s, s:s}", "type", "tap", "id", id,
-                n_taps == 1 ? "fd" : "fds", taps);
+        arguments = json_pack(
+                "{s:s, s:s, s:s}", "type", "tap", "id", id, n_taps == 1 ? "fd" : "fds", taps);
         if (n_vhost > 0) {
                 json_object_set_new(arguments, "vhost", json_true());
-                json_object_set_new(arguments, n_taps == 1 ? "vhostfd" : "vhostfds",
-                        json_string(vhosts));
+                json_object_set_new(
+                        arguments, n_taps == 1 ? "vhostfd" : "vhostfds", json_string(vhosts));
         }
         return qmp_call(supervisor->qmp, "netdev_add", arguments, NULL, err);
 }
@@ -145,8 +144,8 @@ static void remove_netdev(struct supervisor *supervisor, size_t slot)
         qmp_call(supervisor->qmp, "netdev_del", json_pack("{s:s}", "id", id), NULL, NULL);
 }
 
-int step_network_add(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_network_add(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         json_t *network = json_object_get(operation->params, "network");
         size_t n_taps = number_of(network, "descriptors"), n_vhost = number_of(network, "vhost");
@@ -160,8 +159,8 @@ int step_network_add(struct supervisor *supervisor, struct operation *operation,
         if (n_taps == 0 || n_taps + n_vhost != operation->n_fds)
                 return fail(err, EPROTO, "a network card came without its descriptors");
         if (slot >= SLOTS)
-                return fail(err, ENOSPC, "the vm has %u network cards, and there is room for no more",
-                        SLOTS);
+                return fail(err, ENOSPC,
+                        "the vm has %u network cards, and there is room for no more", SLOTS);
         r = add_netdev(supervisor, slot, network, operation->fds, err);
         if (r < 0)
                 return r;
@@ -177,8 +176,8 @@ int step_network_add(struct supervisor *supervisor, struct operation *operation,
 
 /* --- removing --- */
 
-int step_network_remove(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_network_remove(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         const char *mac = json_string_value(json_object_get(operation->params, "mac"));
         size_t slot = find_mac(supervisor, mac ? mac : "");
@@ -204,7 +203,8 @@ int step_network_remove(struct supervisor *supervisor, struct operation *operati
         if (!json_object_get(supervisor->deleted, id)) {
                 if (monotonic_ms() < operation->end_ms)
                         return 0;
-                return fail(err, ETIMEDOUT, "the guest does not let go of its network card '%s'", mac);
+                return fail(
+                        err, ETIMEDOUT, "the guest does not let go of its network card '%s'", mac);
         }
         remove_netdev(supervisor, slot);
         note_card(supervisor, slot, json_null());

@@ -60,8 +60,8 @@ json_t *verbs_offered(void)
         return list;
 }
 
-bool operation_is_running(const struct supervisor *supervisor, const char *verb,
-        const struct operation *but)
+bool operation_is_running(
+        const struct supervisor *supervisor, const char *verb, const struct operation *but)
 {
         for (const struct operation *one = supervisor->operations; one; one = one->next)
                 if (one != but && !one->is_over && strcmp(one->verb->name, verb) == 0)
@@ -71,8 +71,8 @@ bool operation_is_running(const struct supervisor *supervisor, const char *verb,
 
 /* --- answering --- */
 
-static void answer(struct supervisor *supervisor, bool from_link, json_int_t number,
-        json_t *result, const struct error *err)
+static void answer(struct supervisor *supervisor, bool from_link, json_int_t number, json_t *result,
+        const struct error *err)
 {
         if (number < 0) {
                 if (!result)

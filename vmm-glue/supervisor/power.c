@@ -23,8 +23,8 @@ static void note_end(struct supervisor *supervisor, const char *how)
 
 /* --- stop: the plug is pulled --- */
 
-int step_stop(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_stop(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         if (is_process_there(supervisor)) {
                 if (operation->phase == 0) {
@@ -32,8 +32,7 @@ int step_stop(struct supervisor *supervisor, struct operation *operation, json_t
                         machine_quit(supervisor);
                         operation->phase = 1;
                         operation->end_ms = monotonic_ms() + 2 * QUIT_MS;
-                } else if (operation->phase == 1 &&
-                        monotonic_ms() > operation->end_ms - QUIT_MS) {
+                } else if (operation->phase == 1 && monotonic_ms() > operation->end_ms - QUIT_MS) {
                         process_kill(supervisor);
                         operation->phase = 2;
                 }
@@ -57,13 +56,12 @@ static void press(struct supervisor *supervisor)
         if (guest_has_agent(supervisor) && guest_shutdown(supervisor, &err) == 0)
                 return;
         error_clear(&err);
-        if (supervisor->qmp &&
-                qmp_call(supervisor->qmp, "system_powerdown", NULL, NULL, &err) < 0)
+        if (supervisor->qmp && qmp_call(supervisor->qmp, "system_powerdown", NULL, NULL, &err) < 0)
                 log_error(&err);
 }
 
-int step_shutdown(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_shutdown(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         const json_t *limit = json_object_get(operation->params, "timeout");
         int64_t now = monotonic_ms(), *pressed = operation->data;
@@ -125,8 +123,8 @@ int step_shutdown(struct supervisor *supervisor, struct operation *operation, js
 
 /* --- reset, pause, resume --- */
 
-int step_reset(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_reset(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         int r = machine_must(supervisor, err);
 
@@ -144,8 +142,8 @@ int step_reset(struct supervisor *supervisor, struct operation *operation, json_
         return 1;
 }
 
-int step_pause(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_pause(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         int r;
 
@@ -165,8 +163,8 @@ int step_pause(struct supervisor *supervisor, struct operation *operation, json_
         return 1;
 }
 
-int step_resume(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_resume(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         int r;
 

@@ -30,8 +30,7 @@
 #define PID_WAIT_MS 3000
 #define LOG_MAX     (1 << 20)
 
-static int path_of(
-        struct supervisor *supervisor, const char *name, char **ret, struct error *err)
+static int path_of(struct supervisor *supervisor, const char *name, char **ret, struct error *err)
 {
         return vm_path(&supervisor->options, supervisor->id, name, ret, err);
 }
@@ -104,8 +103,8 @@ static uint64_t start_time_of(pid_t pid)
 static int write_pid(const char *path)
 {
         char text[64];
-        int n = snprintf(text, sizeof(text), "%d %" PRIu64 "\n", (int)getpid(),
-                start_time_of(getpid()));
+        int n = snprintf(
+                text, sizeof(text), "%d %" PRIu64 "\n", (int)getpid(), start_time_of(getpid()));
         int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 
         if (fd < 0 || write(fd, text, (size_t)n) != n)

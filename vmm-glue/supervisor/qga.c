@@ -184,8 +184,7 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *opaque
 int qga_ask(struct qga *qga, const char *command, json_t *arguments, unsigned timeout_ms,
         qga_reply_fn reply, void *opaque, struct error *err)
 {
-        json_auto_t *message =
-                json_pack("{s:s, s:I}", "execute", command, "id", qga->next_id + 1);
+        json_auto_t *message = json_pack("{s:s, s:I}", "execute", command, "id", qga->next_id + 1);
         _cleanup_free_ char *text = NULL;
         struct waiting *one = NULL, **last = &qga->waiting;
         unsigned n = 0;

@@ -32,7 +32,7 @@ struct save {
         int fd; /* where it goes */
         bool is_own, is_background, was_running;
         char *new_path; /* of our own */
-        int from; /* COPYING: of our own, to a snapshot */
+        int from;       /* COPYING: of our own, to a snapshot */
         uint64_t bytes;
 };
 
@@ -157,8 +157,8 @@ int saved_check(struct supervisor *supervisor, struct error *err)
                 fail(err, ESTALE,
                         "the vm's memory was saved over '%s', and the disk's image is another one now",
                         json_string_value(file));
-                error_set_hint(err, "vhdctl vm stop '%s' gives the saved memory up",
-                        supervisor->name);
+                error_set_hint(
+                        err, "vhdctl vm stop '%s' gives the saved memory up", supervisor->name);
                 return -ESTALE;
         }
         return noted ? 0 : fail(err, ESTALE, "'%s' is not there, or damaged", path);
@@ -226,8 +226,8 @@ static int save_new(struct supervisor *supervisor, struct operation *operation, 
                         r = own_path(supervisor, "saved.new", &save->new_path, err);
                 if (r < 0)
                         return r;
-                save->fd = open(save->new_path,
-                        O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+                save->fd = open(
+                        save->new_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
                 if (save->fd < 0)
                         return fail_os(err, errno, "cannot make '%s'", save->new_path);
         }
@@ -419,20 +419,17 @@ static int step_migrating(struct supervisor *supervisor, struct operation *opera
         return answer(supervisor, save, ret);
 }
 
-int step_save(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_save(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         struct save *save = operation->data;
         int r;
 
         switch ((enum phase)operation->phase) {
         case BEGIN: return begin(supervisor, operation, err);
-        case COPYING:
-                r = copy_some(save, err);
-                return r > 0 ? answer(supervisor, save, ret) : r;
+        case COPYING: r = copy_some(save, err); return r > 0 ? answer(supervisor, save, ret) : r;
         case MIGRATING: return step_migrating(supervisor, operation, save, ret, err);
-        case ENDING:
-                return is_process_there(supervisor) ? 0 : answer(supervisor, save, ret);
+        case ENDING: return is_process_there(supervisor) ? 0 : answer(supervisor, save, ret);
         }
         return fail(err, EINVAL, "a save has lost its way");
 }

@@ -36,7 +36,7 @@ struct plugging {
 struct start {
         struct qemu qemu;
         json_t *config, *more;
-        int memory; /* descriptor, or -1 */
+        int memory;  /* descriptor, or -1 */
         bool is_own; /* the vm's own saved memory */
         struct plugging *plugging;
         int64_t link_end_ms; /* until then vmm-host is waited for */
@@ -109,8 +109,7 @@ static int choose_accel(struct supervisor *supervisor, struct start *start, stru
         if (!kvm.works)
                 log_info("emulates the processor, because KVM does not run guests here: %s",
                         kvm.why);
-        json_object_set_new(
-                start->config, "accel", json_string(kvm.works ? "kvm" : "tcg"));
+        json_object_set_new(start->config, "accel", json_string(kvm.works ? "kvm" : "tcg"));
         kvm_hyperv_look(&offered);
         if (hyperv && kvm.works && !(offered.is_there && offered.synic && offered.vp_index)) {
                 log_warning("KVM does not offer Hyper-V's interfaces here: no enlightenments");
@@ -172,8 +171,8 @@ static int take_memory(struct supervisor *supervisor, struct operation *operatio
         return config_for_memory(saved, today, &start->config, &start->more, err);
 }
 
-static int prepare(struct supervisor *supervisor, struct operation *operation,
-        struct start *start, struct error *err)
+static int prepare(struct supervisor *supervisor, struct operation *operation, struct start *start,
+        struct error *err)
 {
         int r = 0;
 
@@ -329,8 +328,7 @@ static int note_machine(struct supervisor *supervisor, struct error *err)
                 return fail(err, EPROTO, "QEMU does not say what machine it is");
         name[n - strlen(suffix)] = '\0';
         json_object_set_new(supervisor->config, "machine", json_string(name));
-        json_object_set_new(
-                supervisor->config, "qemu", json_string(qmp_version(supervisor->qmp)));
+        json_object_set_new(supervisor->config, "qemu", json_string(qmp_version(supervisor->qmp)));
         return process_note_config(supervisor, err);
 }
 
@@ -355,8 +353,7 @@ static int begin_loading(struct supervisor *supervisor, struct start *start, str
 static int add_more_disks(struct supervisor *supervisor, struct start *start, struct error *err)
 {
         while (start->next_more < json_array_size(start->more)) {
-                int r = disk_plug(
-                        supervisor, json_array_get(start->more, start->next_more), err);
+                int r = disk_plug(supervisor, json_array_get(start->more, start->next_more), err);
 
                 if (r < 0)
                         return r;
@@ -379,8 +376,8 @@ static int go(struct supervisor *supervisor, struct start *start, json_t **ret, 
         supervisor->set_time = start->memory >= 0;
         machine_look(supervisor);
         *ret = json_pack("{s:i, s:s, s:O, s:b}", "pid", (int)supervisor->pid, "qemu",
-                qmp_version(supervisor->qmp), "accel",
-                json_object_get(supervisor->config, "accel"), "from-memory", start->memory >= 0);
+                qmp_version(supervisor->qmp), "accel", json_object_get(supervisor->config, "accel"),
+                "from-memory", start->memory >= 0);
         log_info("the guest runs (QEMU %s, %s)", qmp_version(supervisor->qmp),
                 json_string_value(json_object_get(supervisor->config, "accel")));
         return 1;
@@ -411,8 +408,8 @@ static int start_new(struct operation *operation, struct start **ret, struct err
         return 0;
 }
 
-int step_start(struct supervisor *supervisor, struct operation *operation, json_t **ret,
-        struct error *err)
+int step_start(
+        struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
         struct start *start = operation->data;
         int r;
@@ -430,7 +427,8 @@ int step_start(struct supervisor *supervisor, struct operation *operation, json_
                 start->link_end_ms = monotonic_ms() + LINK_MS;
                 __attribute__((fallthrough));
         case PLUGGING:
-                r = start->is_plugged || start->plugging ? 0 : plug_when_linked(supervisor, start, err);
+                r = start->is_plugged || start->plugging ? 0
+                                                         : plug_when_linked(supervisor, start, err);
                 if (r < 0)
                         return r;
                 if (!start->is_plugged)
@@ -492,8 +490,8 @@ void undo_start(struct supervisor *supervisor, struct operation *operation)
                 process_kill(supervisor); /* its end does the rest */
         } else if (start->is_plugged && !start->is_spawned && supervisor->link &&
                 json_array_size(json_object_get(start->config, "networks")) > 0) {
-                if (link_ask(supervisor->link, "unplug", json_object(), NULL, 0, PLUG_MS, NULL, NULL,
-                            &err) < 0)
+                if (link_ask(supervisor->link, "unplug", json_object(), NULL, 0, PLUG_MS, NULL,
+                            NULL, &err) < 0)
                         log_error(&err);
         }
 }

@@ -80,8 +80,8 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *opaque)
 
 static int add_tick(struct supervisor *supervisor, struct error *err)
 {
-        int r = sd_event_add_time_relative(
-                supervisor->event, &supervisor->tick, CLOCK_MONOTONIC, 0, 1000, on_tick, supervisor);
+        int r = sd_event_add_time_relative(supervisor->event, &supervisor->tick, CLOCK_MONOTONIC, 0,
+                1000, on_tick, supervisor);
 
         if (r >= 0)
                 r = sd_event_source_set_enabled(supervisor->tick, SD_EVENT_ON);
@@ -102,8 +102,7 @@ static int take_lock(struct supervisor *supervisor, struct error *err)
         return r;
 }
 
-int supervisor_new(
-        const struct glue_options *options, struct supervisor **ret, struct error *err)
+int supervisor_new(const struct glue_options *options, struct supervisor **ret, struct error *err)
 {
         _cleanup_(supervisor_freep) struct supervisor *supervisor = calloc(1, sizeof(*supervisor));
         int r;

@@ -18,8 +18,7 @@
 
 struct supervisor;
 
-int supervisor_new(
-        const struct glue_options *options, struct supervisor **ret, struct error *err);
+int supervisor_new(const struct glue_options *options, struct supervisor **ret, struct error *err);
 int supervisor_run(struct supervisor *supervisor, struct error *err);
 struct supervisor *supervisor_free(struct supervisor *supervisor);
 DEFINE_CLEANUP(struct supervisor *, supervisor_free)
