@@ -162,7 +162,7 @@ static int take_lock(struct host *host, struct error *err)
                 r = fail(err, ENOMEM, "no memory for a path");
         }
         if (r == 0)
-                r = lock_take(path, LOCK_WAIT_MS, &host->lock_fd, err);
+                r = lock_take_own(path, LOCK_WAIT_MS, &host->lock_fd, err);
         if (r == -EBUSY)
                 fail(err, EBUSY, "a vmm-host runs for this daemon already: it holds '%s'", path);
         return r;

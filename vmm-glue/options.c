@@ -17,6 +17,7 @@
 
 #define EXIT_USAGE    2
 #define DEFAULT_STATE "/var/lib/vhdd"
+#define DELETED       " (deleted)"
 #define LOCK_STEP_MS  20u
 
 enum key { KEY_CONTROL = 0x100, KEY_RUN_DIR, KEY_STATE_DIR, KEY_HOST_MEMORY, KEY_SUPERVISE };
@@ -130,6 +131,9 @@ static void fill_in(struct glue_options *options)
         if (n <= 0)
                 refuse("cannot tell where this program is: is /proc mounted?", NULL);
         program[n] = '\0';
+        /* It was replaced by a newer one meanwhile, which is the one to start from now on. */
+        if ((size_t)n > strlen(DELETED) && strcmp(program + n - strlen(DELETED), DELETED) == 0)
+                program[(size_t)n - strlen(DELETED)] = '\0';
         options->program = must(strdup(program));
         if (!options->state_dir)
                 options->state_dir = must(strdup(DEFAULT_STATE));
@@ -209,15 +213,31 @@ int vm_folder_make(const struct glue_options *options, const char *id, struct er
         return r;
 }
 
-int lock_take(const char *path, unsigned wait_ms, int *ret, struct error *err)
+static int try_flock(int fd)
+{
+        return flock(fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0;
+}
+
+static int try_own(int fd)
+{
+        struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+        if (fcntl(fd, F_SETLK, &lock) == 0)
+                return 0;
+        return errno == EACCES ? -EWOULDBLOCK : -errno;
+}
+
+static int take_lock(
+        const char *path, int (*try)(int fd), unsigned wait_ms, int *ret, struct error *err)
 {
         _cleanup_fd_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        int r;
 
         if (fd < 0)
                 return fail_os(err, errno, "cannot open the lock '%s'", path);
-        while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-                if (errno != EWOULDBLOCK && errno != EINTR)
-                        return fail_os(err, errno, "cannot lock '%s'", path);
+        while ((r = try(fd)) < 0) {
+                if (r != -EWOULDBLOCK && r != -EINTR)
+                        return fail_os(err, -r, "cannot lock '%s'", path);
                 if (wait_ms == 0)
                         return fail(err, EBUSY, "another process holds the lock '%s'", path);
                 usleep(LOCK_STEP_MS * 1000);
@@ -225,4 +245,14 @@ int lock_take(const char *path, unsigned wait_ms, int *ret, struct error *err)
         }
         *ret = TAKE_FD(fd);
         return 0;
+}
+
+int lock_take(const char *path, unsigned wait_ms, int *ret, struct error *err)
+{
+        return take_lock(path, try_flock, wait_ms, ret, err);
+}
+
+int lock_take_own(const char *path, unsigned wait_ms, int *ret, struct error *err)
+{
+        return take_lock(path, try_own, wait_ms, ret, err);
 }

@@ -36,3 +36,5 @@ int vm_folder_make(const struct glue_options *options, const char *id, struct er
  * -EBUSY somebody has it */
 #define LOCK_WAIT_MS 2000u
 int lock_take(const char *path, unsigned wait_ms, int *ret, struct error *err);
+/* The same for one whose holder is asked for (F_GETLK): it is this process's alone, and no child's. */
+int lock_take_own(const char *path, unsigned wait_ms, int *ret, struct error *err);

@@ -15,7 +15,9 @@
 #include "vhdd/daemon/transfers.h"
 #include "vhdd/daemon/worker_link.h"
 
-#define DESCRIBE_S 5
+#define DESCRIBE_S    5
+#define AGENT_WAIT_MS 5000u
+#define AGENT_STEP_MS 20u
 
 /* ---- create, set ---- */
 
@@ -506,6 +508,18 @@ static int vm_remove(struct broker *broker, const struct caller *caller, const j
 
 /* ---- what its agent does ---- */
 
+/* A vm that was just made, or a vmm-host that was just started: its agent comes in a moment. */
+static void await_agent(struct vm *vm, const struct vm_row *row)
+{
+        json_auto_t *settings = json_loads(row->settings, 0, NULL);
+
+        if (!vm->broker->options.vmm_command || !json_object_get(settings, "memory"))
+                return;
+        for (unsigned ms = 0; ms < AGENT_WAIT_MS && !agent_is_there(vm); ms += AGENT_STEP_MS)
+                if (!vms_sleep(vm->vms, AGENT_STEP_MS))
+                        return;
+}
+
 static int ask_agent(struct broker *broker, const json_t *params, const char *verb, json_t **ret,
         struct error *err)
 {
@@ -513,6 +527,8 @@ static int ask_agent(struct broker *broker, const json_t *params, const char *ve
         _cleanup_(vm_row_done) struct vm_row row = {0};
         int r = vm_peek(broker, param_text(params, "vm"), &vm, &row, err);
 
+        if (r == 0)
+                await_agent(vm, &row);
         if (r == 0)
                 r = agent_must(vm, &row, verb, err);
         if (r == 0)

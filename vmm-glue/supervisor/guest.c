@@ -59,16 +59,13 @@ static void connect_agent(struct supervisor *supervisor)
 
 void guest_channel(struct supervisor *supervisor, bool is_open)
 {
-        if (!is_open) {
-                supervisor->qga = qga_close(supervisor->qga);
+        if (is_open)
+                supervisor->tick_count = 0; /* ask at once */
+        else
                 supervisor->heartbeat_ms = 0;
-                return;
-        }
-        connect_agent(supervisor);
-        supervisor->tick_count = 0; /* ask at once */
 }
 
-/* After an adoption no event tells: QEMU is asked. */
+/* An event tells too, but not after an adoption. What is sent to a port that nobody has open waits there. */
 static bool channel_is_open(struct supervisor *supervisor)
 {
         json_auto_t *answer = NULL;
@@ -158,12 +155,12 @@ static void thaw_if_late(struct supervisor *supervisor)
 void guest_tick(struct supervisor *supervisor)
 {
         thaw_if_late(supervisor);
+        /* Always: to a guest whose agent opens the port before we do, it reads as ended. */
+        connect_agent(supervisor);
         if (supervisor->tick_count++ % PING_TICKS != 0 || !machine_is_running(supervisor))
                 return;
-        if (!supervisor->qga && channel_is_open(supervisor))
-                connect_agent(supervisor);
         /* A frozen agent answers a few commands only, and this one is among them. */
-        if (supervisor->qga)
+        if (supervisor->qga && channel_is_open(supervisor))
                 qga_ask(supervisor->qga, "guest-ping", NULL, PING_MS, on_pong, supervisor, NULL);
 }
 
