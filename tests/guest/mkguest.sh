@@ -25,7 +25,6 @@ boot_mods="virtio_pci virtio_blk virtio_scsi sd_mod sg ata_piix virtio_net
 # modules put in but loaded only on request (modprobe in the guest, or
 # guest.mods=a,b on the kernel command line)
 more_mods="e1000 virtio_console hv_vmbus hv_storvsc hv_netvsc hv_balloon
-
  hv_utils nbd ext4 pvpanic-pci i6300esb button evdev ${GUEST_MODULES:-}"
 
 fetch() { # package name -> path of its .deb in the cache
@@ -131,7 +130,7 @@ if [ -n "$(opt guest.acpi)" ]; then
         mkdir -p /etc/acpi/PWRF
         printf '#!/bin/sh\numount /mnt 2>/dev/null; sync; poweroff -f\n' > /etc/acpi/PWRF/00000080
         chmod 755 /etc/acpi/PWRF/00000080
-        acpid
+        acpid -l /dev/null -p /run/acpid.pid
 fi
 # guest.shell=TTY: a shell for a person
 s=$(opt guest.shell)

@@ -40,14 +40,15 @@ while [ ! -e /tmp/stop ]; do
     [ "$d" = "$n" ] || echo "disk '$d', memory $n" >> /tmp/bad
     n=$((n + 1))
     put $n
-    echo $n > /tmp/counter
+    echo $n > /tmp/counter.new && mv /tmp/counter.new /tmp/counter
 done
 """
 
 # As much of qemu-guest-agent's protocol as vmm-glue speaks.
 AGENT = """\
 exec 4<>/dev/vport7p1
-while read -r line <&4; do
+while :; do
+    read -r line <&4 || { sleep 1; continue; } # nobody is at the other end
     id=$(echo "$line" | sed -n 's/.*"id": *\\([0-9]*\\).*/\\1/p')
     case $line in
     *guest-info*) r='{"version":"9.9"}' ;;
@@ -229,7 +230,7 @@ def boot(vm, guest):
     daemon = vm.daemon
     daemon.ctl("vm", "create", NAME, "--memory", "startup=256M,max=512M", "--accel", "tcg",
                "--kernel", os.path.join(guest, "vmlinuz"), "--initrd", os.path.join(guest, "initramfs"),
-               "--append", "panic=-1 guest.ctl=ttyS0 guest.mods=virtio_console,pvpanic-pci")
+               "--append", "panic=-1 guest.ctl=ttyS0 guest.acpi=1 guest.mods=virtio_console,pvpanic-pci")
     daemon.ctl("disk", "attach", NAME, vm.path("root.vhd"), "--create", "64M", "--at", "ide0:0")
     daemon.ctl("disk", "attach", NAME, vm.path("data.vhd"), "--create", "64M", "--at", "scsi1:3")
     wait_until(lambda: vm.show()["agent"], "the vm got no supervisor")
@@ -359,6 +360,10 @@ def power(vm):
     vm.guest.send("reboot -f")
     wait_until(lambda: vm.show()["machine"]["resets"] == resets + 2, "the reboot was not seen")
     demand(vm.show()["on"] and vm.state() == "running", "a reboot switched the vm off")
+    vm.begin()
+    vm.ctl("vm", "shutdown", NAME)  # by the power button: no agent runs
+    vm.await_state("off")
+    demand(vm.end_of() == "power-off", f"a shutdown by the button ended by {vm.end_of()}")
     vm.begin()
     vm.guest.send("poweroff -f")
     vm.await_state("off")
