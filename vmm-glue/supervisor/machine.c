@@ -111,7 +111,7 @@ static void on_reset(struct supervisor *supervisor, const json_t *data)
 {
         int64_t now = monotonic_ms();
 
-        if (now - supervisor->last_reset_ms > RESET_ONCE_MS || supervisor->n_resets == 0) {
+        if (now - supervisor->last_reset_ms > RESET_ONCE_MS) {
                 supervisor->n_resets++;
                 log_info("the guest was reset%s",
                         json_is_true(json_object_get(data, "guest")) ? " by itself" : "");
@@ -251,6 +251,7 @@ void machine_ended(struct supervisor *supervisor, int status, bool is_known)
         supervisor->user_paused = false;
         supervisor->saw_end = false;
         supervisor->n_io_errors = 0;
+        supervisor->last_reset_ms = 0;
         supervisor->status[0] = '\0';
         supervisor->config = (json_decref(supervisor->config), NULL);
         json_object_clear(supervisor->deleted);
