@@ -91,6 +91,14 @@ const char *agent_name(struct vm *vm, char *ret, size_t size)
         return ret;
 }
 
+/* One with memory among its settings is ours to run, where there is a vmm-host. */
+static bool is_for_vmm_host(const struct vm_row *row)
+{
+        json_auto_t *settings = row->settings ? json_loads(row->settings, 0, NULL) : NULL;
+
+        return json_object_get(settings, "memory") != NULL;
+}
+
 int agent_must(struct vm *vm, const struct vm_row *row, const char *verb, struct error *err)
 {
         int r;
@@ -101,7 +109,11 @@ int agent_must(struct vm *vm, const struct vm_row *row, const char *verb, struct
                 return fail(err, EOPNOTSUPP, "the agent of vm '%s' does not offer '%s'", row->name,
                         verb);
         r = fail(err, ENXIO, "no agent is registered for vm '%s'", row->name);
-        error_set_hint(err, "the daemon has the disks only; whoever runs the vm does this");
+        error_set_hint(err, "%s",
+                is_for_vmm_host(row)
+                        ? "vmm-host runs it: vhdd --vmm-command vmm-host, or the service vhdd-vmm"
+                        : "the daemon has the disks only; whoever runs the vm does this (vmm-host "
+                          "does once it has memory: vhdctl vm set --memory)");
         return r;
 }
 
