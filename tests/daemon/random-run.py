@@ -670,6 +670,9 @@ class Run:
             if file in self.detached:
                 self.came_back.add((vm, name))
             self.detached.pop(file, None)
+            if not options:
+                # The user's own: with --push its content can go up, and it is nobody's disk any more.
+                self.handed_back.add(file)
         elif os.path.exists(file) and file not in self.detached:
             # Made beforehand, and not attached: nobody's.
             demand(not options or self.is_named_by_doctor(file),
