@@ -313,7 +313,7 @@ static uint64_t run(enum lie which)
         return n_bad;
 }
 
-TestSuite(intent_cut, .timeout = 60);
+TestSuite(intent_cut, .timeout = 600);
 
 Test(intent_cut, every_cut_leaves_both_old_or_both_new)
 {

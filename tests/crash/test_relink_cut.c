@@ -279,7 +279,7 @@ static uint64_t run(unsigned length, bool lie, unsigned states)
         return n_bad;
 }
 
-TestSuite(relink_cut, .timeout = 100);
+TestSuite(relink_cut, .timeout = 900);
 
 Test(relink_cut, leaves_the_old_parent_or_the_new_in_the_slots_that_were_there)
 {

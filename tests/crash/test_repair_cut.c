@@ -129,7 +129,7 @@ static void every_cut(const struct make *make, unsigned flags)
         forget(&backup);
 }
 
-TestSuite(repair_cut, .timeout = 60);
+TestSuite(repair_cut, .timeout = 600);
 
 Test(repair_cut, the_tail_from_the_head)
 {
