@@ -5,41 +5,12 @@
 # nobody can read, an image that is missing, XML that is none. The configurations are tests/data/hyperv's,
 # whose values tests/unit/test_hyperv.c asserts; the images are made here, in Hyper-V's layout.
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/daemonlib.sh"
 
 need nbdcopy
-vhdd=$VHDD_BUILD/vhdd/vhdd
 data=$VHDD_SOURCE/tests/data/hyperv
-[ -x "$vhdd" ] || skip "no vhdd in '$VHDD_BUILD'"
 vm=7B1E6E0C-52A4-4F9B-9D3E-0A1B2C3D4E5F
 snapshot=5E000000-0000-4000-8000-00000000000A
-
-state=$tmp/state
-export VHDD_CONTROL=$state/control.sock
-mkdir "$state"
-
-start_daemon()
-{
-        local tries=0
-        "$vhdd" --state-dir "$state" --image-root "$tmp" >>"$tmp/daemon.log" 2>&1 &
-        server=$!
-        until "$vhdctl" status >/dev/null 2>&1; do
-                tries=$((tries + 1))
-                if [ "$tries" -gt 600 ] || ! kill -0 "$server" 2>/dev/null; then
-                        cat "$tmp/daemon.log" >&2
-                        fail "the daemon does not answer"
-                fi
-                sleep 0.05
-        done
-}
-
-cleanup_all()
-{
-        [ -z "$server" ] || kill -TERM "$server" 2>/dev/null || true
-        [ -z "$server" ] || wait "$server" 2>/dev/null || true
-        server=
-        cleanup
-}
-trap cleanup_all EXIT
 
 hash_of() # VM DISK[@SNAPSHOT]
 {

@@ -3,21 +3,16 @@
 # The stick is smaller than the vm: an export, a snapshot's export and an import that run out of space say
 # so, leave nothing behind, and the vm goes on as it was.
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/daemonlib.sh"
 
-vhdd=$VHDD_BUILD/vhdd/vhdd
-[ -x "$vhdd" ] || skip "no vhdd in '$VHDD_BUILD'"
 [ "$(id -u)" -eq 0 ] || skip "only root can mount a small file system"
 need mkfs.ext4 mount umount
 
-state=$tmp/state
-export VHDD_CONTROL=$state/control.sock
 mounted=
-mkdir "$state" "$tmp/img" "$tmp/small"
+mkdir "$tmp/img" "$tmp/small"
 cleanup_all()
 {
-        [ -z "$server" ] || kill -TERM "$server" 2>/dev/null || true
-        [ -z "$server" ] || wait "$server" 2>/dev/null || true
-        server=
+        end_daemon
         [ -z "$mounted" ] || umount "$tmp/small"
         cleanup
 }
@@ -26,15 +21,7 @@ truncate -s 6M "$tmp/small.img"
 mkfs.ext4 -q -F "$tmp/small.img"
 mount -o loop "$tmp/small.img" "$tmp/small" 2>/dev/null || skip "no loop device to be had"
 mounted=yes
-
-"$vhdd" --state-dir "$state" --image-root "$tmp" >"$tmp/daemon.log" 2>&1 &
-server=$!
-tries=0
-until "$vhdctl" status >/dev/null 2>&1; do
-        tries=$((tries + 1))
-        [ "$tries" -le 600 ] || fail "the daemon does not answer"
-        sleep 0.05
-done
+start_daemon
 
 head -c 12M /dev/urandom >"$tmp/a.raw"
 expect 0 "$vhdctl" convert "$tmp/a.raw" "$tmp/img/a.vhd" --type dynamic

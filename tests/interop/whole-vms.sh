@@ -4,65 +4,10 @@
 # doctor, a catalog that is lost and made anew, an import whose daemon is killed in the middle. What
 # could go wrong: a copy with other bytes, a branch that is lost, a file that nobody names.
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/daemonlib.sh"
 
-vhdd=$VHDD_BUILD/vhdd/vhdd
-[ -x "$vhdd" ] || skip "no vhdd in '$VHDD_BUILD'"
-
-state=$tmp/state
 img=$tmp/img
-export VHDD_CONTROL=$state/control.sock
-mkdir "$state" "$img"
-
-start_daemon()
-{
-        local tries=0
-        "$vhdd" --state-dir "$state" --image-root "$tmp" >>"$tmp/daemon.log" 2>&1 &
-        server=$!
-        until "$vhdctl" status >/dev/null 2>&1; do
-                tries=$((tries + 1))
-                if [ "$tries" -gt 300 ] || ! kill -0 "$server" 2>/dev/null; then
-                        cat "$tmp/daemon.log" >&2
-                        fail "the daemon does not answer"
-                fi
-                sleep 0.05
-        done
-}
-
-stop_daemon()
-{
-        local code=0
-        kill -TERM "$server"
-        wait "$server" || code=$?
-        server=
-        [ "$code" -eq 0 ] || fail "the daemon ended with $code"
-}
-
-# The workers go on after their daemon's kill; this test ends those that it started, by their pids.
-cleanup_all()
-{
-        local file pid
-        [ -z "$server" ] || kill -TERM "$server" 2>/dev/null || true
-        [ -z "$server" ] || wait "$server" 2>/dev/null || true
-        for file in "$state"/run/*.pid; do
-                [ -e "$file" ] || continue
-                read -r pid _ <"$file" || continue
-                kill -KILL "$pid" 2>/dev/null || true
-        done
-        server=
-        cleanup
-}
-trap cleanup_all EXIT
-
-tree_of()
-{
-        "$vhdctl" snapshot list "$1" --json | jq -c 'map({name, current}) | sort_by(.name)'
-}
-
-healthy()
-{
-        expect 0 "$vhdctl" doctor --json
-        json '[.findings[] | select(.id != "low-space")]' '[]'
-}
+mkdir "$img"
 
 # --- a vm with two disks and two snapshots
 
