@@ -124,20 +124,20 @@ static bool numbered(const struct hyperv_node *node, const char *prefix, unsigne
         return true;
 }
 
+/* All of @node, itself first, without recursion: how deep it is the file says. */
+static struct hyperv_node *next_in(const struct hyperv_node *node, const struct hyperv_node *at)
+{
+        if (at->first)
+                return at->first;
+        while (at != node && !at->next)
+                at = at->parent;
+        return at == node ? NULL : at->next;
+}
+
 static void use_all(struct hyperv_node *node)
 {
-        struct hyperv_node *at = node;
-
-        while (at) {
+        for (struct hyperv_node *at = node; at; at = next_in(node, at))
                 at->used = true;
-                if (at->first) {
-                        at = at->first;
-                        continue;
-                }
-                while (at != node && !at->next)
-                        at = at->parent;
-                at = at == node ? NULL : at->next;
-        }
 }
 
 static void read_drive(struct reading *reading, struct hyperv_node *drive, int controller,
@@ -386,17 +386,9 @@ static void read_properties(struct reading *reading)
 
 static bool any_used(const struct hyperv_node *node)
 {
-        for (const struct hyperv_node *at = node; at;) {
+        for (const struct hyperv_node *at = node; at; at = next_in(node, at))
                 if (at->used)
                         return true;
-                if (at->first) {
-                        at = at->first;
-                        continue;
-                }
-                while (at != node && !at->next)
-                        at = at->parent;
-                at = at == node ? NULL : at->next;
-        }
         return false;
 }
 

@@ -14,6 +14,16 @@ int net_look(struct net *net, struct ovs_rpc **ret_rpc, struct picture *ret, str
         return r < 0 ? r : picture_take(*ret_rpc, instance_owner(net->instance), ret, err);
 }
 
+int net_look_if_there(
+        struct net *net, struct ovs_rpc **ret_rpc, struct picture *ret, struct error *err)
+{
+        int r = instance_database_if_there(net->instance, ret_rpc, err);
+
+        return r == 0 && *ret_rpc
+                ? picture_take(*ret_rpc, instance_owner(net->instance), ret, err)
+                : r;
+}
+
 int net_set_flows(struct net *net, const struct net_switch *net_switch, struct error *err)
 {
         _cleanup_free_ char *flows = flows_of(net_switch);
@@ -219,10 +229,8 @@ static void renew_uplink(struct net *net, const char *name)
         struct picture picture = {0};
         const struct net_switch *net_switch;
         struct ovs_rpc *rpc = NULL;
-        int r = instance_database_if_there(net->instance, &rpc, &err);
+        int r = net_look_if_there(net, &rpc, &picture, &err);
 
-        if (r == 0 && rpc)
-                r = picture_take(rpc, instance_owner(net->instance), &picture, &err);
         net_switch = picture_uplink(&picture, name);
         if (r == 0 && net_switch)
                 r = renew_port(rpc, net_switch, &err);

@@ -21,6 +21,9 @@ struct net {
 
 /* The picture now; Open vSwitch is started if it does not run. */
 int net_look(struct net *net, struct ovs_rpc **ret_rpc, struct picture *ret, struct error *err);
+/* The same without starting it: where there can be no switch, *ret_rpc is NULL and @ret stays empty. */
+int net_look_if_there(
+        struct net *net, struct ovs_rpc **ret_rpc, struct picture *ret, struct error *err);
 int net_set_flows(struct net *net, const struct net_switch *net_switch, struct error *err);
 /* The host's port is up and has its addresses, or is down; the host is kept out of the uplink, or is not. */
 int net_set_host(struct net *net, const struct net_switch *net_switch, struct error *err);

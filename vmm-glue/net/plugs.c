@@ -418,10 +418,8 @@ int net_unplug(struct net *net, const char *vm, const char *mac, struct error *e
         json_t *operations;
         struct ovs_rpc *rpc = NULL;
         bool committed;
-        int r = instance_database_if_there(net->instance, &rpc, err);
+        int r = net_look_if_there(net, &rpc, &picture, err);
 
-        if (r == 0 && rpc)
-                r = picture_take(rpc, instance_owner(net->instance), &picture, err);
         if (r < 0 || !rpc)
                 return r;
         operations = json_array();

@@ -193,10 +193,8 @@ int net_switch_list(struct net *net, json_t **ret, struct error *err)
 {
         struct picture picture = {0};
         struct ovs_rpc *rpc;
-        int r = instance_database_if_there(net->instance, &rpc, err);
+        int r = net_look_if_there(net, &rpc, &picture, err);
 
-        if (r == 0 && rpc)
-                r = picture_take(rpc, instance_owner(net->instance), &picture, err);
         if (r < 0)
                 return r;
         *ret = json_array();
@@ -215,10 +213,8 @@ int net_switch_show(struct net *net, const char *name, json_t **ret, struct erro
         struct picture picture = {0};
         struct net_switch *s;
         struct ovs_rpc *rpc;
-        int r = instance_database_if_there(net->instance, &rpc, err);
+        int r = net_look_if_there(net, &rpc, &picture, err);
 
-        if (r == 0 && rpc)
-                r = picture_take(rpc, instance_owner(net->instance), &picture, err);
         if (r < 0)
                 return r;
         s = picture_find(&picture, name);
@@ -647,10 +643,8 @@ int net_switch_set(struct net *net, const json_t *params, json_t **ret, struct e
         struct picture picture = {0};
         struct net_switch *s = NULL;
         struct ovs_rpc *rpc;
-        int r = instance_database_if_there(net->instance, &rpc, err);
+        int r = net_look_if_there(net, &rpc, &picture, err);
 
-        if (r == 0 && rpc)
-                r = picture_take(rpc, instance_owner(net->instance), &picture, err);
         if (r < 0)
                 return r;
         s = picture_find(&picture, text_in(params, "name"));
@@ -708,10 +702,8 @@ int net_switch_remove(struct net *net, const json_t *params, json_t **ret, struc
         struct picture picture = {0};
         struct net_switch *s;
         struct ovs_rpc *rpc;
-        int r = instance_database_if_there(net->instance, &rpc, err);
+        int r = net_look_if_there(net, &rpc, &picture, err);
 
-        if (r == 0 && rpc)
-                r = picture_take(rpc, instance_owner(net->instance), &picture, err);
         if (r < 0)
                 return r;
         s = picture_find(&picture, name);
