@@ -597,7 +597,10 @@ Test(nbd_exports, count_what_was_asked_on_every_path)
         end();
 }
 
-/* A flush that takes 40 ms is in a bucket of at least 32 ms, and a quick one is not. */
+/* A flush that takes 40 ms is in a bucket of at least 32 ms, and a quick one is not: one of many, for
+ * on a busy machine each may have waited for its turn. */
+#define QUICK_FLUSHES 50
+
 Test(nbd_exports, latency_is_what_the_client_waited_for)
 {
         struct fake_switches *switches;
@@ -608,7 +611,8 @@ Test(nbd_exports, latency_is_what_the_client_waited_for)
         start();
         switches = fake_chain_switches(chain);
         fd = go("disk");
-        cr_expect(eq(u32, client_do(fd, NBD_CMD_FLUSH, 0, 0, 0), 0));
+        for (int i = 0; i < QUICK_FLUSHES; i++)
+                cr_expect(eq(u32, client_do(fd, NBD_CMD_FLUSH, 0, 0, 0), 0));
         atomic_store(&switches->hold_flushes, true);
         client_request(fd, NBD_CMD_FLUSH, 0, 7, 0, 0);
         while (atomic_load(&switches->flushes_held) == 0)
@@ -616,9 +620,10 @@ Test(nbd_exports, latency_is_what_the_client_waited_for)
         usleep(40000);
         atomic_store(&switches->hold_flushes, false);
         client_answer_get(fd, &answer, NULL, 0, 0);
-        flushes = stats_of(NBD_KIND_FLUSH, 2);
-        cr_expect(eq(u64, in_buckets(&flushes, 16), 1)); /* 2^15 us and more */
-        cr_expect(eq(u64, in_buckets(&flushes, 0), 2));
+        flushes = stats_of(NBD_KIND_FLUSH, QUICK_FLUSHES + 1);
+        cr_expect(ge(u64, in_buckets(&flushes, 16), 1)); /* 2^15 us and more */
+        cr_expect(lt(u64, in_buckets(&flushes, 16), QUICK_FLUSHES));
+        cr_expect(eq(u64, in_buckets(&flushes, 0), QUICK_FLUSHES + 1));
         cr_expect(ge(u64, flushes.latency_us, 40000));
         close(fd);
         end();
@@ -637,6 +642,17 @@ static int count_threads(void)
         return n;
 }
 
+/* A thread that has been joined is still listed for a moment, until the kernel has buried it. */
+static bool threads_become(int n)
+{
+        for (int tries = 0; count_threads() != n; tries++) {
+                if (tries == 4000)
+                        return false;
+                usleep(1000);
+        }
+        return true;
+}
+
 /* A host may have hundreds of machines that do nothing. */
 Test(nbd_exports, without_clients_there_are_no_threads)
 {
@@ -650,5 +666,5 @@ Test(nbd_exports, without_clients_there_are_no_threads)
         cr_expect(gt(int, count_threads(), before + 1));
         close(fd);
         end();
-        cr_expect(eq(int, count_threads(), before));
+        cr_expect(threads_become(before));
 }
