@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A catalog anew, out of sidecars and headers. A sidecar was written by anybody: an image's row is
  * made only when the resolver finds that image, with that id, on that parent. */
-#include <dirent.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
+#include "base/folders.h"
 #include "vhdd/daemon/doctor.h"
 #include "vhdd/daemon/sidecar.h"
 
@@ -27,40 +25,28 @@ static bool is_sidecar(const char *name)
         return n > m && strcmp(name + n - m, SIDECAR_ENDING) == 0;
 }
 
-/* Without following links. A folder that cannot be read is a finding. */
-static int look_into(
-        json_t *paths, json_t *findings, const char *folder, unsigned deep, struct error *err)
+struct search {
+        json_t *paths, *findings;
+};
+
+static int note_unreadable(void *opaque, const char *path, int why, struct error *err)
 {
-        int fd = open(folder, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
-        struct dirent *entry;
-        int r = 0;
+        struct search *search = opaque;
 
-        if (!dir) {
-                doctor_add(findings, "folder-unreadable", "warning", NULL, folder, NULL,
-                        "cannot look into the folder '%s': %s", folder, strerror(errno));
-                if (fd >= 0)
-                        close(fd);
-                return 0;
-        }
-        while (r == 0 && (entry = readdir(dir))) {
-                _cleanup_free_ char *path = NULL;
-                struct stat st;
+        (void)err;
+        doctor_add(search->findings, "folder-unreadable", "warning", NULL, path, NULL,
+                "cannot look into the folder '%s': %s", path, strerror(why));
+        return 0;
+}
 
-                if (entry->d_name[0] == '.')
-                        continue;
-                if (fstatat(fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-                        continue;
-                if (asprintf(&path, "%s/%s", folder, entry->d_name) < 0)
-                        r = no_memory(err);
-                else if (S_ISDIR(st.st_mode) && deep > 0)
-                        r = look_into(paths, findings, path, deep - 1, err);
-                else if (S_ISREG(st.st_mode) && is_sidecar(entry->d_name) &&
-                        json_array_size(paths) < SIDECARS_MAX)
-                        json_array_append_new(paths, json_string(path));
-        }
-        closedir(dir);
-        return r;
+static int note_sidecar(void *opaque, const char *path, const char *name, struct error *err)
+{
+        struct search *search = opaque;
+
+        (void)err;
+        if (is_sidecar(name) && json_array_size(search->paths) < SIDECARS_MAX)
+                json_array_append_new(search->paths, json_string(path));
+        return 0;
 }
 
 /* ---- believing one ---- */
@@ -272,11 +258,14 @@ int doctor_rebuild(const struct doctor *doctor, bool dry_run, json_t *findings,
         struct doctor_rebuilt *ret, struct error *err)
 {
         json_auto_t *paths = json_array(), *ids = json_array(), *found = json_array();
+        struct search search = {.paths = paths, .findings = findings};
+        const struct folder_walk walk = {
+                .opaque = &search, .file = note_sidecar, .unreadable = note_unreadable};
         struct doctor_rebuilt rebuilt = {.ids = ids};
         int r = paths && ids && found ? 0 : no_memory(err);
 
         for (size_t k = 0; r == 0 && k < doctor->n_roots; k++)
-                r = look_into(paths, findings, doctor->roots[k], FOLDERS_DEEP, err);
+                r = folder_walk(doctor->roots[k], FOLDERS_DEEP, &walk, err);
         if (r < 0)
                 return r;
         read_ids(doctor, paths, found, findings);

@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vhdd/daemon/forest.h"
 
-#include <dirent.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/stat.h>
 #include <time.h>
 
+#include "base/folders.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/notes.h"
 #include "vhdd/daemon/snapshots.h"
@@ -30,53 +28,23 @@ void forest_done(struct forest *forest)
 
 /* ---- finding the files ---- */
 
-static bool is_image_name(const char *name)
+struct search {
+        const char *folder;
+        json_t *paths, *notes;
+};
+
+static int note_image(void *opaque, const char *path, const char *name, struct error *err)
 {
-        static const char *const endings[] = {".vhd", ".avhd", ".vud"};
-        const char *dot = strrchr(name, '.');
+        struct search *search = opaque;
 
-        for (size_t i = 0; dot && i < sizeof(endings) / sizeof(endings[0]); i++)
-                if (strcasecmp(dot, endings[i]) == 0)
-                        return true;
-        return false;
-}
-
-/* Without following links; hidden names are nobody's images. */
-static int find_files(
-        json_t *paths, json_t *notes, const char *folder, unsigned deep, struct error *err)
-{
-        int fd = open(folder, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
-        struct dirent *entry;
-        int r = 0;
-
-        if (!dir) {
-                r = fail_os(err, errno, "cannot look into the folder '%s'", folder);
-                if (fd >= 0)
-                        close(fd);
-                return r;
-        }
-        while (r == 0 && (entry = readdir(dir))) {
-                _cleanup_free_ char *path = NULL;
-                struct stat st;
-
-                if (entry->d_name[0] == '.' ||
-                        fstatat(fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-                        continue;
-                if (asprintf(&path, "%s/%s", folder, entry->d_name) < 0)
-                        r = no_memory(err);
-                else if (S_ISDIR(st.st_mode) && deep > 0)
-                        r = find_files(paths, notes, path, deep - 1, err);
-                else if (!S_ISREG(st.st_mode) || !is_image_name(entry->d_name))
-                        continue;
-                else if (json_array_size(paths) >= FOREST_MAX_FILES)
-                        r = fail(err, E2BIG, "more than %u images lie beneath '%s'",
-                                FOREST_MAX_FILES, folder);
-                else if (json_array_append_new(paths, json_string(path)) < 0)
-                        note_add(notes, "'%s' is left out: its name is no UTF-8", path);
-        }
-        closedir(dir);
-        return r;
+        if (!name_is_image(name))
+                return 0;
+        if (json_array_size(search->paths) >= FOREST_MAX_FILES)
+                return fail(err, E2BIG, "more than %u images lie beneath '%s'", FOREST_MAX_FILES,
+                        search->folder);
+        if (json_array_append_new(search->paths, json_string(path)) < 0)
+                note_add(search->notes, "'%s' is left out: its name is no UTF-8", path);
+        return 0;
 }
 
 /* ---- the trees ---- */
@@ -194,9 +162,11 @@ int forest_scan(const struct doctor *reader, const char *directory, struct fores
 {
         _cleanup_(forest_done) struct forest forest = {0};
         json_auto_t *paths = json_array();
+        struct search search = {.folder = directory, .paths = paths, .notes = notes};
+        const struct folder_walk walk = {.opaque = &search, .file = note_image};
         json_t *path;
         size_t i;
-        int r = paths ? find_files(paths, notes, directory, FOLDERS_DEEP, err) : no_memory(err);
+        int r = paths ? folder_walk(directory, FOLDERS_DEEP, &walk, err) : no_memory(err);
 
         if (r == 0)
                 r = sort_paths(paths, err);

@@ -2,16 +2,14 @@
 #include "vhdd/daemon/hyperv_rows.h"
 
 #include <ctype.h>
-#include <dirent.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/arith.h"
+#include "base/folders.h"
 #include "base/utf16.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/notes.h"
@@ -57,9 +55,15 @@ static bool is_one_of(const char *ending, const char *const *endings)
         return false;
 }
 
-static int note_file(struct hyperv_folder *folder, const char *path, const char *name,
-        bool in_snapshots, struct error *err)
+/* A folder of that name on the way from @folder to the file. */
+static bool is_in_snapshots(const struct hyperv_folder *folder, const char *path)
 {
+        return strcasestr(path + strlen(folder->directory), "/Snapshots/") != NULL;
+}
+
+static int note_file(void *opaque, const char *path, const char *name, struct error *err)
+{
+        struct hyperv_folder *folder = opaque;
         static const char *const texts[] = {".exp", ".xml", NULL};
         static const char *const binaries[] = {".vmcx", NULL};
         static const char *const memories[] = {".bin", ".vsv", ".vmrs", NULL};
@@ -72,63 +76,28 @@ static int note_file(struct hyperv_folder *folder, const char *path, const char 
                         path);
         if (text || is_one_of(ending, binaries))
                 r = json_array_append_new(folder->files,
-                        json_pack("{s:s, s:b, s:b}", "path", path, "snapshot", in_snapshots,
-                                "binary", !text));
+                        json_pack("{s:s, s:b, s:b}", "path", path, "snapshot",
+                                is_in_snapshots(folder, path), "binary", !text));
         else if (is_one_of(ending, memories))
                 r = json_array_append_new(folder->saved, json_string(path));
         return r == 0 ? 0
                       : fail(err, EINVAL, "the name of '%s' is no UTF-8, or there is no memory", path);
 }
 
-/* Without following links. */
-static int look_into(struct hyperv_folder *folder, const char *directory, bool in_snapshots,
-        unsigned deep, struct error *err)
-{
-        int fd = open(directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
-        struct dirent *entry;
-        int r = 0;
-
-        if (!dir) {
-                r = fail_os(err, errno, "cannot look into the folder '%s'", directory);
-                if (fd >= 0)
-                        close(fd);
-                return r;
-        }
-        while (r == 0 && (entry = readdir(dir))) {
-                _cleanup_free_ char *path = NULL;
-                struct stat st;
-
-                if (entry->d_name[0] == '.' ||
-                        fstatat(fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-                        continue;
-                if (asprintf(&path, "%s/%s", directory, entry->d_name) < 0) {
-                        path = NULL;
-                        r = no_memory(err);
-                } else if (S_ISDIR(st.st_mode) && deep > 0) {
-                        r = look_into(folder, path,
-                                in_snapshots || strcasecmp(entry->d_name, "Snapshots") == 0,
-                                deep - 1, err);
-                } else if (S_ISREG(st.st_mode)) {
-                        r = note_file(folder, path, entry->d_name, in_snapshots, err);
-                }
-        }
-        closedir(dir);
-        return r;
-}
-
 int hyperv_folder_look(
         const char *directory, struct hyperv_folder *ret, bool *ret_any, struct error *err)
 {
+        const struct folder_walk walk = {.opaque = ret, .file = note_file};
         int r;
 
+        ret->directory = directory;
         ret->files = json_array();
         ret->saved = json_array();
         ret->snapshots = json_array();
         ret->unknown = json_array();
         if (!ret->files || !ret->saved || !ret->snapshots || !ret->unknown)
                 return no_memory(err);
-        r = look_into(ret, directory, false, FOLDERS_DEEP, err);
+        r = folder_walk(directory, FOLDERS_DEEP, &walk, err);
         *ret_any = json_array_size(ret->files) > 0;
         return r;
 }

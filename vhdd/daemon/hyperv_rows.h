@@ -23,6 +23,7 @@
 #include "vhdd/daemon/forest.h"
 
 struct hyperv_folder {
+        const char *directory; /* the caller's, while it is looked through */
         json_t *files;     /* configurations: [{"path", "snapshot": bool, "binary": bool}] */
         json_t *saved;     /* files with saved memory: [path] */
         json_t *vm;        /* what the vm's says; NULL: not read yet */

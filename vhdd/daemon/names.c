@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "base/cleanup.h"
 #include "base/utf16.h"
@@ -178,4 +179,15 @@ char *name_percent_encode(const char *text)
 char *name_percent_encode_path(const char *path)
 {
         return encode(path, true);
+}
+
+bool name_is_image(const char *name)
+{
+        static const char *const endings[] = {".vhd", ".avhd", ".vud"};
+        const char *dot = strrchr(name, '.');
+
+        for (size_t i = 0; dot && i < sizeof(endings) / sizeof(endings[0]); i++)
+                if (strcasecmp(dot, endings[i]) == 0)
+                        return true;
+        return false;
 }

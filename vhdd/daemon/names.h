@@ -34,6 +34,9 @@ char *name_directory(const char *path);
 /* The form of an id: 36 characters, hyphens and lower-case hexadecimal digits in their places. */
 bool name_is_id(const char *text);
 
+/* Does the file's name end as a VHD's does: .vhd, .avhd, .vud? */
+bool name_is_image(const char *name);
+
 /* @text percent-encoded as one part of a URI's path ('/', '@' and blanks too). */
 char *name_percent_encode(const char *text);
 /* The same, but '/' stays. */
