@@ -698,8 +698,87 @@ def changed(case):
     case.check(one_file_each=True)
 
 
+def strangers(case):
+    """Clones that somebody made of snapshots, beside the vm's images, and that the daemon was not told of: what
+    they stand on is neither merged nor removed."""
+    guest = case.guest()
+    guest.fill(100)
+
+    def newest():
+        return case.daemon.show("disk", "v", "d")["layers"][0]["file"]
+
+    def clone(name, parent):
+        case.daemon.ctl("create", "--quiet", case.file(name), "--parent", parent)
+        return case.file(name)
+
+    def read(file):
+        flat = os.path.join(case.folder, "flat")
+        case.daemon.ctl("convert", "--quiet", file, flat, "--type", "raw")
+        with open(flat, "rb") as f:
+            content = f.read()
+        os.unlink(flat)
+        return content
+
+    guest.take("base")
+    guest.fill(10)
+    middle = newest()
+    guest.take("middle")
+    guest.fill(60)
+    tip = newest()
+    guest.take("tip")
+    guest.fill(50)
+    wanted = dict(guest.snapshots)
+    clones = {"base": clone("of-base", case.file("d")), "middle": clone("of-middle", middle),
+              "tip": clone("of-tip", tip)}
+
+    def clones_are_right():
+        for name, file in clones.items():
+            demand(read(file) == wanted[name], f"the clone of '{name}' reads otherwise")
+
+    def dry_run(name):
+        merges = case.daemon.ctl("snapshot", "delete", "v", name, "--dry-run", "--json").json()["merges"]
+        demand(len(merges) == 1, f"a dry run says {merges}")
+        return merges[0].get("reason") or ""
+
+    demand(f"'{clones['middle']}'" in dry_run("middle"), f"a dry run says '{dry_run('middle')}'")
+    # The root's blocks stay where they are: those above come down, into what a clone stands on.
+    why = dry_run("base")
+    demand(any(f"'{file}'" in why for file in clones.values()), f"a dry run says '{why}'")
+    job = str(case.delete("middle")["jobs"][0])
+    case.wait("it waits", lambda: case.daemon.show("job", job)["stuck"])
+    reason = case.daemon.show("job", job)["reason"]
+    demand(f"'{clones['middle']}', which is no vm's," in reason, f"it waits because {reason}")
+    clones_are_right()
+    guest.verify()
+    # The few go up: what stands on the image above reads as before, and is not asked.
+    os.unlink(clones.pop("middle"))
+    case.daemon.ctl("job", "resume", job)
+    case.wait()
+    clones_are_right()
+    guest.verify()
+    # A tip that nobody of ours stands on goes at once, but not from under a clone.
+    case.daemon.ctl("snapshot", "apply", "v", "base")
+    guest.content = bytearray(wanted["base"])
+    answer = case.delete("tip")
+    demand(answer["kept-files"] == [tip] and os.path.exists(tip), f"the image under a clone: {answer}")
+    clones_are_right()
+    guest.verify()
+    # Who says so merges nevertheless.
+    image = newest()
+    guest.fill(20)
+    guest.take("last")
+    guest.fill(20)
+    clone("of-last", image)
+    job = str(case.delete("last")["jobs"][0])
+    case.wait("it waits", lambda: case.daemon.show("job", job)["stuck"])
+    case.daemon.ctl("job", "resume", job, "--force")
+    case.wait()
+    clones_are_right()
+    guest.verify()
+
+
 CASES = [newest_live, many_layers, deferred, branches, let_go, taken_away, user_files, push, prune, people, deaths,
-         deaths_at_the_end, readers, beside, full, changed]
+         deaths_at_the_end, readers, beside, full, changed, strangers]
 
 
 if __name__ == "__main__":

@@ -439,16 +439,19 @@ static int detach_again(struct attach *attach, struct operation *operation, stru
 {
         struct catalog *catalog = attach->broker->catalog;
         json_auto_t *files = json_array(), *kept = json_array();
+        _cleanup_(strangers_done) struct strangers strangers = {0};
         const char *path = attach->disk.file;
         json_t *file;
         size_t i;
-        int r = catalog_begin(catalog, err);
+        int r = strangers_init(&strangers, attach->broker, err);
 
+        if (r == 0)
+                r = catalog_begin(catalog, err);
         if (r < 0)
                 return r;
         r = catalog_disk_delete(catalog, attach->disk.id, err);
         if (r == 0)
-                r = attach->create ? images_release(catalog, &path, 1, files, kept, err)
+                r = attach->create ? images_release(&strangers, &path, 1, files, kept, err)
                                    : image_detach(catalog, path, err);
         json_array_foreach(files, i, file)
         {

@@ -327,8 +327,23 @@ static int give_up(
                     : catalog_image_delete(catalog, row->path, err);
 }
 
-static int release_one(
-        struct catalog *catalog, const char *path, json_t *files, json_t *kept, struct error *err)
+/* Who would lose what he reads, with the file, and is not in @files himself, makes it the user's. */
+static int ask_strangers(struct strangers *strangers, struct image_row *row, const json_t *files,
+        struct error *err)
+{
+        _cleanup_free_ char *who = NULL;
+        int r = strangers && row->made_by_us ? strangers_find(strangers, row, files, &who, err) : 0;
+
+        if (r < 0 || !who)
+                return r;
+        row->made_by_us = false;
+        broker_log(strangers->broker, BROKER_LOG_WARNING, NULL,
+                "'%s' is kept: '%s' stands on it, which is no vm's", row->path, who);
+        return 0;
+}
+
+static int release_one(struct catalog *catalog, struct strangers *strangers, const char *path,
+        json_t *files, json_t *kept, struct error *err)
 {
         _cleanup_free_ char *next = strdup(path);
         bool named = true; /* by the caller: others are only told of when they go */
@@ -337,22 +352,25 @@ static int release_one(
                 return fail(err, ENOMEM, "no memory for a path");
         while (next) {
                 struct image_row row = {0};
-                bool needed = true, goes = false;
+                bool needed = true, goes = false, was_ours;
                 int r = catalog_image_find(catalog, next, &row, err);
 
                 if (r == -ENOENT) {
                         error_clear(err);
                         return 0;
                 }
+                was_ours = row.made_by_us;
                 if (r == 0)
                         r = image_is_needed(catalog, &row, &needed, err);
                 if (r == 0 && !needed)
                         r = merge_jobs_hold(catalog, NULL, row.path, &needed, err);
+                if (r == 0 && !needed)
+                        r = ask_strangers(strangers, &row, files, err);
                 if (r == 0 && !needed) {
                         r = give_up(catalog, &row, &goes, err);
                         if (r == 0 && row.made_by_us)
                                 r = append_path(files, row.path, err);
-                        else if (r == 0 && named)
+                        else if (r == 0 && (named || was_ours))
                                 r = append_path(kept, row.path, err);
                 }
                 free(next);
@@ -365,11 +383,12 @@ static int release_one(
         return 0;
 }
 
-int images_release(struct catalog *catalog, const char *const *paths, size_t n_paths, json_t *files,
-        json_t *kept, struct error *err)
+int images_release(struct strangers *strangers, const char *const *paths, size_t n_paths,
+        json_t *files, json_t *kept, struct error *err)
 {
         for (size_t i = 0; i < n_paths; i++) {
-                int r = release_one(catalog, paths[i], files, kept, err);
+                int r = release_one(
+                        strangers->broker->catalog, strangers, paths[i], files, kept, err);
 
                 if (r < 0)
                         return r;
@@ -396,46 +415,9 @@ int image_detach(struct catalog *catalog, const char *path, struct error *err)
                                     : catalog_image_update(catalog, &row, err);
         }
         if (r == 0 && !needed && !ours)
-                r = release_one(catalog, path, files, kept, err);
+                r = release_one(catalog, NULL, path, files, kept, err);
         image_row_done(&row);
         return r;
-}
-
-int files_remove(struct broker *broker, const json_t *files, struct error *err)
-{
-        static const char *const companions[] = {
-                "", ".vhdd-intent", ".vhdd-seal", ".vhdd-seal.new"};
-        json_t *item;
-        size_t i;
-
-        json_array_foreach(files, i, item)
-        {
-                const char *path = json_string_value(item);
-                bool named = true;
-                int r;
-
-                if (!path)
-                        return fail(err, EUCLEAN, "a list of files holds what is no path");
-                /* The last word before a file goes is the catalog's, whatever the list says. */
-                r = catalog_names_path(broker->catalog, path, &named, err);
-                if (r < 0)
-                        return r;
-                if (named)
-                        continue;
-                for (unsigned k = 0; k < sizeof(companions) / sizeof(companions[0]); k++) {
-                        _cleanup_free_ char *name = NULL;
-
-                        if (asprintf(&name, "%s%s", path, companions[k]) < 0)
-                                return fail(err, ENOMEM, "no memory for a path");
-                        r = fs_unlink(host_fs(), name);
-                        if (r < 0 && r != -ENOENT)
-                                return fail_os(err, -r, "cannot remove '%s'", name);
-                }
-                r = fs_sync_directory(host_fs(), path);
-                if (r < 0 && r != -ENOENT)
-                        return fail_os(err, -r, "cannot make the removal of '%s' durable", path);
-        }
-        return 0;
 }
 
 uint64_t file_allocated(const char *path)

@@ -23,6 +23,7 @@
 #include "vhdd/daemon/broker.h"
 #include "vhdd/daemon/catalog.h"
 #include "vhdd/daemon/resolver.h"
+#include "vhdd/daemon/strangers.h"
 
 #define IMAGE_IN_USE    "in-use"
 #define IMAGE_HIDDEN    "hidden"
@@ -54,10 +55,11 @@ int images_refuse_used(struct catalog *catalog, const char *vm, const struct res
 /* Gives up what nobody needs any more, inside the caller's transaction: of the images @paths, and
  * of what they stand on, those that no disk, no snapshot, no undo and no other image names. Their
  * rows go; files of ours are appended to @files (an array of paths, to be removed after the commit),
- * others to @kept: of these one that stands on images of ours keeps its row, as detached, and them.
+ * others to @kept: of these one that stands on images of ours keeps its row, as detached, and them. A file
+ * of ours on which an image stands that the catalog does not know is the user's from then on.
  * What a merge has in hand stays for now (M4 of merges.h). */
-int images_release(struct catalog *catalog, const char *const *paths, size_t n_paths, json_t *files,
-        json_t *kept, struct error *err);
+int images_release(struct strangers *strangers, const char *const *paths, size_t n_paths,
+        json_t *files, json_t *kept, struct error *err);
 /* An image that was noted as it was when it was frozen (sealed_mtime_ns) is that still: else a sentence in
  * @ret, which has ERROR_MESSAGE_MAX bytes; "" if it is, or cannot be looked at. */
 void image_seal_warning(const struct image_row *row, char *ret);
@@ -66,9 +68,6 @@ int image_is_needed(
         struct catalog *catalog, const struct image_row *row, bool *ret, struct error *err);
 /* The same for one that a user's disk was detached from: it is kept, whoever made it. */
 int image_detach(struct catalog *catalog, const char *path, struct error *err);
-
-/* Removes files that no row names, and syncs their folders. One that is gone already is fine. */
-int files_remove(struct broker *broker, const json_t *files, struct error *err);
 
 /* What the file takes on disk; 0 when it cannot be seen. */
 uint64_t file_allocated(const char *path);

@@ -11,6 +11,7 @@
  */
 #pragma once
 
+#include "vhdd/daemon/hidden.h"
 #include "vhdd/daemon/merges.h"
 
 /* --- merges_told.c */
@@ -65,7 +66,10 @@ int merges_settle(struct vm *vm, struct merge_job *job, bool *ret_finished, stru
 void merges_forget_file(struct vm *vm, const char *path); /* before it is unlinked */
 /* Asks the worker for a plan: {hidden, top, shared, direction}, as merges_question() makes it of a run. */
 int merges_ask_plan(struct vm *vm, const json_t *question, json_t **ret, struct error *err);
-struct hidden_run;
+/* Does an image that the catalog does not know stand on one that, by this plan, goes or is written to? Then
+ * a sentence is put into @reason, else "". */
+int merges_ask_strangers(
+        struct vm *vm, const json_t *plan, char reason[HIDDEN_REASON_MAX], struct error *err);
 json_t *merges_question(const struct hidden_run *run); /* NULL: no memory */
 /* A running disk's chain that has these images as neighbours, or NULL. */
 struct vm_chain *merges_live_chain(struct vm *vm, const json_t *hidden, const char *top);

@@ -136,6 +136,7 @@ int merges_preview_ask(struct vm *vm, const json_t *questions, json_t **ret, str
 
         json_array_foreach((json_t *)questions, i, question)
         {
+                char reason[HIDDEN_REASON_MAX] = "";
                 struct error why = ERROR_INIT;
                 json_t *answer = NULL;
 
@@ -146,13 +147,17 @@ int merges_preview_ask(struct vm *vm, const json_t *questions, json_t **ret, str
                         continue;
                 }
                 r = merges_ask_plan(vm, question, &answer, &why);
+                if (r == 0 && merges_ask_strangers(vm, answer, reason, &why) == 0 && reason[0])
+                        r = fail(&why, EBUSY, "%s", reason);
                 if (r == -EHOSTDOWN || r == -ETIMEDOUT) {
                         *err = why;
                         break;
                 }
-                if (r < 0)
+                if (r < 0) {
+                        json_decref(answer);
                         answer = json_pack("{s:O, s:s}", "file", json_object_get(question, "file"),
                                 "reason", why.message);
+                }
                 json_array_append_new(list, answer);
                 r = 0;
         }

@@ -444,6 +444,46 @@ static int put_run(struct merge_job *job, const struct hidden_run *found, const 
         return 0;
 }
 
+/* One that the catalog does not know stands on @path: its sentence in @reason, else "". */
+static int ask_strangers(struct strangers *strangers, const char *path,
+        char reason[HIDDEN_REASON_MAX], struct error *err)
+{
+        _cleanup_(image_row_done) struct image_row row = {0};
+        _cleanup_free_ char *who = NULL;
+        int r = path ? catalog_image_find(strangers->broker->catalog, path, &row, err)
+                     : fail(err, EPROTO, "the worker answers a plan that is none");
+
+        reason[0] = '\0';
+        if (r == 0)
+                r = strangers_find(strangers, &row, NULL, &who, err);
+        if (r == 0 && who)
+                snprintf(reason, HIDDEN_REASON_MAX,
+                        "'%s', which is no vm's, stands on '%s' too: attach it, move it away or remove it; "
+                        "'vhdctl job resume --force' merges, and it cannot be read any more",
+                        who, path);
+        return r;
+}
+
+int merges_ask_strangers(
+        struct vm *vm, const json_t *plan, char reason[HIDDEN_REASON_MAX], struct error *err)
+{
+        const char *direction = param_text(plan, "direction");
+        _cleanup_(strangers_done) struct strangers strangers = {0};
+        int r = strangers_init(&strangers, vm->broker, err);
+        json_t *image;
+        size_t i;
+
+        reason[0] = '\0';
+        json_array_foreach(json_object_get(plan, "images"), i, image)
+        {
+                if (r == 0 && !reason[0])
+                        r = ask_strangers(&strangers, json_string_value(image), reason, err);
+        }
+        if (r == 0 && !reason[0] && direction && strcmp(direction, "down") == 0)
+                r = ask_strangers(&strangers, param_text(plan, "destination"), reason, err);
+        return r;
+}
+
 static int put_followers(struct vm *vm, const struct merge_jobs *jobs,
         const struct merge_job *leader, const struct hidden_run *run, struct error *err)
 {
@@ -469,11 +509,16 @@ static int plan(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *
 {
         struct error why = ERROR_INIT;
         json_auto_t *answer = NULL, *question = merges_question(run);
+        char reason[HIDDEN_REASON_MAX] = "";
         int r = question ? merges_ask_plan(vm, question, &answer, &why)
                          : fail(&why, ENOMEM, "no memory to plan a merge");
 
+        if (r == 0 && !merge_job_flag(job, "force"))
+                r = merges_ask_strangers(vm, answer, reason, &why);
         if (r < 0)
                 return begin_refused(vm, job, &why, err);
+        if (reason[0])
+                return merges_wait_for(vm, job, true, reason, err);
         r = put_run(job, run, answer, err);
         if (r == 0)
                 r = put_followers(vm, jobs, job, run, err);

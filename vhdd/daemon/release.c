@@ -239,13 +239,15 @@ int release_undo(struct vm *vm, struct vm_row *row, struct release *release, str
 /* ---- images ---- */
 
 static int go_through(
-        struct catalog *catalog, struct release *release, json_t *gone, struct error *err)
+        struct broker *broker, struct release *release, json_t *gone, struct error *err)
 {
+        _cleanup_(strangers_done) struct strangers strangers = {0};
         size_t n = json_array_size(release->candidates), i;
         _cleanup_free_ const char **paths = calloc(n + 1, sizeof(*paths));
         json_t *path;
         size_t before;
-        int r = paths ? 0 : fail(err, ENOMEM, "no memory for a list");
+        int r = paths ? strangers_init(&strangers, broker, err)
+                      : fail(err, ENOMEM, "no memory for a list");
 
         if (r < 0)
                 return r;
@@ -253,7 +255,7 @@ static int go_through(
         /* Again while some go: one that is stood on goes after who stands on it. */
         do {
                 before = json_array_size(gone) + json_array_size(release->kept);
-                r = images_release(catalog, paths, n, gone, release->kept, err);
+                r = images_release(&strangers, paths, n, gone, release->kept, err);
         } while (r == 0 && json_array_size(gone) + json_array_size(release->kept) > before);
         return r;
 }
@@ -354,7 +356,7 @@ int release_images(struct vm *vm, struct release *release, struct error *err)
         json_auto_t *gone = json_array();
         json_t *path;
         size_t i;
-        int r = go_through(vm->broker->catalog, release, gone, err);
+        int r = go_through(vm->broker, release, gone, err);
 
         json_array_foreach(release->candidates, i, path)
         {

@@ -540,6 +540,67 @@ int resolve_configuration(struct broker *broker, const char *path, json_t **ret,
         return r;
 }
 
+static bool is_among(const json_t *paths, const char *path)
+{
+        json_t *item;
+        size_t i;
+
+        json_array_foreach((json_t *)paths, i, item)
+        {
+                if (strcmp(json_string_value(item), path) == 0)
+                        return true;
+        }
+        return false;
+}
+
+/* A stranger's word, but for the paths, which are ours. */
+static int take_parents(
+        const json_t *answer, const json_t *paths, json_t *ret, struct error *err)
+{
+        json_t *image;
+        size_t i;
+
+        json_array_foreach(json_object_get(answer, "images"), i, image)
+        {
+                const char *path = json_string_value(json_object_get(image, "path"));
+                const char *parent = json_string_value(json_object_get(image, "parent"));
+                uint8_t id[16];
+
+                if (!path || !parent || !is_among(paths, path) || !uuid_parse(parent, id))
+                        return fail(err, EPROTO, "the resolver's answer is none");
+                if (json_array_append_new(
+                            ret, json_pack("{s:s, s:s}", "path", path, "parent", parent)) < 0)
+                        return fail(err, ENOMEM, "no memory for a list of images");
+        }
+        return 0;
+}
+
+int resolve_parents(struct broker *broker, const char *folder, const json_t *paths, json_t **ret,
+        struct error *err)
+{
+        char *roots[] = {(char *)folder};
+        struct resolving resolving = {.leaf = "", .roots = roots, .n_roots = 1};
+        struct message answer = MESSAGE_INIT;
+        json_auto_t *images = json_array();
+        json_t *params = json_pack("{s:O}", "paths", paths);
+        int r = images && params
+                ? ask(broker, &resolving, "parents", params, -1, RESOLVE_MS, &answer, err)
+                : fail(err, ENOMEM, "no memory for a list of images");
+
+        if (r == -EHOSTDOWN)
+                r = fail(err, EUCLEAN, "reading headers in '%s' killed the process that did it",
+                        folder);
+        if (r == 0)
+                r = take_parents(answer.json, paths, images, err);
+        if (r == 0)
+                *ret = json_incref(images);
+        message_done(&answer);
+        for (size_t i = 0; i < resolving.n_opened; i++)
+                free(resolving.opened[i].path);
+        free(resolving.opened);
+        return r;
+}
+
 int flatten_chain(struct broker *broker, const struct image_chain *images, int fd,
         const char *output, const char *uuid, const struct flatten_watch *watch,
         struct error *err)

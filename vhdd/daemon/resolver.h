@@ -35,6 +35,10 @@ int resolve_chain(struct broker *broker, const char *path, const char *format, c
 /* What a configuration of Hyper-V's says, in the words of vhdd/worker/hyperv.h. Nothing of it is to be
  * believed.   -EUCLEAN it is none, or damaged */
 int resolve_configuration(struct broker *broker, const char *path, json_t **ret, struct error *err);
+/* The differencing VHDs among @paths (which lie in @folder) and the parents' ids that they name:
+ * [{"path", "parent": ID}]. What cannot be read is not among them. */
+int resolve_parents(struct broker *broker, const char *folder, const json_t *paths, json_t **ret,
+        struct error *err);
 struct image_chain;
 
 struct flatten_watch {

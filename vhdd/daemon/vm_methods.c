@@ -384,11 +384,14 @@ static int forget_vm(
 {
         struct catalog *catalog = vm->broker->catalog;
         const char **list = calloc(json_array_size(paths) + 1, sizeof(*list));
+        _cleanup_(strangers_done) struct strangers strangers = {0};
         json_t *item;
         size_t i, before;
-        int r = list ? catalog_vm_delete(catalog, vm->id, err)
+        int r = list ? strangers_init(&strangers, vm->broker, err)
                      : fail(err, ENOMEM, "no memory for a list");
 
+        if (r == 0)
+                r = catalog_vm_delete(catalog, vm->id, err);
         if (r == 0)
                 r = free_states(catalog, paths, err);
         if (r == 0)
@@ -398,7 +401,7 @@ static int forget_vm(
                 before = json_array_size(deleted) + json_array_size(kept);
                 if (r == 0)
                         r = images_release(
-                                catalog, list, json_array_size(paths), deleted, kept, err);
+                                &strangers, list, json_array_size(paths), deleted, kept, err);
         } while (r == 0 && json_array_size(deleted) + json_array_size(kept) > before);
         free(list);
         return r;

@@ -9,7 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/uuid.h"
 #include "chain/chain.h"
+#include "chain/locate.h"
 #include "vhdd/ipc/rpc.h"
 #include "vhdd/worker/flatten.h"
 #include "vhdd/worker/fs.h"
@@ -53,6 +55,38 @@ static int resolve(struct fs *fs, const json_t *params, json_t **ret, struct err
         return 0;
 }
 
+/* Which image @path names as its parent; 0: it is none that does, or cannot be read. */
+static int note_parent(struct fs *fs, const char *path, struct vhd_metadata *room, json_t *images)
+{
+        _cleanup_(file_closep) struct file *file = NULL;
+        char text[UUID_TEXT_SIZE];
+
+        if (locate_open_named(fs, path, &file, NULL) < 0 ||
+                locate_read_metadata(file, VHD_READ_FORCE, room, NULL) < 0 ||
+                room->footer.type != VHD_TYPE_DIFFERENCING)
+                return 0;
+        return json_array_append_new(images,
+                json_pack("{s:s, s:s}", "path", path, "parent",
+                        uuid_format(room->header.parent_id, text)));
+}
+
+static int read_parents(struct fs *fs, const json_t *params, json_t **ret, struct error *err)
+{
+        _cleanup_free_ struct vhd_metadata *room = malloc(sizeof(*room));
+        json_auto_t *images = json_array();
+        json_t *path;
+        size_t i;
+        int r = room && images ? 0 : -1;
+
+        json_array_foreach(json_object_get(params, "paths"), i, path)
+        {
+                if (r == 0 && json_is_string(path))
+                        r = note_parent(fs, json_string_value(path), room, images);
+        }
+        *ret = r == 0 ? json_pack("{s:O}", "images", images) : NULL;
+        return *ret ? 0 : fail(err, ENOMEM, "no memory for a list of images");
+}
+
 /* All of a configuration of Hyper-V's, and what it says. */
 static int read_configuration(int fd, json_t **ret, struct error *err)
 {
@@ -80,6 +114,8 @@ static int answer(struct fs *fs, struct rpc *rpc, const struct resolving *resolv
                 return flatten(fs, rpc, resolving->params, resolving->fd, ret, err);
         if (strcmp(resolving->method, "configuration") == 0)
                 return read_configuration(resolving->fd, ret, err);
+        if (strcmp(resolving->method, "parents") == 0)
+                return read_parents(fs, resolving->params, ret, err);
         return resolve(fs, resolving->params, ret, err);
 }
 

@@ -5,7 +5,8 @@
  *
  * It is asked once: resolve {path, format?} -> {layers: [{path, uuid, type, format, size}, ...]},
  * leaf first, and asks for each file by name (vhdd/worker/fs.h); the broker opens what lies beneath
- * the allowed directories. Or: configuration {} with an open file -> what hyperv.h makes of it; or flatten
+ * the allowed directories. Or: parents {paths} -> {images: [{path, parent}]}, the
+ * differencing ones that can be read. Or: configuration {} with an open file -> what hyperv.h makes of it; or flatten
  * (flatten.h). It ends when the channel does.
  */
 #pragma once
