@@ -9,10 +9,11 @@ flushing all the time."""
 
 import os
 import sys
+import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import daemonlib  # noqa: E402
-from agentlib import MEMORY, Agent, Writer, wait_for  # noqa: E402
+from agentlib import MEMORY, Agent, Refusal, Writer, wait_for  # noqa: E402
 from daemonlib import demand  # noqa: E402
 
 
@@ -49,6 +50,25 @@ def good_agent(daemon):
     demand(refused.status == 3 and "no agent" in refused.err, f"{refused}")
 
 
+def shutdown_timeout(daemon):
+    """The agent is told the time, and waited for a little longer: its own word is what is said."""
+    def late(_agent, request, _fd):
+        time.sleep(1.5)  # longer than its time at the registration
+        raise Refusal(f"no guest ends within {request['timeout']} s")
+
+    agent = Agent(daemon.control, "web", {"shutdown": late}, timeout=1, verbs=("shutdown",))
+    refused = daemon.try_ctl("vm", "shutdown", "web", "--timeout", "2m")
+    demand(refused.status == 3 and "within 120 s" in refused.err, f"{refused}")
+    for bad in ("0", "1.5", "2d"):
+        demand(daemon.try_ctl("vm", "shutdown", "web", "--timeout", bad).status in (2, 3), f"taken: {bad}")
+    demand(agent.asked == ["shutdown"], f"asked for {agent.asked}")
+    agent.behaviour["shutdown"] = "good"
+    daemon.ctl("vm", "shutdown", "web")
+    demand("timeout" not in agent.requests[-1], f"a time that nobody named: {agent.requests[-1]}")
+    agent.leave()
+    wait_for(lambda: show(daemon)["agent"] is None, "the agent is still there")
+
+
 def bad_agent(daemon, verb, how, memory, taken):
     """One snapshot with an agent that behaves badly: the guest's I/O goes on all the while."""
     name = f"{verb} {how}"
@@ -78,6 +98,7 @@ def test(folder):
         daemon.ctl("disk", "attach", "web", os.path.join(folder, "disk.vhd"), "--name", "disk",
                    "--create", "16M")
         good_agent(daemon)
+        shutdown_timeout(daemon)
         for how in ("no", "silent", "die"):
             bad_agent(daemon, "pause", how, memory=False, taken=False)
             bad_agent(daemon, "save", how, memory=False, taken=False)

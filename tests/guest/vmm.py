@@ -30,7 +30,7 @@ while :; do
     *guest-fsfreeze-freeze*) echo frozen >> /tmp/agent; r=1 ;;
     *guest-fsfreeze-thaw*) echo thawed >> /tmp/agent; r=1 ;;
     *guest-set-time*) echo time >> /tmp/agent; r='{}' ;;
-    *guest-shutdown*) poweroff -f; r='{}' ;;
+    *guest-shutdown*) [ -e /tmp/deaf ] || poweroff -f; r='{}' ;;
     *) r='{}' ;;
     esac
     echo "{\\"return\\":$r,\\"id\\":$id}" >&4
@@ -140,7 +140,15 @@ def agent(vm):
     wait_until(lambda: "time" in vm.inside("cat /tmp/agent"), "the guest was not told the time")
     checks = {c["name"]: c for c in vm.ctl("vm", "doctor", NAME, "--json").json()["checks"]}
     demand(checks["guest-agent"]["ok"] and checks["vm"]["ok"] and checks["qemu"]["ok"], f"{checks}")
-    vm.ctl("vm", "shutdown", NAME)
+    vm.inside("touch /tmp/deaf")
+    begin = time.monotonic()
+    answer = vm.ctl("vm", "shutdown", NAME, "--timeout", "2", status=3)
+    demand(2 <= time.monotonic() - begin < 30 and answer.is_one_sentence(), f"a guest that is deaf: {answer}")
+    for word in ("within 2 s", "is on still", "vm stop"):
+        demand(word in answer.err, f"'{word}' is not in: {answer.err}")
+    demand(vm.state() == "running", f"a guest that did not shut down is '{vm.state()}'")
+    vm.inside("rm /tmp/deaf")
+    vm.ctl("vm", "shutdown", NAME, "--timeout", "1m")
     vm.await_state("off")
     demand(vm.end_of() == "power-off", f"a shutdown ended by {vm.end_of()}")
 
