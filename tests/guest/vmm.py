@@ -70,6 +70,8 @@ def bad_input(vm):
     set_qemu(vm.folder)
     daemon.ctl("vm", "set", "bad", "--memory", "startup=1M")
     refused(["too little"], "vm", "start", "bad")
+    daemon.ctl("vm", "set", "bad", "--memory", "startup=1T")
+    refused(["'bad' starts with 1 TiB", "together may have", "--host-memory", "startup="], "vm", "start", "bad")
     daemon.ctl("vm", "set", "bad", "--memory", "startup=64M", "--network", "nowhere")
     refused(["networks"], "vm", "start", "bad")
     shown = daemon.show("vm", "bad")

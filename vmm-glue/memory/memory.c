@@ -2,10 +2,12 @@
 /* memory.c - one step of the balancer each second. */
 #include "vmm-glue/memory/memory.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "base/size.h"
 #include "vmm-glue/log.h"
 #include "vmm-glue/memory/guest.h"
 #include "vmm-glue/memory/host_memory.h"
@@ -104,6 +106,57 @@ static uint64_t find_budget(struct memory *memory, struct part *parts, size_t n)
                 return memory->last.budget;
         }
         return host_memory_settle(memory->last.budget, host_memory_budget(&host, resident));
+}
+
+/* --- may it start? --- */
+
+static int refuse(struct memory *memory, const struct host_vm *vm, uint64_t startup,
+        uint64_t budget, uint64_t kept, size_t n, struct error *err)
+{
+        const char *from = host_options(memory->host)->host_memory > 0
+                ? "--host-memory"
+                : "what the host has to give";
+        char need[SIZE_TEXT_MAX], all[SIZE_TEXT_MAX], size[SIZE_TEXT_MAX], others[96] = "";
+
+        if (n > 0)
+                snprintf(others, sizeof(others), ", %zu other vm%s with %s", n, n == 1 ? "" : "s",
+                        size_to_text(kept, size));
+        fail(err, ENOMEM, "vm '%s' starts with %s%s, and all together may have %s (%s)", vm->name,
+                size_to_text(startup, need), others, size_to_text(budget, all), from);
+        error_set_hint(err,
+                "stop or save another vm, lower its memory (vhdctl vm set VM --memory startup=SIZE), or "
+                "give all more (--host-memory)");
+        return -ENOMEM;
+}
+
+/* What the others have above their startup memory they give back; that itself they keep. */
+static int admit(void *module, struct host_vm *vm, uint64_t startup, struct error *err)
+{
+        static struct part parts[MEMORY_MAX_VMS];
+        struct memory *memory = module;
+        struct memory_guest *guest = guest_of(vm);
+        uint64_t budget = find_budget(memory, parts, gather(memory, parts)), kept = 0;
+        size_t n = 0;
+
+        for (struct host_vm *other = host_vms(memory->host); other; other = other->next) {
+                uint64_t keeps =
+                        other != vm && guest_of(other) ? memory_guest_keeps(guest_of(other)) : 0;
+
+                kept += keeps;
+                n += keeps > 0;
+        }
+        if (startup > budget || kept > budget - startup)
+                return refuse(memory, vm, startup, budget, kept, n, err);
+        if (guest)
+                guest->admitted = startup;
+        return 0;
+}
+
+/* Its end is told by changed(), too; that it did not start is not. */
+static void unplug(void *module, struct host_vm *vm)
+{
+        if (guest_of(vm))
+                guest_of(vm)->admitted = 0;
 }
 
 /* --- asking --- */
@@ -285,5 +338,7 @@ const struct host_module memory_module = {
         .memory = told,
         .changed = changed,
         .forgotten = forgotten,
+        .admit = admit,
+        .unplug = unplug,
         .methods = methods,
 };
