@@ -62,7 +62,7 @@ int process_note_config(struct supervisor *supervisor, struct error *err)
 static void forget_files(struct supervisor *supervisor)
 {
         static const char *const names[] = {PID_NAME, CONFIG_NAME, "qmp.sock", "console.sock",
-                "qga.sock", "vnc.sock", "spice.sock"};
+                "qga.sock", "vnc.sock", "spice.sock", "frozen"};
 
         for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
                 _cleanup_free_ char *path = NULL;
