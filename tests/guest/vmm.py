@@ -5,14 +5,17 @@
     vmm.py [CASE...]
 
 How the guest is made and what runs in it: vmmlib.py.
-Cases (all without an argument): bad-input memory saved agent disks power crash deaths outage
+Cases (all without an argument): bad-input display memory saved agent disks power crash deaths outage
 Exit status: 0 as it must be, 1 not, 2 usage, 77 skipped."""
 
 
 import os
 import signal
+import socket
+import struct
 import sys
 import time
+from urllib.parse import urlsplit
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import vmmlib  # noqa: E402
@@ -67,6 +70,11 @@ def bad_input(vm):
     set_qemu(vm.folder, "#!/bin/sh\n[ $1 = --version ] && { echo 'QEMU emulator version 7.2.0'; exit; }\n"
                         "echo 'qemu: cannot do it' >&2\nexit 1\n")
     refused(["QEMU ended", "cannot do it"], "vm", "start", "bad")
+    daemon.ctl("vm", "set", "bad", "--display", "spice")
+    set_qemu(vm.folder, "#!/bin/sh\n[ $1 = --version ] && { echo 'QEMU emulator version 7.2.0'; exit; }\n"
+                        "echo 'name \"VGA\", bus PCI'\n")
+    refused(["no SPICE", "qemu-system-modules-spice", "--display vnc"], "vm", "start", "bad")
+    daemon.ctl("vm", "set", "bad", "--display", "none")
     set_qemu(vm.folder)
     daemon.ctl("vm", "set", "bad", "--memory", "startup=1M")
     refused(["too little"], "vm", "start", "bad")
@@ -77,6 +85,60 @@ def bad_input(vm):
     shown = daemon.show("vm", "bad")
     demand(not shown["on"] and not vm.process("qemu"), "a refused start left something behind")
     daemon.ctl("vm", "remove", "bad", "--delete-files")
+
+
+def greeting(uri, scheme, size, first=b""):
+    """What the screen's server says first, or to @first."""
+    where = urlsplit(uri)
+    demand(where.scheme == f"{scheme}+unix", f"the screen is said to be at '{uri}'")
+    demand(os.stat(where.path).st_mode & 0o077 == 0, f"'{where.path}' is open to others")
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(30)
+        s.connect(where.path)
+        s.sendall(first)
+        got = b""
+        while len(got) < size:
+            more = s.recv(size - len(got))
+            demand(more, f"the screen's server leaves after {got}")
+            got += more
+    return got
+
+
+def display(vm):
+    """A screen is where it is said to be, speaks its protocol, and goes with the machine."""
+    daemon = vm.daemon
+
+    def screen():
+        return daemon.query("vm", "console", "screen")["display"]
+
+    def restart(kind, status=0):
+        daemon.ctl("vm", "set", "screen", "--display", kind)
+        return daemon.ctl("vm", "start", "screen", status=status)
+
+    daemon.ctl("vm", "create", "screen", "--memory", "startup=64M", "--accel", "tcg")
+    daemon.ctl("disk", "attach", "screen", vm.path("screen.vhd"), "--create", "16M", "--at", "ide0:0")
+    restart("vnc")
+    uri = screen()
+    demand(greeting(uri, "vnc", 12) == b"RFB 003.008\n", "no VNC server speaks there")
+    demand(daemon.show("vm", "screen")["machine"]["display"] == "vnc", f"{daemon.show('vm', 'screen')}")
+    daemon.ctl("vm", "set", "screen", "--display", "none")
+    demand(screen() == uri, f"what is set for the next start is said of this one: {screen()}")
+    daemon.ctl("vm", "stop", "screen")
+    demand(not os.path.exists(urlsplit(uri).path), "the screen's socket outlives its machine")
+    checks = {c["name"]: c for c in daemon.ctl("vm", "doctor", "--json").json()["checks"]}
+    if checks["spice"]["ok"]:
+        restart("spice")
+        link = struct.pack("<4s3I", b"REDQ", 2, 2, 18) + struct.pack("<IBBIII", 0, 1, 0, 0, 0, 18)
+        demand(greeting(screen(), "spice", 4, link) == b"REDQ", "no SPICE server speaks there")
+        daemon.ctl("vm", "stop", "screen")
+    else:
+        answer = restart("spice", status=3)
+        demand(answer.is_one_sentence() and "qemu-system-modules-spice" in answer.err, f"{answer}")
+        print("display: this QEMU has no SPICE")
+    restart("none")
+    demand(screen() is None, f"without a screen there is one: {screen()}")
+    daemon.ctl("vm", "stop", "screen")
+    daemon.ctl("vm", "remove", "screen", "--delete-files")
 
 
 def memory(vm):
@@ -282,9 +344,9 @@ def outage(vm):
     vm.await_progress()
 
 
-CASES = {"bad-input": bad_input, "memory": memory, "saved": saved, "agent": agent, "disks": disks,
-         "power": power, "crash": crash, "deaths": deaths, "outage": outage}
+CASES = {"bad-input": bad_input, "display": display, "memory": memory, "saved": saved, "agent": agent,
+         "disks": disks, "power": power, "crash": crash, "deaths": deaths, "outage": outage}
 
 
 if __name__ == "__main__":
-    vmmlib.main("vmm", CASES, __doc__, without_guest=("bad-input",))
+    vmmlib.main("vmm", CASES, __doc__, without_guest=("bad-input", "display"))
