@@ -39,6 +39,7 @@ class Guest(threading.Thread):
         self.startup, self.most, self.plugs, self.gives = startup, most, plugs, gives
         self.used, self.asked, self.plugged = 100 * MIB, startup, 0
         self.swapped, self.faults, self.requests = 0, 0, []
+        self.path = path
         self.over, self.peer, self.got, self.on = False, None, b"", True
         self.answers = []  # to what it asked itself
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -352,6 +353,23 @@ def the_hosts_own_budget(host):
            f"of {total} bytes: {said}")
 
 
+def no_word(host):
+    """A supervisor that does not answer a new vmm-host, beside a QEMU that runs: its memory is not free."""
+    big = host.guests["big"]
+    host.kill()
+    big.over = True  # nobody answers at its socket any more, and connections wait there
+    big.join()
+    with open(os.path.join(os.path.dirname(big.path), "qemu.pid"), "w", encoding="ascii") as f:
+        with open("/proc/self/stat", encoding="ascii") as stat:
+            f.write(f"{os.getpid()} {stat.read().rpartition(')')[2].split()[19]}\n")  # the test is its QEMU
+    host.start()
+    host.watch_until(lambda vms: vms["light"]["demand"] is not None, 30, "they are not found again")
+    vms = host.watch_until(lambda vms: vms["big"]["on"], 10, "a QEMU that runs counts as none")
+    demand(vms["big"]["physical"] >= big.startup, f"{vms['big']}")
+    late = host.guests["late"].ask_to_start()
+    demand(late and "4 other vms" in late["message"], f"its memory is given to another: {late}")
+
+
 def check_metrics(host):
     text = host.daemon.ctl("metrics").out
     for name in ("vhdd_memory_budget_bytes 2684354560", 'vhdd_vm_memory_target_bytes{vm="light"}',
@@ -372,7 +390,7 @@ def test(folder):
                 host.add(name, "startup=800M", 800 * MIB, 800 * MIB, on=False)
             host.start()
             for case in (at_rest, starts, grow, shortage, told, check_metrics, a_new_vmm_host,
-                         settings_live, fall, the_hosts_own_budget):
+                         settings_live, fall, no_word, the_hosts_own_budget):
                 begun = time.monotonic()
                 case(host)
                 print(f"{case.__name__}: {time.monotonic() - begun:.1f} s", flush=True)

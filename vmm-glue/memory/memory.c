@@ -12,6 +12,7 @@
 #include "vmm-glue/memory/guest.h"
 #include "vmm-glue/memory/host_memory.h"
 #include "vmm-glue/memory/memory_show.h"
+#include "vmm-glue/supervisor/supervisor.h"
 
 #define STEP_US UINT64_C(1000000)
 
@@ -28,19 +29,13 @@ static uint64_t now_us(void)
         return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
-/* What the vm's QEMU occupies: state.json beside its sockets has its pid. 0: there is none, or nobody knows. */
+/* What the vm's QEMU occupies. 0: there is none, or nobody knows. */
 static uint64_t occupied_by(struct memory *memory, const struct host_vm *vm)
 {
-        _cleanup_free_ char *path = NULL;
-        json_auto_t *state = NULL;
+        pid_t pid = supervisor_qemu_of(host_options(memory->host), vm->id);
         uint64_t size;
 
-        if (vm_path(host_options(memory->host), vm->id, "state.json", &path, NULL) == 0)
-                state = json_load_file(path, 0, NULL);
-        if (host_memory_of((pid_t)json_integer_value(json_object_get(state, "pid")), &size, NULL) <
-                0)
-                return 0;
-        return size;
+        return pid > 0 && host_memory_of(pid, &size, NULL) == 0 ? size : 0;
 }
 
 /* --- who takes part --- */

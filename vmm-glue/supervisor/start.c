@@ -21,6 +21,8 @@
 #include "vmm-glue/supervisor/memory_image.h"
 
 #define LINK_MS 10000
+#define ROOM_MS                                                                                    \
+        2000 /* what another vm has just given up is told to vmm-host by its own supervisor */
 #define PLUG_MS 60000
 
 enum phase { PREPARE, PLUGGING, SPAWN, CONNECT, LOADING, MORE_DISKS, GO };
@@ -40,6 +42,7 @@ struct start {
         bool is_own; /* the vm's own saved memory */
         struct plugging *plugging;
         int64_t link_end_ms; /* until then vmm-host is waited for */
+        int64_t room_end_ms; /* until then it is asked again when it has no memory */
         bool is_plugged;
         struct error plug_error;
         int fds[LINK_MAX_FDS];
@@ -429,6 +432,7 @@ int step_start(
                         return r;
                 operation->phase = PLUGGING;
                 start->link_end_ms = monotonic_ms() + LINK_MS;
+                start->room_end_ms = monotonic_ms() + ROOM_MS;
                 __attribute__((fallthrough));
         case PLUGGING:
                 r = start->is_plugged || start->plugging ? 0
@@ -437,6 +441,11 @@ int step_start(
                         return r;
                 if (!start->is_plugged)
                         return 0;
+                if (start->plug_error.code == ENOMEM && monotonic_ms() < start->room_end_ms) {
+                        error_clear(&start->plug_error);
+                        start->is_plugged = false;
+                        return 0;
+                }
                 if (start->plug_error.code) {
                         *err = start->plug_error;
                         return err->code == EPIPE || err->code == ETIMEDOUT
