@@ -175,7 +175,10 @@ def saved(vm):
     wait_until(lambda: vm.state() == "saved", "the next supervisor does not know of the saved memory")
     vm.ctl("snapshot", "take", NAME, "of-saved")
     demand(vm.daemon.query("snapshot", "show", NAME, "of-saved")["memory"], "no memory of a saved vm")
+    # It goes on with what it was started with, whatever the next start is to have.
+    vm.ctl("vm", "set", NAME, "--memory", "startup=1T,max=1T")
     vm.ctl("vm", "start", NAME)
+    vm.ctl("vm", "set", NAME, "--memory", "startup=256M,max=512M")
     vm.connect()
     demand(vm.inside("cat /tmp/kept") == "kept", "what was saved did not come back")
     vm.await_progress()
