@@ -43,8 +43,7 @@ def good_agent(daemon):
     demand(agent.restored == MEMORY, f"it got {agent.restored[:40]}")
     second = daemon.try_ctl("snapshot", "delete", "web", "warm")
     demand(second.status == 0, f"{second}")
-    agent.leave()
-    wait_for(lambda: show(daemon)["agent"] is None, "an agent that left is still there")
+    agent.gone(daemon)
     demand(not show(daemon)["on"], "on, and nobody is there")
     refused = daemon.try_ctl("vm", "start", "web")
     demand(refused.status == 3 and "no agent" in refused.err, f"{refused}")
@@ -65,8 +64,7 @@ def shutdown_timeout(daemon):
     agent.behaviour["shutdown"] = "good"
     daemon.ctl("vm", "shutdown", "web")
     demand("timeout" not in agent.requests[-1], f"a time that nobody named: {agent.requests[-1]}")
-    agent.leave()
-    wait_for(lambda: show(daemon)["agent"] is None, "the agent is still there")
+    agent.gone(daemon)
 
 
 def bad_agent(daemon, verb, how, memory, taken):
@@ -87,8 +85,7 @@ def bad_agent(daemon, verb, how, memory, taken):
     wait_for(lambda: writer.n > before + 2, f"{name}: the guest's I/O is held")
     demand(writer.worst < 5, f"{name}: the guest waited {writer.worst:.1f} s")
     writer.end()
-    agent.leave()
-    wait_for(lambda: show(daemon)["agent"] is None, f"{name}: the agent is still there")
+    agent.gone(daemon)
 
 
 def test(folder):
