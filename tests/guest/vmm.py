@@ -5,7 +5,7 @@
     vmm.py [CASE...]
 
 How the guest is made and what runs in it: vmmlib.py.
-Cases (all without an argument): bad-input display memory saved agent disks power crash deaths outage
+Cases (all without an argument): bad-input display budget memory saved agent disks power crash deaths outage
 Exit status: 0 as it must be, 1 not, 2 usage, 77 skipped."""
 
 
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import vmmlib  # noqa: E402
-from vmmlib import NAME, demand, set_qemu, wait_until  # noqa: E402
+from vmmlib import NAME, daemonlib, demand, set_qemu, wait_until  # noqa: E402
 
 # As much of qemu-guest-agent's protocol as vmm-glue speaks.
 AGENT = """\
@@ -139,6 +139,42 @@ def display(vm):
     demand(screen() is None, f"without a screen there is one: {screen()}")
     daemon.ctl("vm", "stop", "screen")
     daemon.ctl("vm", "remove", "screen", "--delete-files")
+
+
+def budget(vm):
+    """Two vms on a host that has memory for one: the second one's start, and what was saved of it, wait for the
+    first one's end, and no longer."""
+    folder = vm.path("budget")
+    os.mkdir(folder)
+    host = os.path.join(os.environ["VHDD_BUILD"], "vmm-glue/vmm-host")
+    with daemonlib.Daemon(folder, ["--vmm-command", host, "--host-memory", "300M"]) as daemon:
+        daemon.start()
+        for name in ("one", "two"):
+            daemon.ctl("vm", "create", name, "--memory", "startup=200M", "--accel", "tcg")
+            daemon.ctl("disk", "attach", name, os.path.join(folder, name + ".vhd"), "--create", "16M",
+                       "--at", "ide0:0")
+
+        def refused():
+            answer = daemon.ctl("vm", "start", "two", status=3)
+            demand(answer.is_one_sentence(), f"{answer}")
+            for words in ("'two' starts with 200 MiB", "1 other vm with 200 MiB", "300 MiB", "--host-memory",
+                          "stop or save"):
+                demand(words in answer.err, f"'{words}' is not in: {answer.err}")
+
+        daemon.ctl("vm", "start", "one")
+        refused()
+        demand(not daemon.show("vm", "two")["on"], "a refused start left something behind")
+        daemon.ctl("vm", "stop", "one")
+        daemon.ctl("vm", "start", "two")
+        daemon.ctl("vm", "save", "two")
+        daemon.ctl("vm", "start", "one")
+        refused()
+        demand(daemon.show("vm", "two")["machine"]["state"] == "saved", "what was saved is given up")
+        daemon.ctl("vm", "stop", "one")
+        daemon.ctl("vm", "start", "two")
+        demand(daemon.show("vm", "two")["machine"]["state"] == "running", f"{daemon.show('vm', 'two')}")
+        daemon.ctl("vm", "stop", "two")
+        daemon.stop()
 
 
 def memory(vm):
@@ -347,9 +383,9 @@ def outage(vm):
     vm.await_progress()
 
 
-CASES = {"bad-input": bad_input, "display": display, "memory": memory, "saved": saved, "agent": agent,
-         "disks": disks, "power": power, "crash": crash, "deaths": deaths, "outage": outage}
+CASES = {"bad-input": bad_input, "display": display, "budget": budget, "memory": memory, "saved": saved,
+         "agent": agent, "disks": disks, "power": power, "crash": crash, "deaths": deaths, "outage": outage}
 
 
 if __name__ == "__main__":
-    vmmlib.main("vmm", CASES, __doc__, without_guest=("bad-input", "display"))
+    vmmlib.main("vmm", CASES, __doc__, without_guest=("bad-input", "display", "budget"))
