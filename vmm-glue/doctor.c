@@ -301,35 +301,39 @@ static int find_vm(
         return 0;
 }
 
-/* Where its screen is, as a viewer wants it; null: it has none. */
-static json_t *display_of(struct doctor *doctor, struct host_vm *vm)
+static bool is_there(struct host_vm *vm, const char *name, char **ret)
 {
-        const char *kind = json_string_value(json_object_get(vm->settings, "display"));
-        const struct glue_options *options = host_options(doctor->host);
+        return vm_path(host_options(vm->host), vm->id, name, ret, NULL) == 0 &&
+                access(*ret, F_OK) == 0;
+}
 
-        if (kind && strcmp(kind, "vnc") == 0)
-                return json_sprintf("vnc+unix://%s/vmm/%s/vnc.sock", options->run_dir, vm->id);
-        if (kind && strcmp(kind, "spice") == 0)
-                return json_sprintf("spice+unix://%s/vmm/%s/spice.sock", options->run_dir, vm->id);
+/* Where its screen is, as a viewer wants it; null: it has none. What it has now: its settings may be the next
+ * start's. */
+static json_t *display_of(struct host_vm *vm)
+{
+        _cleanup_free_ char *vnc = NULL, *spice = NULL;
+
+        if (is_there(vm, "vnc.sock", &vnc))
+                return json_sprintf("vnc+unix://%s", vnc);
+        if (is_there(vm, "spice.sock", &spice))
+                return json_sprintf("spice+unix://%s", spice);
         return json_null();
 }
 
 static int vm_console(
         void *module, struct host_call *call, const json_t *params, json_t **ret, struct error *err)
 {
-        struct doctor *doctor = module;
         _cleanup_free_ char *path = NULL;
         struct host_vm *vm = NULL;
-        int r = find_vm(doctor, params, &vm, err);
+        int r = find_vm(module, params, &vm, err);
 
-        if (r == 0 && !vm->is_on)
-                r = fail(err, ENXIO, "vm '%s' is off, so it has no console", vm->name);
-        if (r == 0)
-                r = vm_path(host_options(doctor->host), vm->id, "console.sock", &path, err);
         if (r < 0)
                 return r;
-        *ret = json_pack("{s:s, s:s, s:o}", "vm", vm->name, "socket", path, "display",
-                display_of(doctor, vm));
+        /* The supervisor's word that it is on may come after the caller, who heard that it has started. */
+        if (!is_there(vm, "console.sock", &path))
+                return fail(err, ENXIO, "vm '%s' is off, so it has no console", vm->name);
+        *ret = json_pack(
+                "{s:s, s:s, s:o}", "vm", vm->name, "socket", path, "display", display_of(vm));
         return *ret ? 0 : fail(err, ENOMEM, "no memory for the answer");
 }
 

@@ -79,14 +79,18 @@ struct host_module {
         /* It is not ours any more; @vm is freed behind this. */
         void (*forgotten)(void *module, struct host_vm *vm);
 
-        /* A guest is about to start (or was adopted: @again, then only what is missing is made): one tap
+        /* A guest is about to start with so much memory that nobody can take from it. Refused with one sentence
+         * where that cannot be. unplug() follows when it does not start after all. */
+        int (*admit)(void *module, struct host_vm *vm, uint64_t startup, struct error *err);
+
+        /* A guest with cards is about to start (or was adopted: @again, then only what is missing is made): one tap
          * for each member of @networks (schema.json's "network"). @ret is a list with one object for
          * each, in order: {"mac": TEXT, "descriptors": N, "vhost": M, ...}; @fds get all the descriptors
          * in the same order, first the N queues' taps, then the M /dev/vhost-net of each, at most
          * @max_fds. Descriptors are taken over. */
         int (*plug)(void *module, struct host_vm *vm, const json_t *networks, bool again,
                 json_t **ret, int *fds, size_t max_fds, size_t *ret_n_fds, struct error *err);
-        /* The guest has ended. Also when there was nothing plugged. */
+        /* The guest has ended, or did not start. Also when there was nothing plugged. */
         void (*unplug)(void *module, struct host_vm *vm);
 
         /* The daemon's events of all kinds, {"type", "vm", ...}. */

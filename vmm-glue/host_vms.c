@@ -124,24 +124,51 @@ static void tell_unplug(struct host_vm *vm)
         }
 }
 
-static void answer_plug(struct host_vm *vm, struct link *link, json_int_t id, const json_t *message)
+static int admit(struct host_vm *vm, const json_t *startup, struct error *err)
 {
-        const json_t *networks = json_object_get(message, "networks");
-        bool again = json_is_true(json_object_get(message, "again"));
-        struct error err = ERROR_INIT;
-        int fds[PLUG_MAX_FDS];
-        size_t n_fds = 0;
-        json_t *list = NULL;
-        int r = fail(&err, ENOSYS, "this vmm-host has no switches");
+        int r = 0;
 
+        FOR_EACH_MODULE(vm->host, i, module)
+        {
+                if (r == 0 && json_is_integer(startup) && module->admit)
+                        r = module->admit(vm->host->modules[i], vm,
+                                (uint64_t)json_integer_value(startup), err);
+        }
+        return r;
+}
+
+static int plug(struct host_vm *vm, const json_t *networks, bool again, json_t **ret, int *fds,
+        size_t *ret_n_fds, struct error *err)
+{
+        int r = fail(err, ENOSYS, "this vmm-host has no switches");
+
+        if (json_array_size(networks) == 0) {
+                error_clear(err);
+                *ret = json_array();
+                return 0;
+        }
         FOR_EACH_MODULE(vm->host, i, module)
         {
                 if (!module->plug)
                         continue;
-                error_clear(&err);
-                r = module->plug(vm->host->modules[i], vm, networks, again, &list, fds,
-                        PLUG_MAX_FDS, &n_fds, &err);
+                error_clear(err);
+                r = module->plug(vm->host->modules[i], vm, networks, again, ret, fds, PLUG_MAX_FDS,
+                        ret_n_fds, err);
         }
+        return r < 0 ? fail_prefix(err, r, "cannot plug the vm's networks in") : 0;
+}
+
+static void answer_plug(struct host_vm *vm, struct link *link, json_int_t id, const json_t *message)
+{
+        struct error err = ERROR_INIT;
+        int fds[PLUG_MAX_FDS];
+        size_t n_fds = 0;
+        json_t *list = NULL;
+        int r = admit(vm, json_object_get(message, "startup"), &err);
+
+        if (r == 0)
+                r = plug(vm, json_object_get(message, "networks"),
+                        json_is_true(json_object_get(message, "again")), &list, fds, &n_fds, &err);
         if (r < 0)
                 link_refuse(link, id, &err);
         else

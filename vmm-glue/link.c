@@ -477,15 +477,17 @@ int link_new(sd_event *event, int fd, const struct link_callbacks *callbacks, st
         return 0;
 }
 
-static int address_of(const char *path, struct sockaddr_un *ret, struct error *err)
+static int make_socket(
+        const char *path, struct sockaddr_un *ret_address, int *ret, struct error *err)
 {
-        *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
-        if (strlen(path) >= sizeof(ret->sun_path))
+        *ret_address = (struct sockaddr_un){.sun_family = AF_UNIX};
+        if (strlen(path) >= sizeof(ret_address->sun_path))
                 return fail(err, ENAMETOOLONG,
                         "'%s' is too long for a socket's path, which may have %zu bytes", path,
-                        sizeof(ret->sun_path) - 1);
-        memcpy(ret->sun_path, path, strlen(path));
-        return 0;
+                        sizeof(ret_address->sun_path) - 1);
+        memcpy(ret_address->sun_path, path, strlen(path));
+        *ret = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        return *ret < 0 ? fail_os(err, errno, "cannot make a socket") : 0;
 }
 
 int link_listen(const char *path, int *ret, struct error *err)
@@ -493,13 +495,10 @@ int link_listen(const char *path, int *ret, struct error *err)
         _cleanup_fd_ int fd = -1;
         struct sockaddr_un address;
         mode_t old;
-        int r = address_of(path, &address, err);
+        int r = make_socket(path, &address, &fd, err);
 
         if (r < 0)
                 return r;
-        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (fd < 0)
-                return fail_os(err, errno, "cannot make a socket");
         /* Whoever calls holds a lock that says that nobody else listens here. */
         unlink(path);
         old = umask(0177);
@@ -517,13 +516,10 @@ int link_connect(const char *path, int *ret, struct error *err)
 {
         _cleanup_fd_ int fd = -1;
         struct sockaddr_un address;
-        int r = address_of(path, &address, err);
+        int r = make_socket(path, &address, &fd, err);
 
         if (r < 0)
                 return r;
-        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (fd < 0)
-                return fail_os(err, errno, "cannot make a socket");
         if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) < 0)
                 return fail_os(err, errno, "cannot connect to '%s'", path);
         *ret = TAKE_FD(fd);

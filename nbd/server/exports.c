@@ -267,6 +267,17 @@ static struct volume *take_out_locked(struct nbd_server *server, struct export *
         return volume;
 }
 
+/* One that negotiated elsewhere for it is here, and its thread has not come to it yet. It either gets it, or
+ * leaves at once. */
+static bool is_awaited_locked(const struct nbd_server *server, const struct export *export)
+{
+        for (const struct client *c = server->clients; c; c = c->next)
+                if (c->handoff && c->state == NBD_CLIENT_GREETING && !c->evicted &&
+                        strcmp((const char *)c->handoff->export_name, export->name) == 0)
+                        return true;
+        return false;
+}
+
 /* Waits for those who have it. */
 static int empty_locked(struct nbd_server *server, struct export *export, bool force,
         unsigned timeout_ms, struct error *err)
@@ -294,6 +305,9 @@ int nbd_server_remove_export(struct nbd_server *server, const char *name, bool f
 
         pthread_mutex_lock(&server->lock);
         r = find_for_owner_locked(server, name, &export, err);
+        /* Whoever handed it over looked that the export is there, and let go of it. */
+        if (r == 0 && !force && timeout_ms == 0 && is_awaited_locked(server, export))
+                r = fail(err, EBUSY, "a client is on its way to the export '%s'", export->name);
         if (r == 0) {
                 export->leaving = true;
                 r = empty_locked(server, export, force, timeout_ms, err);

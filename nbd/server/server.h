@@ -155,7 +155,8 @@ int nbd_server_add_export(
  * it is gone, with its chain out of use here unless another export shares it.
  * @force: they are cut off; requests that were received are finished, and their replies sent if they are
  * taken within @timeout_ms. Without it their leaving is waited for as long; then
- *   -EBUSY   somebody has it still: it stays, and takes clients again
+ *   -EBUSY   somebody has it still: it stays, and takes clients again. Without @force and @timeout_ms also one who
+ *            was handed over (nbd_server_serve_handoff) for it, and has not got it yet
  *   -ENOENT  no such export. */
 int nbd_server_remove_export(struct nbd_server *server, const char *name, bool force,
         unsigned timeout_ms, struct error *err);

@@ -9,10 +9,11 @@ flushing all the time."""
 
 import os
 import sys
+import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import daemonlib  # noqa: E402
-from agentlib import MEMORY, Agent, Writer, wait_for  # noqa: E402
+from agentlib import MEMORY, Agent, Refusal, Writer, wait_for  # noqa: E402
 from daemonlib import demand  # noqa: E402
 
 
@@ -42,11 +43,28 @@ def good_agent(daemon):
     demand(agent.restored == MEMORY, f"it got {agent.restored[:40]}")
     second = daemon.try_ctl("snapshot", "delete", "web", "warm")
     demand(second.status == 0, f"{second}")
-    agent.leave()
-    wait_for(lambda: show(daemon)["agent"] is None, "an agent that left is still there")
+    agent.gone(daemon)
     demand(not show(daemon)["on"], "on, and nobody is there")
     refused = daemon.try_ctl("vm", "start", "web")
     demand(refused.status == 3 and "no agent" in refused.err, f"{refused}")
+
+
+def shutdown_timeout(daemon):
+    """The agent is told the time, and waited for a little longer: its own word is what is said."""
+    def late(_agent, request, _fd):
+        time.sleep(1.5)  # longer than its time at the registration
+        raise Refusal(f"no guest ends within {request['timeout']} s")
+
+    agent = Agent(daemon.control, "web", {"shutdown": late}, timeout=1, verbs=("shutdown",))
+    refused = daemon.try_ctl("vm", "shutdown", "web", "--timeout", "2m")
+    demand(refused.status == 3 and "within 120 s" in refused.err, f"{refused}")
+    for bad in ("0", "1.5", "2d"):
+        demand(daemon.try_ctl("vm", "shutdown", "web", "--timeout", bad).status in (2, 3), f"taken: {bad}")
+    demand(agent.asked == ["shutdown"], f"asked for {agent.asked}")
+    agent.behaviour["shutdown"] = "good"
+    daemon.ctl("vm", "shutdown", "web")
+    demand("timeout" not in agent.requests[-1], f"a time that nobody named: {agent.requests[-1]}")
+    agent.gone(daemon)
 
 
 def bad_agent(daemon, verb, how, memory, taken):
@@ -67,8 +85,7 @@ def bad_agent(daemon, verb, how, memory, taken):
     wait_for(lambda: writer.n > before + 2, f"{name}: the guest's I/O is held")
     demand(writer.worst < 5, f"{name}: the guest waited {writer.worst:.1f} s")
     writer.end()
-    agent.leave()
-    wait_for(lambda: show(daemon)["agent"] is None, f"{name}: the agent is still there")
+    agent.gone(daemon)
 
 
 def test(folder):
@@ -78,6 +95,7 @@ def test(folder):
         daemon.ctl("disk", "attach", "web", os.path.join(folder, "disk.vhd"), "--name", "disk",
                    "--create", "16M")
         good_agent(daemon)
+        shutdown_timeout(daemon)
         for how in ("no", "silent", "die"):
             bad_agent(daemon, "pause", how, memory=False, taken=False)
             bad_agent(daemon, "save", how, memory=False, taken=False)

@@ -105,6 +105,11 @@ class Agent(threading.Thread):
             except OSError:
                 pass
 
+    def gone(self, daemon):
+        """Leaves, and waits until the daemon has seen it."""
+        self.leave()
+        wait_for(lambda: daemon.show("vm", self.vm)["agent"] is None, "the agent is still there")
+
     def leave(self):
         try:
             self.socket.shutdown(socket.SHUT_RDWR)

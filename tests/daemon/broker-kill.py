@@ -83,7 +83,7 @@ class Writer(threading.Thread):
         super().__init__()
         self.daemon, self.export, self.stopping, self.problem = daemon, export, False, None
         self.answered = {}
-        self.reconnects = 0
+        self.reconnects = self.number = 0
 
     def run(self):
         try:
@@ -94,11 +94,11 @@ class Writer(threading.Thread):
     def write(self):
         chance = random.Random(7)
         handle = self.daemon.connect(self.export)
-        size, number = handle.get_size(), 0
+        size = handle.get_size()
         while not self.stopping:
-            number += 1
+            self.number += 1
             at = chance.randrange(size // 512) * 512
-            payload = number.to_bytes(8, "big") * 64
+            payload = self.number.to_bytes(8, "big") * 64
             while True:
                 try:
                     handle.pwrite(payload, at)
@@ -112,6 +112,26 @@ class Writer(threading.Thread):
         daemonlib.leave(handle)
 
 
+def wait_until(what, sentence):
+    """Answers what @what answers as soon as that is true."""
+    end = time.monotonic() + 60
+    while True:
+        got = what()
+        if got:
+            return got
+        demand(time.monotonic() < end, sentence)
+        time.sleep(0.02)
+
+
+def wait_writing(writers, more=100):
+    """Each of them writes, by whatever worker there is now."""
+    before = {vm: writer.number for vm, writer in writers.items()}
+    for vm, writer in writers.items():
+        wait_until(lambda vm=vm, writer=writer: writer.number > before[vm] + more or writer.problem,
+                   f"the client of {vm} does not write")
+        demand(not writer.problem, f"client of {vm}: {writer.problem}")
+
+
 def worker_dies(daemon):
     """The writer of its vm reconnects and finds what was answered; the other vm's sees nothing."""
     writers = {vm: Writer(daemon, f"{vm}/disk") for vm in ("web", "db")}
@@ -119,11 +139,10 @@ def worker_dies(daemon):
         writer.start()
     try:
         for _ in range(DEATHS):
-            time.sleep(0.4)
-            pid = daemon.worker("web")
-            demand(pid, "vm 'web' has no worker")
-            os.kill(pid, 9)
-        time.sleep(0.6)
+            wait_writing(writers)
+            # Its successor tells its number a moment after it serves.
+            os.kill(wait_until(lambda: daemon.worker("web"), "vm 'web' has no worker"), 9)
+        wait_writing(writers)
     finally:
         for writer in writers.values():
             writer.stopping = True

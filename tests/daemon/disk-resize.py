@@ -124,16 +124,14 @@ def under_a_guest(daemon, name, begin):
     demand(got.status == 3 and "its guest does not know" in got.err, f"{got}")
     demand(size(daemon, name) == (3 << 30) + MIB, "the catalog does not know of it")
     guest.end()
-    agent.leave()
-    wait_for(lambda: daemon.show("vm", "web")["agent"] is None, "the agent is still there")
+    agent.gone(daemon)
     # Saved: as its memory knows it.
     agent = Agent(daemon.control, "web", {"describe": lambda *_: {"state": "saved"}},
                   verbs=VERBS + ("describe",))
     got = daemon.try_ctl("disk", "resize", "web", name, "+1M")
     demand(got.status == 3 and "is saved" in got.err and got.is_one_sentence(), f"{got}")
     demand(size(daemon, name) == (3 << 30) + MIB and agent.asked == ["describe"], f"{agent.asked}")
-    agent.leave()
-    wait_for(lambda: daemon.show("vm", "web")["agent"] is None, "the agent is still there")
+    agent.gone(daemon)
 
 
 def refusals(daemon, folder):

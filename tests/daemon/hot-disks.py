@@ -11,7 +11,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import daemonlib  # noqa: E402
-from agentlib import Agent, wait_for  # noqa: E402
+from agentlib import Agent  # noqa: E402
 from daemonlib import demand  # noqa: E402
 
 VERBS = ("start", "stop", "disk-add", "disk-remove", "disk-resize")
@@ -40,7 +40,7 @@ class Machine:
         self.agent.leave()
         for handle in self.has.values():
             daemonlib.leave(handle)
-        wait_for(lambda: self.daemon.show("vm", "web")["agent"] is None, "the agent is still there")
+        self.agent.gone(self.daemon)
 
 
 def names(daemon):

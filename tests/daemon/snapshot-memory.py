@@ -26,11 +26,6 @@ def new_agent(daemon, behaviour=None, verbs=VERBS, timeout=5, on=True):
     return Agent(daemon.control, "web", behaviour, verbs=verbs, timeout=timeout, on=on)
 
 
-def gone(daemon, agent):
-    agent.leave()
-    wait_for(lambda: daemon.show("vm", "web")["agent"] is None, "the agent is still there")
-
-
 def names(daemon):
     return [s["name"] for s in daemon.query("snapshot", "list", "web")]
 
@@ -62,7 +57,7 @@ def pauses(daemon, folder):
     demand("the guest stood still for" in text and "memory" in text, text)
     demand(agent.asked == ["pause", "save", "resume"] * 3, f"asked for {agent.asked}")
     # One that a person has paused stays so.
-    gone(daemon, agent)
+    agent.gone(daemon)
     agent = new_agent(daemon, {"describe": lambda *_: {"state": "paused"}}, verbs=VERBS + ("describe",))
     got = daemon.query("snapshot", "take", "web", "paused")
     demand(got["memory"] and "pause-us" not in got, f"{got}")
@@ -90,7 +85,7 @@ def pauses(daemon, folder):
     merged_back(daemon)
     left = os.listdir(os.path.join(folder, "Snapshots"))
     demand(not left, f"left over: {left}")
-    gone(daemon, agent)
+    agent.gone(daemon)
 
 
 def failed_saves(daemon, folder):
@@ -114,7 +109,7 @@ def failed_saves(daemon, folder):
         demand(not saved_files(folder), f"left over: {saved_files(folder)}")
         left = [f for f in os.listdir(folder) if f.endswith(".avhd")]
         demand(not left, f"{how}: left over: {left}")
-        gone(daemon, agent)
+        agent.gone(daemon)
     snapshots = os.path.join(folder, "Snapshots")
     demand(not os.path.isdir(snapshots) or os.listdir(snapshots) == [], "empty folders are left")
 
@@ -146,7 +141,7 @@ def full_disk(daemon, folder):
         daemon.ctl("snapshot", "take", "web", "fits")
         daemon.ctl("snapshot", "delete", "web", "fits", "--wait")
         merged_back(daemon)
-        gone(daemon, agent)
+        agent.gone(daemon)
     finally:
         daemon.ctl("vm", "set", "web", "--snapshot-dir", os.path.join(folder, "Snapshots"))
         subprocess.run(["umount", "-l", mount], check=True)
@@ -193,7 +188,7 @@ def while_it_is_saved(daemon):
     for name in ("beside", "slow"):
         daemon.ctl("snapshot", "delete", "web", name, "--wait")
     merged_back(daemon)
-    gone(daemon, agent)
+    agent.gone(daemon)
 
 
 def broker_dies(daemon, folder):
@@ -236,11 +231,11 @@ def quiesced(daemon):
         demand(got.status == 3 and names(daemon) == ["quiet"] and got.is_one_sentence(), f"{how}: {got}")
         # Whether it did, when it does not say, nobody knows.
         demand(how == "die" or agent.asked == ["freeze", "thaw"], f"{how}: asked for {agent.asked}")
-    gone(daemon, agent)
+    agent.gone(daemon)
     for how in ("no", "die"):
         agent = new_agent(daemon, {"thaw": how})
         daemon.ctl("snapshot", "take", "web", how, "--quiesce")
-        gone(daemon, agent)
+        agent.gone(daemon)
     # The worker dies under frozen file systems: they thaw, and it is one thing or the other.
     agent = new_agent(daemon)
 
@@ -250,11 +245,11 @@ def quiesced(daemon):
     agent.behaviour["freeze"] = freeze
     daemon.try_ctl("snapshot", "take", "web", "mortal", "--quiesce")
     demand(agent.asked.count("freeze") == agent.asked.count("thaw") >= 1, f"asked for {agent.asked}")
-    gone(daemon, agent)
+    agent.gone(daemon)
     agent = new_agent(daemon, verbs=("pause", "resume", "save"))
     got = daemon.try_ctl("snapshot", "take", "web", "never", "--quiesce")
     demand(got.status == 3 and "freeze" in got.err, f"{got}")
-    gone(daemon, agent)
+    agent.gone(daemon)
     # Nobody runs: nothing is to be frozen.
     got = daemon.query("snapshot", "take", "web", "off", "--quiesce")
     demand(got["consistency"] == "crash", f"{got}")
@@ -275,7 +270,7 @@ def late_switch(daemon):
     demand(got.status == 3 and "before the guest's file systems thawed" in got.err, f"{got}")
     demand(names(daemon) == [] and agent.asked == ["freeze", "thaw"], f"{names(daemon)}, {agent.asked}")
     merged_back(daemon)
-    gone(daemon, agent)
+    agent.gone(daemon)
 
 
 def going_on(daemon):
@@ -313,7 +308,7 @@ def going_on(daemon):
         if what == "dies":
             agent.behaviour["start"] = "die"
             demand(daemon.try_ctl("vm", "start", "web").status == 3, "a dead agent started it")
-            gone(daemon, agent)
+            agent.gone(daemon)
             agent = new_agent(daemon, on=False)
         elif what == "write":
             handle = daemon.connect("web/disk")
@@ -338,7 +333,7 @@ def going_on(daemon):
     demand(daemon.show("vm", "web")["resumes-from"] == "warm", "a reader made it forget")
     daemon.ctl("snapshot", "delete", "web", "warm", "--wait")
     demand(daemon.show("vm", "web")["resumes-from"] is None, "from a snapshot that is gone")
-    gone(daemon, agent)
+    agent.gone(daemon)
 
 
 def what_would_be_lost(daemon):
@@ -358,7 +353,7 @@ def what_would_be_lost(daemon):
     daemon.ctl("snapshot", "revert", "web", "--save-current", "three")
     demand(daemon.query("snapshot", "tree", "web")["current"] == daemon.show("snapshot", "web", "one")["id"],
            "a revert goes to the snapshot that was made of what was lost")
-    gone(daemon, agent)
+    agent.gone(daemon)
 
 
 def test(folder):

@@ -61,14 +61,26 @@ def find_guest(build):
     files = [os.path.join(ready, name) for name in ("vmlinuz", "initramfs")]
     if all(os.path.exists(f) for f in files):
         return ready
+    make("no guest could be built", ready)
+    return ready
+
+
+def find_agent(build):
+    """An archive with Debian's qemu-guest-agent, to be put behind an initramfs."""
+    path = os.path.join(build, "guest", "agent.cpio")
+    if not os.path.exists(path):
+        make("qemu-guest-agent could not be had", "--agent", os.path.dirname(path))
+    return path
+
+
+def make(otherwise, *arguments):
     environment = dict(os.environ, GUEST_PROGRAMS="mke2fs e2fsck")
     made = subprocess.run(
-        [os.path.join(HERE, "mkguest.sh"), ready], env=environment, check=False,
+        [os.path.join(HERE, "mkguest.sh"), *arguments], env=environment, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
     if made.returncode != 0:
-        skip(f"no guest could be built: {made.stdout.strip().splitlines()[-1:]}")
-    return ready
+        skip(f"skipped: {otherwise}: {made.stdout.strip().splitlines()[-1:]}")
 
 
 class Machine:

@@ -5,6 +5,8 @@
 # no root.  Run `apt-get update` once before it on a fresh machine.
 #
 #   mkguest.sh [OUTDIR]        writes OUTDIR/vmlinuz and OUTDIR/initramfs
+#   mkguest.sh --agent OUTDIR  writes OUTDIR/agent.cpio: Debian's qemu-guest-agent and its libraries,
+#                              for `cat initramfs agent.cpio'; in the guest: /bin/qemu-ga
 #
 # Environment:
 #   GUEST_CACHE   where downloaded .deb files are kept (default OUTDIR/debs)
@@ -13,6 +15,8 @@
 #                 (call them by path: the shell prefers those of busybox)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+agent=
+[ "${1:-}" != --agent ] || { agent=1; shift; }
 out=${1:-$here/out}
 mkdir -p "$out"; out=$(cd "$out" && pwd)
 cache=${GUEST_CACHE:-$out/debs}
@@ -36,6 +40,42 @@ fetch() { # package name -> path of its .deb in the cache
         fi
         echo "$f"
 }
+
+# The agent, out of its own package; libraries out of the packages that it depends on, since this machine need not
+# have them. The dynamic linker among them says which are needed.
+make_agent() {
+        local root=$tmp/a r=$tmp/o package deb lib ld
+        mkdir -p "$root" "$r/bin" "$r/etc"
+        for package in qemu-guest-agent $(apt-cache depends --recurse --no-recommends --no-suggests \
+                --no-conflicts --no-breaks --no-replaces --no-enhances qemu-guest-agent |
+                grep -E '^(lib|zlib)' | grep -vE 'perl|gdbm|^libdb' | sort -u); do
+                deb=$(fetch "$package")
+                [ -n "$deb" ] || { echo "cannot download $package" >&2; return 1; }
+                dpkg-deb --fsys-tarfile "$deb" | tar -xf - -C "$root"
+        done
+        # A library's folder may be one of /lib or of /usr/lib, as the package has it.
+        ld=$(find "$root" -name 'ld-linux*.so.*' | head -n1)
+        find "$root" -type d -path '*lib/*-linux-gnu' | paste -sd: > "$tmp/path"
+        "$ld" --library-path "$(cat "$tmp/path")" --list "$root/usr/sbin/qemu-ga" > "$tmp/libs"
+        grep -o "$root/[^ ]*" "$tmp/libs" | grep -v /ld-linux | sort -u | while read -r lib; do
+                mkdir -p "$r/lib/agent"
+                cp -L "$lib" "$r/lib/agent/$(basename "$lib")"
+        done
+        cp -L "$ld" "$r/lib/agent/ld.so"
+        cp "$root/usr/sbin/qemu-ga" "$r/lib/agent/qemu-ga"
+        printf '#!/bin/sh\nexec /lib/agent/ld.so --library-path /lib/agent /lib/agent/qemu-ga "$@"\n' \
+                > "$r/bin/qemu-ga"
+        printf '#!/bin/sh\numount /mnt 2>/dev/null; sync; poweroff -f\n' > "$r/bin/shutdown"
+        printf 'PRETTY_NAME="a guest of mkguest.sh"\nID=mkguest\n' > "$r/etc/os-release"
+        chmod 755 "$r/bin/qemu-ga" "$r/bin/shutdown" "$r/lib/agent/qemu-ga" "$r/lib/agent/ld.so"
+        deb=$(fetch busybox-static)
+        dpkg-deb --fsys-tarfile "$deb" | tar -xf - -C "$tmp" ./bin/busybox
+        (cd "$r" && find . -mindepth 1 | "$tmp/bin/busybox" cpio -o -H newc 2>/dev/null) \
+                > "$out/agent.cpio.new"
+        mv "$out/agent.cpio.new" "$out/agent.cpio"
+        echo "qemu-guest-agent: $(du -h "$out/agent.cpio" | cut -f1) in $out"
+}
+[ -z "$agent" ] || { make_agent; exit; }
 
 kpkg=$(find "$cache" -name 'linux-image-[0-9]*-amd64_*.deb' | head -n1)
 if [ -n "$kpkg" ]; then

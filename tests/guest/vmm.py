@@ -5,18 +5,21 @@
     vmm.py [CASE...]
 
 How the guest is made and what runs in it: vmmlib.py.
-Cases (all without an argument): bad-input memory saved agent disks power crash deaths outage
+Cases (all without an argument): bad-input display budget memory saved agent disks power crash deaths outage
 Exit status: 0 as it must be, 1 not, 2 usage, 77 skipped."""
 
 
 import os
 import signal
+import socket
+import struct
 import sys
 import time
+from urllib.parse import urlsplit
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import vmmlib  # noqa: E402
-from vmmlib import NAME, demand, set_qemu, wait_until  # noqa: E402
+from vmmlib import NAME, daemonlib, demand, set_qemu, wait_until  # noqa: E402
 
 # As much of qemu-guest-agent's protocol as vmm-glue speaks.
 AGENT = """\
@@ -30,7 +33,7 @@ while :; do
     *guest-fsfreeze-freeze*) echo frozen >> /tmp/agent; r=1 ;;
     *guest-fsfreeze-thaw*) echo thawed >> /tmp/agent; r=1 ;;
     *guest-set-time*) echo time >> /tmp/agent; r='{}' ;;
-    *guest-shutdown*) poweroff -f; r='{}' ;;
+    *guest-shutdown*) [ -e /tmp/deaf ] || poweroff -f; r='{}' ;;
     *) r='{}' ;;
     esac
     echo "{\\"return\\":$r,\\"id\\":$id}" >&4
@@ -67,14 +70,111 @@ def bad_input(vm):
     set_qemu(vm.folder, "#!/bin/sh\n[ $1 = --version ] && { echo 'QEMU emulator version 7.2.0'; exit; }\n"
                         "echo 'qemu: cannot do it' >&2\nexit 1\n")
     refused(["QEMU ended", "cannot do it"], "vm", "start", "bad")
+    daemon.ctl("vm", "set", "bad", "--display", "spice")
+    set_qemu(vm.folder, "#!/bin/sh\n[ $1 = --version ] && { echo 'QEMU emulator version 7.2.0'; exit; }\n"
+                        "echo 'name \"VGA\", bus PCI'\n")
+    refused(["no SPICE", "qemu-system-modules-spice", "--display vnc"], "vm", "start", "bad")
+    daemon.ctl("vm", "set", "bad", "--display", "none")
     set_qemu(vm.folder)
     daemon.ctl("vm", "set", "bad", "--memory", "startup=1M")
     refused(["too little"], "vm", "start", "bad")
+    daemon.ctl("vm", "set", "bad", "--memory", "startup=1T")
+    refused(["'bad' starts with 1 TiB", "together may have", "--host-memory", "startup="], "vm", "start", "bad")
     daemon.ctl("vm", "set", "bad", "--memory", "startup=64M", "--network", "nowhere")
     refused(["networks"], "vm", "start", "bad")
     shown = daemon.show("vm", "bad")
     demand(not shown["on"] and not vm.process("qemu"), "a refused start left something behind")
     daemon.ctl("vm", "remove", "bad", "--delete-files")
+
+
+def greeting(uri, scheme, size, first=b""):
+    """What the screen's server says first, or to @first."""
+    where = urlsplit(uri)
+    demand(where.scheme == f"{scheme}+unix", f"the screen is said to be at '{uri}'")
+    demand(os.stat(where.path).st_mode & 0o077 == 0, f"'{where.path}' is open to others")
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(30)
+        s.connect(where.path)
+        s.sendall(first)
+        got = b""
+        while len(got) < size:
+            more = s.recv(size - len(got))
+            demand(more, f"the screen's server leaves after {got}")
+            got += more
+    return got
+
+
+def display(vm):
+    """A screen is where it is said to be, speaks its protocol, and goes with the machine."""
+    daemon = vm.daemon
+
+    def screen():
+        return daemon.query("vm", "console", "screen")["display"]
+
+    def restart(kind, status=0):
+        daemon.ctl("vm", "set", "screen", "--display", kind)
+        return daemon.ctl("vm", "start", "screen", status=status)
+
+    daemon.ctl("vm", "create", "screen", "--memory", "startup=64M", "--accel", "tcg")
+    daemon.ctl("disk", "attach", "screen", vm.path("screen.vhd"), "--create", "16M", "--at", "ide0:0")
+    restart("vnc")
+    uri = screen()
+    demand(greeting(uri, "vnc", 12) == b"RFB 003.008\n", "no VNC server speaks there")
+    demand(daemon.show("vm", "screen")["machine"]["display"] == "vnc", f"{daemon.show('vm', 'screen')}")
+    daemon.ctl("vm", "set", "screen", "--display", "none")
+    demand(screen() == uri, f"what is set for the next start is said of this one: {screen()}")
+    daemon.ctl("vm", "stop", "screen")
+    demand(not os.path.exists(urlsplit(uri).path), "the screen's socket outlives its machine")
+    checks = {c["name"]: c for c in daemon.ctl("vm", "doctor", "--json").json()["checks"]}
+    if checks["spice"]["ok"]:
+        restart("spice")
+        link = struct.pack("<4s3I", b"REDQ", 2, 2, 18) + struct.pack("<IBBIII", 0, 1, 0, 0, 0, 18)
+        demand(greeting(screen(), "spice", 4, link) == b"REDQ", "no SPICE server speaks there")
+        daemon.ctl("vm", "stop", "screen")
+    else:
+        answer = restart("spice", status=3)
+        demand(answer.is_one_sentence() and "qemu-system-modules-spice" in answer.err, f"{answer}")
+        print("display: this QEMU has no SPICE")
+    restart("none")
+    demand(screen() is None, f"without a screen there is one: {screen()}")
+    daemon.ctl("vm", "stop", "screen")
+    daemon.ctl("vm", "remove", "screen", "--delete-files")
+
+
+def budget(vm):
+    """Two vms on a host that has memory for one: the second one's start, and what was saved of it, wait for the
+    first one's end, and no longer."""
+    folder = vm.path("budget")
+    os.mkdir(folder)
+    host = os.path.join(os.environ["VHDD_BUILD"], "vmm-glue/vmm-host")
+    with daemonlib.Daemon(folder, ["--vmm-command", host, "--host-memory", "300M"]) as daemon:
+        daemon.start()
+        for name in ("one", "two"):
+            daemon.ctl("vm", "create", name, "--memory", "startup=200M", "--accel", "tcg")
+            daemon.ctl("disk", "attach", name, os.path.join(folder, name + ".vhd"), "--create", "16M",
+                       "--at", "ide0:0")
+
+        def refused():
+            answer = daemon.ctl("vm", "start", "two", status=3)
+            demand(answer.is_one_sentence(), f"{answer}")
+            for words in ("'two' starts with 200 MiB", "1 other vm with 200 MiB", "300 MiB", "--host-memory",
+                          "stop or save"):
+                demand(words in answer.err, f"'{words}' is not in: {answer.err}")
+
+        daemon.ctl("vm", "start", "one")
+        refused()
+        demand(not daemon.show("vm", "two")["on"], "a refused start left something behind")
+        daemon.ctl("vm", "stop", "one")
+        daemon.ctl("vm", "start", "two")
+        daemon.ctl("vm", "save", "two")
+        daemon.ctl("vm", "start", "one")
+        refused()
+        demand(daemon.show("vm", "two")["machine"]["state"] == "saved", "what was saved is given up")
+        daemon.ctl("vm", "stop", "one")
+        daemon.ctl("vm", "start", "two")
+        demand(daemon.show("vm", "two")["machine"]["state"] == "running", f"{daemon.show('vm', 'two')}")
+        daemon.ctl("vm", "stop", "two")
+        daemon.stop()
 
 
 def memory(vm):
@@ -111,7 +211,10 @@ def saved(vm):
     wait_until(lambda: vm.state() == "saved", "the next supervisor does not know of the saved memory")
     vm.ctl("snapshot", "take", NAME, "of-saved")
     demand(vm.daemon.query("snapshot", "show", NAME, "of-saved")["memory"], "no memory of a saved vm")
+    # It goes on with what it was started with, whatever the next start is to have.
+    vm.ctl("vm", "set", NAME, "--memory", "startup=1T,max=1T")
     vm.ctl("vm", "start", NAME)
+    vm.ctl("vm", "set", NAME, "--memory", "startup=256M,max=512M")
     vm.connect()
     demand(vm.inside("cat /tmp/kept") == "kept", "what was saved did not come back")
     vm.await_progress()
@@ -140,7 +243,15 @@ def agent(vm):
     wait_until(lambda: "time" in vm.inside("cat /tmp/agent"), "the guest was not told the time")
     checks = {c["name"]: c for c in vm.ctl("vm", "doctor", NAME, "--json").json()["checks"]}
     demand(checks["guest-agent"]["ok"] and checks["vm"]["ok"] and checks["qemu"]["ok"], f"{checks}")
-    vm.ctl("vm", "shutdown", NAME)
+    vm.inside("touch /tmp/deaf")
+    begin = time.monotonic()
+    answer = vm.ctl("vm", "shutdown", NAME, "--timeout", "2", status=3)
+    demand(2 <= time.monotonic() - begin < 30 and answer.is_one_sentence(), f"a guest that is deaf: {answer}")
+    for word in ("within 2 s", "is on still", "vm stop"):
+        demand(word in answer.err, f"'{word}' is not in: {answer.err}")
+    demand(vm.state() == "running", f"a guest that did not shut down is '{vm.state()}'")
+    vm.inside("rm /tmp/deaf")
+    vm.ctl("vm", "shutdown", NAME, "--timeout", "1m")
     vm.await_state("off")
     demand(vm.end_of() == "power-off", f"a shutdown ended by {vm.end_of()}")
 
@@ -272,9 +383,9 @@ def outage(vm):
     vm.await_progress()
 
 
-CASES = {"bad-input": bad_input, "memory": memory, "saved": saved, "agent": agent, "disks": disks,
-         "power": power, "crash": crash, "deaths": deaths, "outage": outage}
+CASES = {"bad-input": bad_input, "display": display, "budget": budget, "memory": memory, "saved": saved,
+         "agent": agent, "disks": disks, "power": power, "crash": crash, "deaths": deaths, "outage": outage}
 
 
 if __name__ == "__main__":
-    vmmlib.main("vmm", CASES, __doc__, without_guest=("bad-input",))
+    vmmlib.main("vmm", CASES, __doc__, without_guest=("bad-input", "display", "budget"))

@@ -159,7 +159,19 @@ def set_qemu(folder, text=None):
         os.chmod(path, 0o755)
 
 
-def boot(vm, guest):
+def join(folder, guest, archive):
+    """A folder like @guest, whose initramfs has @archive behind it."""
+    made = os.path.join(folder, "guest")
+    os.mkdir(made)
+    os.symlink(os.path.join(guest, "vmlinuz"), os.path.join(made, "vmlinuz"))
+    with open(os.path.join(made, "initramfs"), "wb") as to:
+        for path in (os.path.join(guest, "initramfs"), archive):
+            with open(path, "rb") as f:
+                shutil.copyfileobj(f, to)
+    return made
+
+
+def boot(vm, guest, prepare=None):
     daemon = vm.daemon
     daemon.ctl("vm", "create", NAME, "--memory", "startup=256M,max=512M", "--accel", "tcg",
                "--kernel", os.path.join(guest, "vmlinuz"), "--initrd", os.path.join(guest, "initramfs"),
@@ -173,15 +185,18 @@ def boot(vm, guest):
     vm.inside("setsid sh /tmp/journal > /tmp/journal.log 2>&1 &")
     wait_until(lambda: vm.guest.run("cat /tmp/counter")[0] == 0, "the journal does not begin")
     vm.await_progress()
+    if prepare:
+        prepare(vm)
     vm.guest.sock.close()
     vm.guest = None
     vm.ctl("snapshot", "take", NAME, "begin")
     demand(daemon.query("snapshot", "show", NAME, "begin")["memory"], "the snapshot has no memory")
 
 
-def main(title, cases, usage, without_guest=()):
+def main(title, cases, usage, without_guest=(), archive=None, prepare=None):
     """Runs the @cases ({name: function of a Vm}) that the command line names, or all; those in @without_guest
-    before the guest boots. @usage: the test's own docstring."""
+    before the guest boots. @usage: the test's own docstring. @archive: a function that answers what is put behind
+    the initramfs, of the build's folder; @prepare: what is done in the guest before its snapshot."""
     if any(a in ("-h", "--help") for a in sys.argv[1:]):
         print(usage)
         return
@@ -194,6 +209,7 @@ def main(title, cases, usage, without_guest=()):
     host = os.path.join(build, "vmm-glue/vmm-host")
     daemonlib.find_programs()
     guest = guestlib.find_guest(build)
+    more = archive(build) if archive else None
     took = {}
 
     def timed(name, function, *arguments):
@@ -212,7 +228,7 @@ def main(title, cases, usage, without_guest=()):
                 if name in without_guest:
                     timed(name, cases[name], vm)
             if any(name not in without_guest for name in chosen):
-                timed("boot", boot, vm, guest)
+                timed("boot", boot, vm, join(folder, guest, more) if more else guest, prepare)
             for name in chosen:
                 if name not in without_guest:
                     timed(name, cases[name], vm)

@@ -39,7 +39,9 @@ class Guest(threading.Thread):
         self.startup, self.most, self.plugs, self.gives = startup, most, plugs, gives
         self.used, self.asked, self.plugged = 100 * MIB, startup, 0
         self.swapped, self.faults, self.requests = 0, 0, []
+        self.path = path
         self.over, self.peer, self.got, self.on = False, None, b"", True
+        self.answers = []  # to what it asked itself
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         self.listening = socket.socket(socket.AF_UNIX)
         self.listening.bind(path)
@@ -60,7 +62,7 @@ class Guest(threading.Thread):
                 next_s += TICK_S
                 n += 1
                 self.live()
-                if n % 2 == 0:
+                if n % 2 == 0 and self.on:
                     self.tell()
 
     def serve(self, file):
@@ -79,7 +81,21 @@ class Guest(threading.Thread):
             line, _, self.got = self.got.partition(b"\n")
             self.answer(json.loads(line))
 
+    def ask_to_start(self):
+        """As a supervisor does before it starts a QEMU; answers the refusal, or None."""
+        before = len(self.answers)
+        self.send({"id": 1000 + before, "do": "plug", "networks": [], "startup": self.startup})
+        daemonlib.wait_for(lambda: self.answers[before], IndexError, 10, "nobody says whether it may start",
+                           lambda: "")
+        return self.answers[before].get("error")
+
+    def tell_state(self):
+        self.send({"note": "state", "on": self.on, "running": self.on})
+
     def answer(self, message):
+        if "do" not in message:
+            self.answers.append(message)
+            return
         if message.get("do") == "hello":
             result = {"on": self.on, "running": self.on}
         elif message.get("do") == "set-memory":
@@ -135,11 +151,12 @@ class Host:
         self.program = os.path.join(os.environ["VHDD_BUILD"], "vmm-glue", "vmm-host")
         self.log = open(os.path.join(folder, "vmm-host.log"), "ab")
 
-    def add(self, name, memory, startup, most, **nature):
+    def add(self, name, memory, startup, most, on=True, **nature):
         self.daemon.ctl("vm", "create", name, "--memory", memory)
         path = os.path.join(self.run_dir, "vmm", self.daemon.show("vm", name)["id"],
                             "supervisor.sock")
         self.guests[name] = Guest(path, startup, most, **nature)
+        self.guests[name].on = on
         self.guests[name].start()
 
     def start(self, budget=("--host-memory", str(BUDGET))):
@@ -189,9 +206,10 @@ class Host:
 
     def check_guests(self):
         """What the guests have in fact, not what anybody says about it."""
-        have = {name: guest.assigned for name, guest in self.guests.items()}
+        have = {name: guest.assigned for name, guest in self.guests.items() if guest.on}
         demand(sum(have.values()) <= BUDGET, f"more is handed out than there is: {have}")
-        for name, guest in self.guests.items():
+        for name in have:
+            guest = self.guests[name]
             demand(guest.startup <= have[name] <= guest.most, f"'{name}' has {have[name]}")
             demand(all(guest.startup <= size <= guest.most for _, size in guest.requests),
                    f"'{name}' was asked for {guest.requests}")
@@ -216,9 +234,11 @@ def near(size, other, within=2 * BLOCK):
 
 
 def at_rest(host):
-    vms = host.watch_until(lambda vms: all(vm["demand"] is not None for vm in vms.values()), 20,
-                           "guests tell, and nobody knows their demand")
-    demand(all(vm["physical"] == vm["startup"] and vm["status"] == "ok" for vm in vms.values()),
+    def on(vms):
+        return [vm for vm in vms.values() if vm["on"]]
+    vms = host.watch_until(lambda vms: len(on(vms)) == 3 and all(vm["demand"] is not None for vm in on(vms)),
+                           20, "guests tell, and nobody knows their demand")
+    demand(all(vm["physical"] == vm["startup"] and vm["status"] == "ok" for vm in on(vms)),
            f"guests that need little have startup: {vms}")
 
 
@@ -297,6 +317,30 @@ def fall(host):
     demand(time.monotonic() - begun > 5, "it is taken away at once")
 
 
+def starts(host):
+    """A start is refused when the startup memory of all that run would be more than the budget: also of one
+    that was promised memory and does not run yet, and not of one that has ended, or did not start."""
+    big, late = host.guests["big"], host.guests["late"]
+
+    def refused(guest, *words):
+        error = guest.ask_to_start()
+        demand(error and error["code"] == "ENOMEM" and all(word in error["message"] for word in words),
+               f"more is promised than there is: {error}")
+
+    demand(big.ask_to_start() is None, "a vm that fits is refused")
+    refused(late, "'late' starts with 800 MiB", "4 other vms with 2.2 GiB", "2.5 GiB (--host-memory)")
+    big.send({"do": "unplug", "id": 1})  # QEMU did not start
+    demand(late.ask_to_start() is None, "what did not start keeps its memory")
+    late.on = True
+    late.tell_state()
+    host.watch_until(lambda vms: vms["late"]["on"], 30, "the vm does not run")
+    refused(big, "4 other vms")
+    late.on = False
+    late.tell_state()
+    host.watch_until(lambda vms: not vms["late"]["on"], 30, "the vm does not end")
+    demand(big.ask_to_start() is None, "what has ended keeps its memory")
+
+
 def the_hosts_own_budget(host):
     """Nobody said how much: what the host can give, and never all of it."""
     with open("/proc/meminfo", encoding="ascii") as f:
@@ -307,6 +351,23 @@ def the_hosts_own_budget(host):
     said = host.steps.steps[-1]["host"]
     demand(said["budget-from"] == "host" and 0 < said["budget"] < total - 512 * MIB + BUDGET,
            f"of {total} bytes: {said}")
+
+
+def no_word(host):
+    """A supervisor that does not answer a new vmm-host, beside a QEMU that runs: its memory is not free."""
+    big = host.guests["big"]
+    host.kill()
+    big.over = True  # nobody answers at its socket any more, and connections wait there
+    big.join()
+    with open(os.path.join(os.path.dirname(big.path), "qemu.pid"), "w", encoding="ascii") as f:
+        with open("/proc/self/stat", encoding="ascii") as stat:
+            f.write(f"{os.getpid()} {stat.read().rpartition(')')[2].split()[19]}\n")  # the test is its QEMU
+    host.start()
+    host.watch_until(lambda vms: vms["light"]["demand"] is not None, 30, "they are not found again")
+    vms = host.watch_until(lambda vms: vms["big"]["on"], 10, "a QEMU that runs counts as none")
+    demand(vms["big"]["physical"] >= big.startup, f"{vms['big']}")
+    late = host.guests["late"].ask_to_start()
+    demand(late and "4 other vms" in late["message"], f"its memory is given to another: {late}")
 
 
 def check_metrics(host):
@@ -325,9 +386,11 @@ def test(folder):
             host.add("heavy", memory + "75", 512 * MIB, 2048 * MIB)
             host.add("light", memory + "25", 512 * MIB, 2048 * MIB)
             host.add("old", memory + "50", 512 * MIB, 2048 * MIB, plugs=False)
+            for name in ("big", "late"):
+                host.add(name, "startup=800M", 800 * MIB, 800 * MIB, on=False)
             host.start()
-            for case in (at_rest, grow, shortage, told, check_metrics, a_new_vmm_host,
-                         settings_live, fall, the_hosts_own_budget):
+            for case in (at_rest, starts, grow, shortage, told, check_metrics, a_new_vmm_host,
+                         settings_live, fall, no_word, the_hosts_own_budget):
                 begun = time.monotonic()
                 case(host)
                 print(f"{case.__name__}: {time.monotonic() - begun:.1f} s", flush=True)

@@ -203,6 +203,38 @@ Test(hyperv, tells_a_snapshot_from_its_vm)
         json_decref(answer);
 }
 
+/* @weight as each of the two layouts has it; what comes of it is the same. */
+static void expect_weight(const char *weight, const char *memory, const char *unknown)
+{
+        static const char *const layouts[][2] = {
+                {"<configuration><settings><memory><bank><priority>",
+                        "</priority></bank></memory></settings></configuration>"},
+                {"<INSTANCE CLASSNAME=\"Msvm_MemorySettingData\"><PROPERTY NAME=\"Weight\" "
+                 "TYPE=\"uint32\"><VALUE>",
+                        "</VALUE></PROPERTY></INSTANCE>"},
+        };
+
+        for (size_t i = 0; i < 2; i++) {
+                char text[512];
+                json_t *answer;
+
+                snprintf(text, sizeof(text), "%s%s%s", layouts[i][0], weight, layouts[i][1]);
+                answer = parse(text, strlen(text));
+                expect(answer, "memory", memory);
+                expect(answer, "unknown", unknown);
+                json_decref(answer);
+        }
+}
+
+Test(hyperv, reads_a_weight_to_its_ends)
+{
+        expect_weight("0", "{\"priority\":0}", "[]");
+        expect_weight("5000", "{\"priority\":5000}", "[]");
+        expect_weight("10000", "{\"priority\":10000}", "[]");
+        expect_weight("10001", "{}", "[\"priority: '10001' is no number that it can have\"]");
+        expect_weight("-1", "{}", "[\"priority: '-1' is no number that it can have\"]");
+}
+
 /* ---- what nobody should write ---- */
 
 Test(hyperv, says_no_to_every_beginning_of_a_file)

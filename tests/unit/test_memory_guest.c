@@ -170,3 +170,33 @@ Test(guest, nonsense_is_not_taken)
                 json_decref(note);
         }
 }
+
+static void switch_to(struct memory_guest *guest, bool is_on, bool is_lost)
+{
+        json_t *settings = json_pack("{s:{s:I}}", "memory", "startup", (json_int_t)(640 * MiB));
+
+        memory_guest_changed(guest, settings, is_on, is_on, is_lost, STARTED);
+        json_decref(settings);
+}
+
+/* What a start was promised stays promised until it runs or does not, whatever else is set meanwhile: or two
+ * starts at once get the same memory. What was set for the next start is not what the guest keeps. */
+Test(guest, keeps_what_it_is_started_with)
+{
+        struct memory_guest guest = {0};
+        uint64_t added = 0, removed = 0;
+
+        switch_to(&guest, false, false);
+        cr_expect(eq(u64, memory_guest_keeps(&guest), 0));
+        guest.admitted = 512 * MiB;
+        switch_to(&guest, false, false);
+        cr_expect(eq(u64, memory_guest_keeps(&guest), 512 * MiB));
+        switch_to(&guest, true, false);
+        tell(&guest, 900 * MiB, STARTED, &added, &removed);
+        cr_expect(eq(u64, memory_guest_keeps(&guest), 512 * MiB));
+        switch_to(&guest, false, false);
+        cr_expect(eq(u64, memory_guest_keeps(&guest), 0), "an admission outlives its guest");
+        guest.admitted = 512 * MiB;
+        switch_to(&guest, false, true);
+        cr_expect(eq(u64, memory_guest_keeps(&guest), 0), "nobody is there who would start it");
+}

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "nbd/server/handoff.h"
 #include "tests/unit/fake_chain.h"
 #include "tests/unit/nbd_client.h"
 
@@ -111,6 +112,58 @@ Test(nbd_exports, come_and_go_while_the_server_runs)
         fd = go("disk");
         cr_expect(eq(u32, client_read(fd, buffer, 4096, 0), 0));
         close(fd);
+        end();
+}
+
+/* Holds a client's thread at its very beginning. */
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+
+static void wait_at_gate(void *opaque, enum nbd_event event, const struct nbd_client_info *client)
+{
+        if (event == NBD_EVENT_CONNECTED) {
+                pthread_mutex_lock(&gate);
+                pthread_mutex_unlock(&gate);
+        }
+}
+
+/* A daemon that closes what nobody reads, just after it has handed a client over for it: the client found no
+ * export. Who is on its way for something else, or came by itself, keeps nothing. */
+Test(nbd_exports, one_that_a_client_was_handed_over_for_stays)
+{
+        struct nbd_server_options options = {.event = wait_at_gate};
+        struct nbd_handoff handoff = {.version = NBD_HANDOFF_VERSION,
+                .option = NBD_OPT_GO,
+                .client_flags = NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES,
+                .export_name = "disk"};
+        struct error err = ERROR_INIT;
+        struct option_reply reply;
+        int fds[2];
+
+        chain = fake_chain_new(DISK_SIZE, 3, true);
+        other = fake_chain_new(DISK_SIZE, 1, true);
+        cr_assert(eq(int, nbd_server_new(&options, &server, &err), 0));
+        cr_assert(eq(int, nbd_server_start(server, &err), 0));
+        cr_assert(eq(int, add("disk", chain, &err), 0));
+        cr_assert(eq(int, add("other", other, &err), 0));
+        cr_assert(eq(int, socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0));
+
+        pthread_mutex_lock(&gate);
+        cr_assert(eq(int, nbd_server_serve_handoff(server, fds[0], &handoff, &err), 0), "%s",
+                err.message);
+        cr_expect(eq(int, nbd_server_remove_export(server, "disk", false, 0, &err), -EBUSY));
+        cr_expect(eq(int, nbd_server_remove_export(server, "other", false, 0, &err), 0));
+        pthread_mutex_unlock(&gate);
+
+        do
+                client_option_reply(fds[1], &reply);
+        while (reply.type == NBD_REP_INFO);
+        cr_assert(eq(u32, reply.type, NBD_REP_ACK),
+                "the export is gone under who was handed over for it");
+        cr_expect(eq(u32, client_read(fds[1], buffer, 4096, 0), 0));
+        close(fds[1]);
+        wait_for_clients("disk", 0);
+        cr_expect(eq(int, nbd_server_remove_export(server, "disk", false, 0, &err), 0), "%s",
+                err.message);
         end();
 }
 

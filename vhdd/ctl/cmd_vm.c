@@ -505,7 +505,7 @@ const struct command command_vm_remove = {
                 .show = show_removed},
 };
 
-#define POWER_VERB(verb, what, explained, is_done, would)                                          \
+#define POWER_VERB(verb, what, explained, is_done, would, ...)                                     \
         static int show_##verb(const struct ctl *ctl, const json_t *params, const json_t *result)  \
         {                                                                                          \
                 say(ctl, params, is_done, would);                                                  \
@@ -526,14 +526,22 @@ const struct command command_vm_remove = {
                 .daemon = &(const struct daemon_verb){.method = "vm." #verb,                       \
                         .operands = vm_operands,                                                   \
                         .changes = true,                                                           \
-                        .show = show_##verb},                                                      \
+                        .show = show_##verb,                                                       \
+                        __VA_ARGS__},                                                              \
         }
 
 POWER_VERB(start, "switch a vm on", "Switch a vm on.", "started", "would be started");
 POWER_VERB(stop, "switch a vm off at once", "Switch a vm off, as if its power were cut.", "stopped",
         "would be stopped");
-POWER_VERB(shutdown, "let the guest shut down", "Ask the guest to shut down.", "shuts down",
-        "would shut down");
+POWER_VERB(shutdown, "let the guest shut down",
+        "Ask the guest to shut down, and wait until it has: two minutes, or --timeout. If it has not by then the "
+        "command fails; the guest stays on, and may shut down still.",
+        "shuts down", "would shut down",
+        .options = (const struct param[]){{"timeout", PARAM_SECONDS, "TIME",
+                                                  "Wait so long for the guest to shut down: "
+                                                  "seconds, or with m or h behind",
+                                                  NULL},
+                {0}});
 POWER_VERB(reset, "reset a vm", "Reset a vm, as its button would.", "reset", "would be reset");
 POWER_VERB(pause, "let a vm stand still", "Let a vm stand still.", "paused", "would be paused");
 POWER_VERB(resume, "let a paused vm go on", "Let a paused vm go on.", "goes on", "would go on");

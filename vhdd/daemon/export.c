@@ -267,11 +267,6 @@ static int open_sources(struct export *export, struct error *err)
 
 /* ---- writing them ---- */
 
-static int will_make_folder(void *opaque, const char *path, struct error *err)
-{
-        return operation_will_make_folder(opaque, path, err);
-}
-
 static int copy_step(void *opaque, uint64_t bytes)
 {
         return opaque ? transfer_step(opaque, bytes) : 0;
@@ -280,40 +275,40 @@ static int copy_step(void *opaque, uint64_t bytes)
 static int copy_one(struct export *export, struct operation *operation, size_t i,
         struct transfer *transfer, struct error *err)
 {
-        const struct copy_folders folders = {will_make_folder, operation};
         const struct copy_watch watch = {copy_step, transfer};
         const char *to = json_string_value(json_array_get(export->to, i));
-        int r = make_folders(to, &folders, err);
+        int r = transfer_will_make(operation, to, err);
 
-        if (r == 0)
-                r = operation_will_make(operation, to, err);
         if (r == 0)
                 r = copy_from(export->sources[i], to, &watch, err);
         export->sources[i] = file_close(export->sources[i]);
         return r;
 }
 
-/* The rows speak of the folder by the name that it will have; but the file is where it is made. */
-static int write_sidecar(struct export *export, struct operation *operation, struct error *err)
+int export_write_sidecar(struct operation *operation, const struct sidecar *rows,
+        const char *vm_name, const char *partial, const char *directory, struct error *err)
 {
-        const struct copy_folders folders = {will_make_folder, operation};
-        _cleanup_free_ char *path = sidecar_path(export->partial, export->rows.vm.name);
-        _cleanup_free_ char *new = NULL;
+        _cleanup_free_ char *path = sidecar_path(partial, vm_name), *new = NULL;
         json_auto_t *json = NULL;
         int r = path && asprintf(&new, "%s.new", path) >= 0 ? 0 : no_memory(err);
 
-        export->rows.exported = true;
-        if (r == 0 && !export->config_only)
-                r = sidecar_rename(&export->rows, to_directory, export, err);
         if (r == 0)
-                r = sidecar_to_json(&export->rows, export->directory, &json, err);
+                r = sidecar_to_json(rows, directory, &json, err);
         if (r == 0)
-                r = make_folders(path, &folders, err);
-        if (r == 0)
-                r = operation_will_make(operation, path, err);
+                r = transfer_will_make(operation, path, err);
         if (r == 0)
                 r = operation_will_make(operation, new, err);
         return r == 0 ? sidecar_store(host_fs(), path, json, err) : r;
+}
+
+static int write_sidecar(struct export *export, struct operation *operation, struct error *err)
+{
+        int r = export->config_only ? 0 : sidecar_rename(&export->rows, to_directory, export, err);
+
+        export->rows.exported = true;
+        return r == 0 ? export_write_sidecar(operation, &export->rows, export->rows.vm.name,
+                                export->partial, export->directory, err)
+                      : r;
 }
 
 /* X3. Its name is durable when this answers. */
@@ -382,6 +377,13 @@ static int refuse_on(struct export *export, const struct vm_row *row, struct err
                 "stop it, or end the clients of its disks; or let it run, and export what its disks "
                 "are at one instant: --live");
         return -EBUSY;
+}
+
+int export_find_vm(struct vm *vm, const char *vm_name, struct vm_row *ret, struct error *err)
+{
+        int r = vm->removed ? -ENOENT : catalog_vm_find(vm->broker->catalog, vm->id, ret, err);
+
+        return r == -ENOENT ? fail(err, ENOENT, "vm '%s' was removed", vm_name) : r;
 }
 
 /* In the middle of a merge the images read right only together with what the merge knows. */
@@ -465,12 +467,8 @@ static int take_snapshot(struct export *export, struct transfer *transfer, struc
 static int get_ready(struct export *export, struct error *err)
 {
         _cleanup_(vm_row_done) struct vm_row row = {0};
-        int r = export->vm->removed ? -ENOENT
-                                    : catalog_vm_find(export->vm->broker->catalog, export->vm->id,
-                                              &row, err);
+        int r = export_find_vm(export->vm, export->vm_name, &row, err);
 
-        if (r == -ENOENT)
-                return fail(err, ENOENT, "vm '%s' was removed", export->vm_name);
         if (r == 0 && !export->live)
                 r = refuse_on(export, &row, err);
         if (r == 0)
@@ -547,6 +545,21 @@ static void after(struct transfer *transfer, void *opaque)
 
 /* ---- the method ---- */
 
+int export_begin(
+        struct broker *broker, const struct transfer_work *work, json_t **ret, struct error *err)
+{
+        json_t *job = NULL;
+        int r = transfer_begin(broker, work, &job, err);
+
+        if (r == 0 && json_object_set_new(*ret, "job", job) < 0)
+                r = no_memory(err); /* it goes on, and is in the list of jobs */
+        if (r < 0) {
+                json_decref(*ret);
+                *ret = NULL;
+        }
+        return r;
+}
+
 static int begin(struct export *export, json_t **ret, struct error *err)
 {
         char what[256];
@@ -566,10 +579,10 @@ static int begin(struct export *export, json_t **ret, struct error *err)
 
         snprintf(what, sizeof(what), "export vm '%.160s'%s", export->vm_name,
                 export->live ? " while it runs" : "");
-        return transfer_begin(export->vm->broker, &work, ret, err);
+        return export_begin(export->vm->broker, &work, ret, err);
 }
 
-static int answer(const struct export *export, json_t *job, json_t **ret, struct error *err)
+static int answer(const struct export *export, json_t **ret, struct error *err)
 {
         _cleanup_free_ char *sidecar = sidecar_path(export->directory, export->vm_name);
         json_auto_t *files = json_array();
@@ -589,8 +602,8 @@ static int answer(const struct export *export, json_t *job, json_t **ret, struct
         }
         if (!sidecar || json_array_append_new(files, json_string(sidecar)) < 0)
                 return no_memory(err);
-        *ret = json_pack("{s:s, s:O, s:I, s:O*}", "directory", export->directory, "files", files,
-                "size", (json_int_t)export->size, "job", job);
+        *ret = json_pack("{s:s, s:O, s:I}", "directory", export->directory, "files", files, "size",
+                (json_int_t) export->size);
         return *ret ? 0 : no_memory(err);
 }
 
@@ -624,7 +637,6 @@ int vm_export(struct broker *broker, const struct caller *caller, const json_t *
         _cleanup_(vm_releasep) struct vm *vm = NULL;
         _cleanup_(vm_row_done) struct vm_row row = {0};
         _cleanup_(export_freep) struct export *export = calloc(1, sizeof(*export));
-        json_auto_t *job = NULL;
         int r = export ? vm_get(broker, param_text(params, "vm"), &vm, &row, err) : no_memory(err);
 
         if (r == 0)
@@ -634,14 +646,8 @@ int vm_export(struct broker *broker, const struct caller *caller, const json_t *
         if (r == 0 && !param_bool(params, "dry-run") && export->config_only)
                 r = carry_out(export, NULL, err);
         if (r == 0)
-                r = answer(export, NULL, ret, err);
+                r = answer(export, ret, err);
         if (r < 0 || param_bool(params, "dry-run") || export->config_only)
                 return r;
-        r = begin(TAKE_PTR(export), &job, err);
-        if (r < 0) {
-                json_decref(*ret);
-                *ret = NULL;
-                return r;
-        }
-        return json_object_set(*ret, "job", job) == 0 ? 0 : no_memory(err);
+        return begin(TAKE_PTR(export), ret, err);
 }

@@ -350,10 +350,19 @@ static json_t *networks_of(const json_t *config, json_t *notes)
         return list;
 }
 
-/* Memory that is not dynamic is what the vm starts with, and no more. */
-static json_t *memory_of(const json_t *config)
+/* A number of theirs that it can have; else -1: it was read in a process that a stranger's file may have
+ * made its own. */
+static json_int_t number_within(const json_t *object, const char *key, json_int_t most)
 {
-        const json_t *theirs = json_object_get(config, "memory");
+        json_int_t number = param_int(object, key, -1);
+
+        return number <= most ? number : -1;
+}
+
+json_t *hyperv_memory(const json_t *theirs)
+{
+        json_int_t buffer = number_within(theirs, "buffer", HYPERV_MOST_BUFFER);
+        json_int_t weight = number_within(theirs, "priority", HYPERV_MOST_WEIGHT);
         json_int_t startup = param_int(theirs, "startup", 0), max = param_int(theirs, "max", 0);
         json_t *ours = json_object();
 
@@ -361,18 +370,17 @@ static json_t *memory_of(const json_t *config)
                 json_object_set_new(ours, "startup", json_integer(startup));
         if (startup > 0 && param_bool(theirs, "dynamic") && max >= startup)
                 json_object_set_new(ours, "max", json_integer(max));
-        if (json_is_integer(json_object_get(theirs, "buffer")))
-                json_object_set(ours, "buffer", json_object_get(theirs, "buffer"));
-        /* 0 to 10000 there, 1 to 100 here. */
-        if (json_is_integer(json_object_get(theirs, "priority")))
-                json_object_set_new(ours, "weight",
-                        json_integer(MAX_OF(1, (param_int(theirs, "priority", 0) + 50) / 100)));
+        if (buffer >= 0)
+                json_object_set_new(ours, "buffer", json_integer(buffer));
+        if (weight >= 0)
+                json_object_set_new(ours, "weight", json_integer(MAX_OF(1, (weight + 50) / 100)));
         return ours;
 }
 
 static json_t *settings_of(const json_t *config, json_t *notes)
 {
-        json_t *settings = json_object(), *memory = memory_of(config);
+        json_t *settings = json_object(),
+               *memory = hyperv_memory(json_object_get(config, "memory"));
         json_t *networks = networks_of(config, notes);
         json_int_t cpus = param_int(config, "cpus", 0);
 

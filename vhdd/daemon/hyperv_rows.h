@@ -40,6 +40,15 @@ int hyperv_folder_look(
  *   -EBUSY    there is saved memory, and no @force      -EINVAL  several vms */
 int hyperv_folder_read(
         struct broker *broker, struct hyperv_folder *folder, bool force, struct error *err);
+#define HYPERV_MOST_WEIGHT 10000
+#define HYPERV_MOST_BUFFER 2000
+
+/* Our settings out of the "memory" of hyperv.h's answer. Memory that is not dynamic is what the vm starts with, and
+ * no more. The weight, 0 to 10000 there, is to the nearest hundredth: so their default, 5000, is ours, 50, and
+ * weights are to each other as they were; below 50 it is the least, 1. What is out of range, or missing, is missing:
+ * then it has our default. */
+json_t *hyperv_memory(const json_t *theirs);
+
 /* Rows for the catalog, with the vm's own id. @forest: the folder's images. What is left out is told in
  * @notes.   -ENOENT an image is missing   -ENOTSUP one is none that we read */
 int hyperv_folder_to_rows(const struct hyperv_folder *folder, const struct forest *forest,

@@ -492,11 +492,6 @@ static int check_files(struct import *import, struct error *err)
 
 /* ---- doing it ---- */
 
-static int will_make_folder(void *opaque, const char *path, struct error *err)
-{
-        return operation_will_make_folder(opaque, path, err);
-}
-
 static int copy_step(void *opaque, uint64_t bytes)
 {
         return transfer_step(opaque, bytes);
@@ -505,13 +500,10 @@ static int copy_step(void *opaque, uint64_t bytes)
 static int copy_one(struct import *import, struct operation *operation, const char *from,
         struct transfer *transfer, struct error *err)
 {
-        const struct copy_folders folders = {will_make_folder, operation};
         const struct copy_watch watch = {copy_step, transfer};
         _cleanup_free_ char *to = to_target(import, from);
-        int r = to ? make_folders(to, &folders, err) : no_memory(err);
+        int r = to ? transfer_will_make(operation, to, err) : no_memory(err);
 
-        if (r == 0)
-                r = operation_will_make(operation, to, err);
         if (r == 0)
                 r = copy_file(from, to, &watch, err);
         if (r == -EEXIST)

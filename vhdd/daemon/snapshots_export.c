@@ -216,12 +216,8 @@ static int lock_images(struct exporting *exporting, struct error *err)
 static int get_ready(struct exporting *exporting, struct error *err)
 {
         _cleanup_(vm_row_done) struct vm_row row = {0};
-        int r = exporting->vm->removed
-                ? -ENOENT
-                : catalog_vm_find(exporting->vm->broker->catalog, exporting->vm->id, &row, err);
+        int r = export_find_vm(exporting->vm, exporting->vm_name, &row, err);
 
-        if (r == -ENOENT)
-                return fail(err, ENOENT, "vm '%s' was removed", exporting->vm_name);
         if (r == 0)
                 r = worker_up(exporting->vm, err);
         if (r == 0)
@@ -229,11 +225,6 @@ static int get_ready(struct exporting *exporting, struct error *err)
         if (r == 0)
                 r = collect(exporting, &row, err);
         return r == 0 ? lock_images(exporting, err) : r;
-}
-
-static int will_make_folder(void *opaque, const char *path, struct error *err)
-{
-        return operation_will_make_folder(opaque, path, err);
 }
 
 static int step(void *opaque, uint64_t bytes)
@@ -244,7 +235,6 @@ static int step(void *opaque, uint64_t bytes)
 static int make_one(struct exporting *exporting, struct operation *operation, size_t i,
         struct transfer *transfer, struct error *err)
 {
-        const struct copy_folders folders = {will_make_folder, operation};
         const struct flatten_watch watch = {step, transfer};
         const struct flat *flat = &exporting->flats[i];
         _cleanup_free_ char *path = NULL;
@@ -256,9 +246,7 @@ static int make_one(struct exporting *exporting, struct operation *operation, si
                 path = NULL;
                 return no_memory(err);
         }
-        r = make_folders(path, &folders, err);
-        if (r == 0)
-                r = operation_will_make(operation, path, err);
+        r = transfer_will_make(operation, path, err);
         if (r < 0)
                 return r;
         fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -269,26 +257,6 @@ static int make_one(struct exporting *exporting, struct operation *operation, si
         if (r == 0 && fsync(fd) < 0)
                 r = fail_os(err, errno, "cannot make '%s' durable", path);
         return r < 0 ? fail_prefix(err, r, "disk '%s'", exporting->rows.disks[i].name) : 0;
-}
-
-static int write_sidecar(
-        struct exporting *exporting, struct operation *operation, struct error *err)
-{
-        const struct copy_folders folders = {will_make_folder, operation};
-        _cleanup_free_ char *path = sidecar_path(exporting->partial, exporting->vm_name);
-        _cleanup_free_ char *new = NULL;
-        json_auto_t *json = NULL;
-        int r = path && asprintf(&new, "%s.new", path) >= 0 ? 0 : no_memory(err);
-
-        if (r == 0)
-                r = sidecar_to_json(&exporting->rows, exporting->directory, &json, err);
-        if (r == 0)
-                r = make_folders(path, &folders, err);
-        if (r == 0)
-                r = operation_will_make(operation, path, err);
-        if (r == 0)
-                r = operation_will_make(operation, new, err);
-        return r == 0 ? sidecar_store(host_fs(), path, json, err) : r;
 }
 
 static int run(struct transfer *transfer, void *opaque, struct error *err)
@@ -309,7 +277,8 @@ static int run(struct transfer *transfer, void *opaque, struct error *err)
         for (size_t i = 0; r == 0 && i < exporting->rows.n_disks; i++)
                 r = make_one(exporting, operation, i, transfer, err);
         if (r == 0)
-                r = write_sidecar(exporting, operation, err);
+                r = export_write_sidecar(operation, &exporting->rows, exporting->vm_name,
+                        exporting->partial, exporting->directory, err);
         return r == 0 ? export_commit(broker, operation, transfer, exporting->partial,
                                 exporting->directory, err)
                       : r;
@@ -334,7 +303,7 @@ static int begin(struct exporting *exporting, json_t **ret, struct error *err)
 
         snprintf(what, sizeof(what), "export snapshot '%.160s' of vm '%.160s'",
                 exporting->snapshot, exporting->vm_name);
-        return transfer_begin(exporting->vm->broker, &work, ret, err);
+        return export_begin(exporting->vm->broker, &work, ret, err);
 }
 
 static int look(struct exporting *exporting, const struct vm_row *row, const json_t *params,
@@ -377,7 +346,6 @@ int snapshot_export(struct broker *broker, const struct caller *caller, const js
         _cleanup_(vm_releasep) struct vm *vm = NULL;
         _cleanup_(vm_row_done) struct vm_row row = {0};
         _cleanup_(exporting_freep) struct exporting *exporting = calloc(1, sizeof(*exporting));
-        json_auto_t *job = NULL;
         int r = exporting ? vm_get(broker, param_text(params, "vm"), &vm, &row, err)
                           : no_memory(err);
 
@@ -389,11 +357,5 @@ int snapshot_export(struct broker *broker, const struct caller *caller, const js
                 r = answer(exporting, ret, err);
         if (r < 0 || param_bool(params, "dry-run"))
                 return r;
-        r = begin(TAKE_PTR(exporting), &job, err);
-        if (r < 0) {
-                json_decref(*ret);
-                *ret = NULL;
-                return r;
-        }
-        return json_object_set(*ret, "job", job) == 0 ? 0 : no_memory(err);
+        return begin(TAKE_PTR(exporting), ret, err);
 }

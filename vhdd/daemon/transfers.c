@@ -6,6 +6,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "vhdd/daemon/copy_file.h"
+#include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/snapshots.h"
@@ -411,6 +413,21 @@ int transfer_begin(
         (void)catalog_job_delete(broker->catalog, transfer->job, NULL);
         transfer_free(transfer);
         return r;
+}
+
+/* ---- files ---- */
+
+static int will_make_folder(void *opaque, const char *path, struct error *err)
+{
+        return operation_will_make_folder(opaque, path, err);
+}
+
+int transfer_will_make(struct operation *operation, const char *path, struct error *err)
+{
+        const struct copy_folders folders = {will_make_folder, operation};
+        int r = make_folders(path, &folders, err);
+
+        return r == 0 ? operation_will_make(operation, path, err) : r;
 }
 
 /* ---- people ---- */

@@ -91,3 +91,6 @@ bool transfer_has(struct vm *vm);
 /* At the start, after the journal was settled and the vms are there: those that a death cut off have
  * failed; the snapshots that were taken for them go. */
 void transfers_recover(struct broker *broker);
+
+/* A file is about to be made at @path: the folders that are missing above it are made, and all of it is noted. */
+int transfer_will_make(struct operation *operation, const char *path, struct error *err);

@@ -19,6 +19,9 @@
 #define AGENT_WAIT_MS 5000u
 #define AGENT_STEP_MS 20u
 
+/* An agent that was given a time is waited for a little longer: its own word is the better one. */
+#define SHUTDOWN_MORE_S 15u
+
 /* ---- create, set ---- */
 
 static int refuse_taken(struct broker *broker, const char *name, struct error *err)
@@ -523,9 +526,11 @@ static void await_agent(struct vm *vm, const struct vm_row *row)
                         return;
 }
 
-static int ask_agent(struct broker *broker, const json_t *params, const char *verb, json_t **ret,
-        struct error *err)
+/* @timeout_s: as agent_ask_within() has it. @told is taken over. */
+static int ask_agent(struct broker *broker, const json_t *params, const char *verb, json_t *told,
+        unsigned timeout_s, json_t **ret, struct error *err)
 {
+        json_auto_t *request = told;
         _cleanup_(vm_unrefp) struct vm *vm = NULL;
         _cleanup_(vm_row_done) struct vm_row row = {0};
         int r = vm_peek(broker, param_text(params, "vm"), &vm, &row, err);
@@ -542,21 +547,30 @@ static int ask_agent(struct broker *broker, const json_t *params, const char *ve
                 *ret = json_object();
                 return 0;
         }
-        return agent_ask(vm, verb, json_object(), NULL, 0, ret, err);
+        return agent_ask_within(vm, verb, TAKE_PTR(request), NULL, 0, timeout_s, ret, err);
 }
 
 #define AGENT_METHOD(verb)                                                                         \
         static int vm_##verb(struct broker *broker, const struct caller *caller,                   \
                 const json_t *params, json_t **ret, struct error *err)                             \
         {                                                                                          \
-                return ask_agent(broker, params, #verb, ret, err);                                 \
+                return ask_agent(broker, params, #verb, json_object(), 0, ret, err);               \
         }
 AGENT_METHOD(stop)
-AGENT_METHOD(shutdown)
 AGENT_METHOD(reset)
 AGENT_METHOD(pause)
 AGENT_METHOD(resume)
 AGENT_METHOD(save)
+
+/* The agent keeps the time, and says how it ended; without --timeout it is the agent's own. */
+static int vm_shutdown(struct broker *broker, const struct caller *caller, const json_t *params,
+        json_t **ret, struct error *err)
+{
+        json_t *timeout = json_object_get(params, "timeout");
+
+        return ask_agent(broker, params, "shutdown", json_pack("{s:O*}", "timeout", timeout),
+                timeout ? (unsigned)json_integer_value(timeout) + SHUTDOWN_MORE_S : 0, ret, err);
+}
 
 /* What the vmm-host runs (a vm with memory) boots from IDE, as Hyper-V's do, unless it has a kernel. */
 static int check_boot(const struct vm *vm, const struct vm_row *row, struct error *err)
@@ -608,7 +622,7 @@ static int vm_start(struct broker *broker, const struct caller *caller, const js
                 return r;
         return row.resume[0] && !param_bool(params, "dry-run")
                 ? start_from_memory(broker, params, ret, err)
-                : ask_agent(broker, params, "start", ret, err);
+                : ask_agent(broker, params, "start", json_object(), 0, ret, err);
 }
 
 const struct method vm_methods[] = {

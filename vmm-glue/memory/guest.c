@@ -39,8 +39,10 @@ static uint64_t count_of(const json_t *note, const char *key)
 /* What concerns the guest that has ended. */
 static void forget_guest(struct memory_guest *guest, uint64_t now_us)
 {
-        *guest = (struct memory_guest){
-                .settings = guest->settings, .is_known = true, .since_us = now_us};
+        *guest = (struct memory_guest){.settings = guest->settings,
+                .is_known = true,
+                .since_us = now_us,
+                .admitted = guest->admitted};
 }
 
 void memory_guest_changed(struct memory_guest *guest, const json_t *settings, bool is_on,
@@ -50,6 +52,8 @@ void memory_guest_changed(struct memory_guest *guest, const json_t *settings, bo
         guest->is_running = is_running && !is_lost;
         if (guest->since_us == 0)
                 guest->since_us = now_us;
+        if (is_lost || is_on) /* there is nobody who starts it, or it has started */
+                guest->admitted = 0;
         if (is_lost)
                 return;
         if (!is_on || !guest->is_on || !guest->is_known)
@@ -131,6 +135,11 @@ static struct memory_settings in_force(const struct memory_guest *guest)
                 settings.max = most(guest->startup, least(guest->max, settings.max));
         }
         return settings;
+}
+
+uint64_t memory_guest_keeps(const struct memory_guest *guest)
+{
+        return guest->is_on ? in_force(guest).startup : guest->admitted;
 }
 
 struct memory_vm memory_guest_to_vm(const struct memory_guest *guest, uint64_t now_us)

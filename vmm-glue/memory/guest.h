@@ -29,6 +29,7 @@ struct memory_guest {
         bool is_known;     /* somebody has said whether it is on */
         uint64_t since_us; /* when that was, or when it was first seen */
         uint64_t occupied; /* while nobody says anything: by its QEMU, if there is one */
+        uint64_t admitted; /* the startup memory of a start that is under way; 0: none is */
 
         /* Of the guest that runs; all zeroes while none does. */
         bool has_told;
@@ -63,6 +64,9 @@ bool memory_guest_can_be_asked(const struct memory_guest *guest, uint64_t now_us
 /* Nobody has said yet whether it is on; there is a QEMU of its that occupies so much, or none (@occupied 0).
  * What a guest has is not less than that. */
 void memory_guest_guess(struct memory_guest *guest, uint64_t occupied);
+
+/* What nobody can take from it: the startup memory of the guest that runs, or is about to; 0: neither. */
+uint64_t memory_guest_keeps(const struct memory_guest *guest);
 
 /* As the balancer wants it. */
 struct memory_vm memory_guest_to_vm(const struct memory_guest *guest, uint64_t now_us);

@@ -2,14 +2,17 @@
 /* memory.c - one step of the balancer each second. */
 #include "vmm-glue/memory/memory.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "base/size.h"
 #include "vmm-glue/log.h"
 #include "vmm-glue/memory/guest.h"
 #include "vmm-glue/memory/host_memory.h"
 #include "vmm-glue/memory/memory_show.h"
+#include "vmm-glue/supervisor/supervisor.h"
 
 #define STEP_US UINT64_C(1000000)
 
@@ -26,19 +29,13 @@ static uint64_t now_us(void)
         return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
-/* What the vm's QEMU occupies: state.json beside its sockets has its pid. 0: there is none, or nobody knows. */
+/* What the vm's QEMU occupies. 0: there is none, or nobody knows. */
 static uint64_t occupied_by(struct memory *memory, const struct host_vm *vm)
 {
-        _cleanup_free_ char *path = NULL;
-        json_auto_t *state = NULL;
+        pid_t pid = supervisor_qemu_of(host_options(memory->host), vm->id);
         uint64_t size;
 
-        if (vm_path(host_options(memory->host), vm->id, "state.json", &path, NULL) == 0)
-                state = json_load_file(path, 0, NULL);
-        if (host_memory_of((pid_t)json_integer_value(json_object_get(state, "pid")), &size, NULL) <
-                0)
-                return 0;
-        return size;
+        return pid > 0 && host_memory_of(pid, &size, NULL) == 0 ? size : 0;
 }
 
 /* --- who takes part --- */
@@ -104,6 +101,57 @@ static uint64_t find_budget(struct memory *memory, struct part *parts, size_t n)
                 return memory->last.budget;
         }
         return host_memory_settle(memory->last.budget, host_memory_budget(&host, resident));
+}
+
+/* --- may it start? --- */
+
+static int refuse(struct memory *memory, const struct host_vm *vm, uint64_t startup,
+        uint64_t budget, uint64_t kept, size_t n, struct error *err)
+{
+        const char *from = host_options(memory->host)->host_memory > 0
+                ? "--host-memory"
+                : "what the host has to give";
+        char need[SIZE_TEXT_MAX], all[SIZE_TEXT_MAX], size[SIZE_TEXT_MAX], others[96] = "";
+
+        if (n > 0)
+                snprintf(others, sizeof(others), ", %zu other vm%s with %s", n, n == 1 ? "" : "s",
+                        size_to_text(kept, size));
+        fail(err, ENOMEM, "vm '%s' starts with %s%s, and all together may have %s (%s)", vm->name,
+                size_to_text(startup, need), others, size_to_text(budget, all), from);
+        error_set_hint(err,
+                "stop or save another vm, lower its memory (vhdctl vm set VM --memory startup=SIZE), or "
+                "give all more (--host-memory)");
+        return -ENOMEM;
+}
+
+/* What the others have above their startup memory they give back; that itself they keep. */
+static int admit(void *module, struct host_vm *vm, uint64_t startup, struct error *err)
+{
+        static struct part parts[MEMORY_MAX_VMS];
+        struct memory *memory = module;
+        struct memory_guest *guest = guest_of(vm);
+        uint64_t budget = find_budget(memory, parts, gather(memory, parts)), kept = 0;
+        size_t n = 0;
+
+        for (struct host_vm *other = host_vms(memory->host); other; other = other->next) {
+                uint64_t keeps =
+                        other != vm && guest_of(other) ? memory_guest_keeps(guest_of(other)) : 0;
+
+                kept += keeps;
+                n += keeps > 0;
+        }
+        if (startup > budget || kept > budget - startup)
+                return refuse(memory, vm, startup, budget, kept, n, err);
+        if (guest)
+                guest->admitted = startup;
+        return 0;
+}
+
+/* Its end is told by changed(), too; that it did not start is not. */
+static void unplug(void *module, struct host_vm *vm)
+{
+        if (guest_of(vm))
+                guest_of(vm)->admitted = 0;
 }
 
 /* --- asking --- */
@@ -285,5 +333,7 @@ const struct host_module memory_module = {
         .memory = told,
         .changed = changed,
         .forgotten = forgotten,
+        .admit = admit,
+        .unplug = unplug,
         .methods = methods,
 };

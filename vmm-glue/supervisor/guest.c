@@ -1,11 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* guest.c - what the guest does for us: heartbeat, shutdown, time, freezing its file systems.
  *
- * A frozen guest is thawed THAW_MS later whatever happens to whoever froze it.
+ * A frozen guest is thawed THAW_MS later whatever happens to whoever froze it: RUN/vmm/ID/frozen, written before
+ * it is frozen, tells the next supervisor until when. An agent that does not answer is told again, ever more seldom.
  */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "vmm-glue/log.h"
 #include "vmm-glue/supervisor/internal.h"
@@ -17,6 +23,7 @@
 #define FREEZE_MS   8000u
 #define THAW_MS     10000
 #define SHUTDOWN_MS 3000u
+#define THAW_SELDOM 6u /* the time between two tries doubles that often */
 
 static bool is_heard(const struct supervisor *supervisor)
 {
@@ -134,29 +141,97 @@ static void on_pong(void *opaque, const json_t *result, const struct error *err)
                 qga_ask(supervisor->qga, "guest-info", NULL, INFO_MS, on_info, supervisor, NULL);
 }
 
+/* --- frozen until --- */
+
+static int frozen_path(struct supervisor *supervisor, char **ret, struct error *err)
+{
+        return vm_path(&supervisor->options, supervisor->id, "frozen", ret, err);
+}
+
+static int note_frozen(struct supervisor *supervisor, struct error *err)
+{
+        _cleanup_free_ char *path = NULL;
+        int64_t until = monotonic_ms() + THAW_MS;
+        int r = frozen_path(supervisor, &path, err), fd;
+
+        if (r < 0)
+                return r;
+        fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0 || dprintf(fd, "%" PRId64 "\n", until) < 0)
+                r = fail_os(err, errno, "cannot write '%s'", path);
+        if (fd >= 0)
+                close(fd);
+        if (r < 0)
+                return r;
+        supervisor->is_frozen = true;
+        supervisor->thaw_ms = until;
+        supervisor->n_late_thaws = 0;
+        return 0;
+}
+
+static void note_thawed(struct supervisor *supervisor)
+{
+        _cleanup_free_ char *path = NULL;
+
+        supervisor->is_frozen = false;
+        if (frozen_path(supervisor, &path, NULL) == 0)
+                unlink(path);
+}
+
+void guest_look(struct supervisor *supervisor)
+{
+        _cleanup_free_ char *path = NULL;
+        int64_t latest = monotonic_ms() + THAW_MS;
+        char text[32] = "";
+        int fd;
+
+        if (!is_process_there(supervisor) || frozen_path(supervisor, &path, NULL) < 0)
+                return;
+        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0)
+                return;
+        if (read(fd, text, sizeof(text) - 1) < 0)
+                text[0] = '\0';
+        close(fd);
+        supervisor->is_frozen = true;
+        supervisor->thaw_ms = strtoll(text, NULL, 10);
+        if (supervisor->thaw_ms > latest)
+                supervisor->thaw_ms = latest;
+}
+
+void guest_was_reset(struct supervisor *supervisor)
+{
+        if (supervisor->is_frozen)
+                note_thawed(supervisor);
+}
+
 static void on_late_thaw(void *opaque, const json_t *result, const struct error *err)
 {
-        if (!result)
+        if (result)
+                note_thawed(opaque);
+        else
                 log_line(LOG_ERR_LINE, "the guest's file systems may be frozen still: %s",
                         err->message);
 }
 
 static void thaw_if_late(struct supervisor *supervisor)
 {
-        if (!supervisor->is_frozen || monotonic_ms() < supervisor->thaw_ms)
+        if (!supervisor->is_frozen || monotonic_ms() < supervisor->thaw_ms || !supervisor->qga)
                 return;
-        log_warning("the guest's file systems were frozen for too long: they are thawed");
-        supervisor->is_frozen = false;
-        if (supervisor->qga)
-                qga_ask(supervisor->qga, "guest-fsfreeze-thaw", NULL, FREEZE_MS, on_late_thaw, NULL,
-                        NULL);
+        if (supervisor->n_late_thaws == 0)
+                log_warning("the guest's file systems were frozen for too long: they are thawed");
+        supervisor->thaw_ms = monotonic_ms() + (THAW_MS << supervisor->n_late_thaws);
+        if (supervisor->n_late_thaws < THAW_SELDOM)
+                supervisor->n_late_thaws++;
+        qga_ask(supervisor->qga, "guest-fsfreeze-thaw", NULL, FREEZE_MS, on_late_thaw, supervisor,
+                NULL);
 }
 
 void guest_tick(struct supervisor *supervisor)
 {
-        thaw_if_late(supervisor);
         /* Always: to a guest whose agent opens the port before we do, it reads as ended. */
         connect_agent(supervisor);
+        thaw_if_late(supervisor);
         if (supervisor->tick_count++ % PING_TICKS != 0 || !machine_is_running(supervisor))
                 return;
         /* A frozen agent answers a few commands only, and this one is among them. */
@@ -274,11 +349,11 @@ int step_freeze(
 
         /* From now on, since nobody knows when in the guest it begins. */
         if (!operation->data && !supervisor->is_frozen) {
-                r = ask(supervisor, operation, "guest-fsfreeze-freeze", err);
-                if (r == 0) {
-                        supervisor->is_frozen = true;
-                        supervisor->thaw_ms = monotonic_ms() + THAW_MS;
-                }
+                r = note_frozen(supervisor, err);
+                if (r == 0)
+                        r = ask(supervisor, operation, "guest-fsfreeze-freeze", err);
+                if (r < 0)
+                        note_thawed(supervisor);
                 return r;
         }
         if (!operation->data)
@@ -298,7 +373,7 @@ int step_thaw(
 
         if (r <= 0)
                 return r;
-        supervisor->is_frozen = false;
+        note_thawed(supervisor);
         return tell_count(operation, ret);
 }
 

@@ -108,6 +108,7 @@ struct supervisor {
         unsigned tick_count;
         bool is_frozen;
         int64_t thaw_ms;
+        unsigned n_late_thaws;
         bool set_time; /* when the agent answers next: it was restored */
 };
 
@@ -219,6 +220,10 @@ void saved_look(struct supervisor *supervisor);
 void guest_tick(struct supervisor *supervisor);
 void guest_done(struct supervisor *supervisor);
 json_t *guest_describe(struct supervisor *supervisor);
+/* Behind an adoption: did an earlier supervisor leave it frozen? */
+void guest_look(struct supervisor *supervisor);
+/* It boots anew, with nothing frozen. */
+void guest_was_reset(struct supervisor *supervisor);
 /* The channel was opened or closed by the guest. */
 void guest_channel(struct supervisor *supervisor, bool is_open);
 bool guest_has_agent(const struct supervisor *supervisor);

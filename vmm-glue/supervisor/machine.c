@@ -117,6 +117,7 @@ static void on_reset(struct supervisor *supervisor, const json_t *data)
                         json_is_true(json_object_get(data, "guest")) ? " by itself" : "");
         }
         supervisor->last_reset_ms = now;
+        guest_was_reset(supervisor);
 }
 
 static void on_io_error(struct supervisor *supervisor, const json_t *data)

@@ -17,7 +17,7 @@
 static const struct verb verbs[] = {
         {"start", step_start, 5 * MINUTE_MS, undo_start, true},
         {"stop", step_stop, MINUTE_MS, NULL, true},
-        {"shutdown", step_shutdown, 0, NULL, true}, /* its limit is a parameter */
+        {"shutdown", step_shutdown, 0, NULL, true}, /* its limit is a parameter, its own to keep */
         {"reset", step_reset, MINUTE_MS, NULL, true},
         {"pause", step_pause, MINUTE_MS, NULL, true},
         {"resume", step_resume, MINUTE_MS, NULL, true},

@@ -60,11 +60,23 @@ static void press(struct supervisor *supervisor)
                 log_error(&err);
 }
 
+/* Its end is reckoned with here and not by operation.c, which has another sentence and switches nothing off. */
+struct shutting {
+        int64_t pressed_ms, end_ms;
+};
+
+static int64_t shutdown_limit_s(const struct operation *operation)
+{
+        const json_t *limit = json_object_get(operation->params, "timeout");
+
+        return json_is_integer(limit) ? json_integer_value(limit) : SHUTDOWN_DEFAULT_S;
+}
+
 int step_shutdown(
         struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
-        const json_t *limit = json_object_get(operation->params, "timeout");
-        int64_t now = monotonic_ms(), *pressed = operation->data;
+        struct shutting *shutting = operation->data;
+        int64_t now = monotonic_ms();
         int r;
 
         if (!is_process_there(supervisor)) {
@@ -88,34 +100,31 @@ int step_shutdown(
                                 supervisor->name, supervisor->name);
                         return -EBUSY;
                 }
-                operation->data = pressed = malloc(sizeof(*pressed));
+                operation->data = shutting = malloc(sizeof(*shutting));
                 operation->free_data = free;
-                if (!pressed)
+                if (!shutting)
                         return fail(err, ENOMEM, "no memory for a time");
-                operation->end_ms = INT64_MAX;
-                *pressed = now;
+                shutting->pressed_ms = now;
+                shutting->end_ms = now + 1000 * shutdown_limit_s(operation);
                 operation->phase = 1;
                 press(supervisor);
-                operation->end_ms = now +
-                        1000 *
-                                (json_is_integer(limit) ? json_integer_value(limit)
-                                                        : SHUTDOWN_DEFAULT_S);
                 return 0;
         }
-        if (now >= operation->end_ms && supervisor->is_ending) {
+        if (now >= shutting->end_ms && supervisor->is_ending) {
                 log_warning("the guest did not shut down in time: it is switched off");
-                operation->end_ms = INT64_MAX;
+                shutting->end_ms = INT64_MAX;
                 machine_quit(supervisor);
                 return 0;
         }
-        if (now >= operation->end_ms) {
-                fail(err, ETIMEDOUT, "the guest did not shut down in time");
+        if (now >= shutting->end_ms) {
+                fail(err, ETIMEDOUT, "the guest did not shut down within %lld s, and is on still",
+                        (long long)shutdown_limit_s(operation));
                 error_set_hint(err, "vhdctl vm stop '%s' switches it off", supervisor->name);
                 return -ETIMEDOUT;
         }
         /* A guest that was booting when it was pressed first did not see it. */
-        if (now - *pressed > PRESS_AGAIN_MS && !supervisor->saw_end) {
-                *pressed = now;
+        if (now - shutting->pressed_ms > PRESS_AGAIN_MS && !supervisor->saw_end) {
+                shutting->pressed_ms = now;
                 press(supervisor);
         }
         return 0;

@@ -62,7 +62,7 @@ int process_note_config(struct supervisor *supervisor, struct error *err)
 static void forget_files(struct supervisor *supervisor)
 {
         static const char *const names[] = {PID_NAME, CONFIG_NAME, "qmp.sock", "console.sock",
-                "qga.sock", "vnc.sock", "spice.sock"};
+                "qga.sock", "vnc.sock", "spice.sock", "frozen"};
 
         for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
                 _cleanup_free_ char *path = NULL;
@@ -252,14 +252,15 @@ static bool is_locked(struct supervisor *supervisor)
         return false;
 }
 
-static bool read_pid(struct supervisor *supervisor, pid_t *ret_pid, uint64_t *ret_start)
+static bool read_pid(
+        const struct glue_options *options, const char *id, pid_t *ret_pid, uint64_t *ret_start)
 {
         _cleanup_free_ char *path = NULL;
         char text[64];
         int pid = 0, fd;
         ssize_t n;
 
-        if (path_of(supervisor, PID_NAME, &path, NULL) < 0)
+        if (vm_path(options, id, PID_NAME, &path, NULL) < 0)
                 return false;
         fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         if (fd < 0)
@@ -273,6 +274,14 @@ static bool read_pid(struct supervisor *supervisor, pid_t *ret_pid, uint64_t *re
                 return false;
         *ret_pid = pid;
         return true;
+}
+
+pid_t supervisor_qemu_of(const struct glue_options *options, const char *id)
+{
+        uint64_t start;
+        pid_t pid;
+
+        return read_pid(options, id, &pid, &start) && start_time_of(pid) == start ? pid : 0;
 }
 
 static int take_over(struct supervisor *supervisor, pid_t pid, uint64_t start, struct error *err)
@@ -306,7 +315,7 @@ int process_adopt(struct supervisor *supervisor, struct error *err)
         int r;
 
         while (is_locked(supervisor)) {
-                if (read_pid(supervisor, &pid, &start)) {
+                if (read_pid(&supervisor->options, supervisor->id, &pid, &start)) {
                         r = take_over(supervisor, pid, start, err);
                         if (r != -ESRCH)
                                 return r;

@@ -3,7 +3,7 @@
  *
  *      S1  what it is to have: vm.show, disk.list; with memory: as it was when that was saved
  *      S2  which QEMU, which accelerator
- *      S3  vmm-host plugs its networks
+ *      S3  vmm-host looks whether there is memory for it, and plugs its networks
  *      S4  QEMU is started, stopped as yet (-S); the daemon is told that the vm is on
  *      S5  its monitor answers
  *      S6  memory is loaded; disks that were attached after it was saved are added
@@ -21,6 +21,8 @@
 #include "vmm-glue/supervisor/memory_image.h"
 
 #define LINK_MS 10000
+#define ROOM_MS                                                                                    \
+        2000 /* what another vm has just given up is told to vmm-host by its own supervisor */
 #define PLUG_MS 60000
 
 enum phase { PREPARE, PLUGGING, SPAWN, CONNECT, LOADING, MORE_DISKS, GO };
@@ -40,6 +42,7 @@ struct start {
         bool is_own; /* the vm's own saved memory */
         struct plugging *plugging;
         int64_t link_end_ms; /* until then vmm-host is waited for */
+        int64_t room_end_ms; /* until then it is asked again when it has no memory */
         bool is_plugged;
         struct error plug_error;
         int fds[LINK_MAX_FDS];
@@ -250,14 +253,11 @@ static void on_plugged(
         free(plugging);
 }
 
-/* 1: there is nothing to plug. */
 static int plug(struct supervisor *supervisor, struct start *start, struct error *err)
 {
         json_auto_t *networks = cards_to_plug(json_object_get(start->config, "networks"));
         int r;
 
-        if (json_array_size(networks) == 0)
-                return 1;
         if (!supervisor->link) {
                 fail(err, ENXIO, "no vmm-host is there to plug the vm's networks in");
                 error_set_hint(err, "it is started again by itself: try again");
@@ -268,8 +268,10 @@ static int plug(struct supervisor *supervisor, struct start *start, struct error
                 return fail(err, ENOMEM, "no memory to plug networks in");
         start->plugging->supervisor = supervisor;
         start->plugging->start = start;
-        r = link_ask(supervisor->link, "plug", json_pack("{s:O}", "networks", networks), NULL, 0,
-                PLUG_MS, on_plugged, start->plugging, err);
+        r = link_ask(supervisor->link, "plug",
+                json_pack("{s:O, s:O}", "networks", networks, "startup",
+                        json_object_get(start->config, "startup")),
+                NULL, 0, PLUG_MS, on_plugged, start->plugging, err);
         if (r < 0) {
                 free(start->plugging);
                 start->plugging = NULL;
@@ -277,16 +279,21 @@ static int plug(struct supervisor *supervisor, struct start *start, struct error
         return r;
 }
 
-/* A vmm-host that is just coming has its time. */
+/* A vmm-host that is just coming has its time. Where none comes, a vm without cards needs none. */
 static int plug_when_linked(struct supervisor *supervisor, struct start *start, struct error *err)
 {
+        json_auto_t *networks = cards_to_plug(json_object_get(start->config, "networks"));
         int r = plug(supervisor, start, err);
 
-        if (r > 0)
-                start->is_plugged = true;
-        if (r != -ENXIO || monotonic_ms() >= start->link_end_ms)
-                return r < 0 ? r : 0;
+        if (r != -ENXIO)
+                return r;
+        if (monotonic_ms() >= start->link_end_ms && json_array_size(networks) > 0)
+                return r;
         error_clear(err);
+        if (monotonic_ms() >= start->link_end_ms) {
+                log_warning("no vmm-host is there that knows how much memory the vms may have");
+                start->is_plugged = true;
+        }
         return 0;
 }
 
@@ -425,6 +432,7 @@ int step_start(
                         return r;
                 operation->phase = PLUGGING;
                 start->link_end_ms = monotonic_ms() + LINK_MS;
+                start->room_end_ms = monotonic_ms() + ROOM_MS;
                 __attribute__((fallthrough));
         case PLUGGING:
                 r = start->is_plugged || start->plugging ? 0
@@ -433,9 +441,16 @@ int step_start(
                         return r;
                 if (!start->is_plugged)
                         return 0;
+                if (start->plug_error.code == ENOMEM && monotonic_ms() < start->room_end_ms) {
+                        error_clear(&start->plug_error);
+                        start->is_plugged = false;
+                        return 0;
+                }
                 if (start->plug_error.code) {
                         *err = start->plug_error;
-                        return fail_prefix(err, -err->code, "cannot plug the vm's networks in");
+                        return err->code == EPIPE || err->code == ETIMEDOUT
+                                ? fail_prefix(err, -err->code, "asking the vmm-host")
+                                : -err->code;
                 }
                 operation->phase = SPAWN;
                 __attribute__((fallthrough));
@@ -488,8 +503,7 @@ void undo_start(struct supervisor *supervisor, struct operation *operation)
         if (start->is_spawned && is_process_there(supervisor)) {
                 supervisor->saw_end = true;
                 process_kill(supervisor); /* its end does the rest */
-        } else if (start->is_plugged && !start->is_spawned && supervisor->link &&
-                json_array_size(json_object_get(start->config, "networks")) > 0) {
+        } else if (start->is_plugged && !start->is_spawned && supervisor->link) {
                 if (link_ask(supervisor->link, "unplug", json_object(), NULL, 0, PLUG_MS, NULL,
                             NULL, &err) < 0)
                         log_error(&err);

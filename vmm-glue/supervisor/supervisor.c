@@ -135,6 +135,8 @@ int supervisor_new(const struct glue_options *options, struct supervisor **ret, 
         if (r == 0)
                 saved_look(supervisor);
         if (r == 0)
+                guest_look(supervisor);
+        if (r == 0)
                 r = agent_start(supervisor, err);
         if (r == 0)
                 r = host_link_start(supervisor, err);

@@ -12,6 +12,8 @@
  */
 #pragma once
 
+#include <sys/types.h>
+
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "vmm-glue/options.h"
@@ -22,3 +24,6 @@ int supervisor_new(const struct glue_options *options, struct supervisor **ret, 
 int supervisor_run(struct supervisor *supervisor, struct error *err);
 struct supervisor *supervisor_free(struct supervisor *supervisor);
 DEFINE_CLEANUP(struct supervisor *, supervisor_free)
+
+/* The process of that vm's QEMU, for others than its supervisor; 0: none runs. It may end at any time. */
+pid_t supervisor_qemu_of(const struct glue_options *options, const char *id);
