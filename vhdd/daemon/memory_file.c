@@ -14,6 +14,7 @@
 #include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
+#include "vhdd/daemon/places.h"
 #include "vhdd/daemon/snapshots.h"
 
 /* ---- saving ---- */
@@ -202,8 +203,35 @@ int memory_forget(struct vm *vm, const struct vm_row *row, struct error *err)
         return row->resume[0] ? catalog_vm_set_resume(vm->broker->catalog, vm->id, NULL, err) : 0;
 }
 
+/* The disks that the memory was saved with, by the ids that they have now: those of a vm that was imported
+ * as a copy are others than the memory has. */
+static int known_disks(
+        struct vm *vm, const struct snapshot_row *snapshot, json_t **ret, struct error *err)
+{
+        struct snapshot_disk_row *held = NULL;
+        json_auto_t *list = json_array();
+        size_t n = 0;
+        int r = catalog_snapshot_disk_list(vm->broker->catalog, snapshot->id, &held, &n, err);
+
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                const struct place place = {
+                        (enum controller)held[i].controller, held[i].bus, held[i].unit};
+                char at[PLACE_TEXT_MAX];
+
+                if (json_array_append_new(list,
+                            json_pack("{s:s, s:s}", "id", held[i].disk, "at",
+                                    place_format(place, at))) < 0)
+                        r = fail(err, ENOMEM, "no memory for a list of disks");
+        }
+        snapshot_disk_rows_free(held, n);
+        if (r == 0)
+                *ret = json_incref(list);
+        return r;
+}
+
 /* -1 in *ret: there is none to go on from. */
-static int find_memory(struct vm *vm, const struct vm_row *row, int *ret, struct error *err)
+static int find_memory(
+        struct vm *vm, const struct vm_row *row, int *ret, json_t **ret_disks, struct error *err)
 {
         _cleanup_(snapshot_row_done) struct snapshot_row snapshot = {0};
         int r;
@@ -212,6 +240,9 @@ static int find_memory(struct vm *vm, const struct vm_row *row, int *ret, struct
                 return 0;
         r = catalog_snapshot_find(vm->broker->catalog, vm->id, row->resume, &snapshot, err);
         if (r < 0 || !snapshot.memory)
+                return r;
+        r = known_disks(vm, &snapshot, ret_disks, err);
+        if (r < 0)
                 return r;
         r = open_memory(&snapshot, ret, err);
         if (r < 0)
@@ -225,17 +256,19 @@ int memory_start(struct vm *vm, const struct vm_row *row, json_t **ret, struct e
 {
         _cleanup_fd_ int memory = -1;
         struct error why = ERROR_INIT;
+        json_auto_t *disks = NULL;
         int r = agent_must(vm, row, "start", err);
 
         if (r == 0)
-                r = find_memory(vm, row, &memory, err);
+                r = find_memory(vm, row, &memory, &disks, err);
         /* Before: who dies from here on leaves nobody who would use it for disks that have moved on. */
         if (r == 0 && memory >= 0)
                 r = memory_forget(vm, row, err);
         if (r < 0)
                 return r;
         vm_let_clients_in(vm, true);
-        r = agent_ask(vm, "start", json_pack("{s:b}", "from-memory", memory >= 0), &memory,
+        r = agent_ask(vm, "start",
+                json_pack("{s:b, s:O*}", "from-memory", memory >= 0, "disks", disks), &memory,
                 memory >= 0 ? 1 : 0, ret, err);
         vm_let_clients_in(vm, false);
         if (r == -EREMOTEIO && memory >= 0 &&
