@@ -25,6 +25,7 @@
 #include "vhdd/daemon/copy_file.h"
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/memory_file.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/sidecar.h"
@@ -293,6 +294,27 @@ static int copy_one(struct export *export, struct operation *operation, size_t i
         return r;
 }
 
+/* Beside each memory, when the rows speak of the copies. */
+static int write_settings(struct export *export, struct operation *operation, struct error *err)
+{
+        size_t n = strlen(export->directory);
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < export->rows.n_snapshots; i++) {
+                const struct snapshot_row *row = &export->rows.snapshots[i];
+                _cleanup_free_ char *memory = NULL;
+
+                if (!row->memory)
+                        continue;
+                if (asprintf(&memory, "%s%s", export->partial, row->memory + n) < 0) {
+                        memory = NULL;
+                        return no_memory(err);
+                }
+                r = memory_settings_copy(operation, row, memory, err);
+        }
+        return r;
+}
+
 /* The rows speak of the folder by the name that it will have; but the file is where it is made. */
 static int write_sidecar(struct export *export, struct operation *operation, struct error *err)
 {
@@ -305,6 +327,8 @@ static int write_sidecar(struct export *export, struct operation *operation, str
         export->rows.exported = true;
         if (r == 0 && !export->config_only)
                 r = sidecar_rename(&export->rows, to_directory, export, err);
+        if (r == 0 && !export->config_only)
+                r = write_settings(export, operation, err);
         if (r == 0)
                 r = sidecar_to_json(&export->rows, export->directory, &json, err);
         if (r == 0)
@@ -586,6 +610,16 @@ static int answer(const struct export *export, json_t *job, json_t **ret, struct
                 if (asprintf(&named, "%s%s", export->directory, path + n) < 0)
                         return no_memory(err);
                 json_array_append_new(files, json_string(named));
+        }
+        for (i = 0; !export->config_only && i < export->rows.n_snapshots; i++) {
+                _cleanup_free_ char *memory = NULL, *beside = NULL;
+
+                if (!export->rows.snapshots[i].memory)
+                        continue;
+                memory = beneath(export, export->directory, export->rows.snapshots[i].memory);
+                if (!memory || memory_settings_path(memory, &beside, err) < 0 ||
+                        json_array_append_new(files, json_string(beside)) < 0)
+                        return no_memory(err);
         }
         if (!sidecar || json_array_append_new(files, json_string(sidecar)) < 0)
                 return no_memory(err);

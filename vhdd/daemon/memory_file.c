@@ -33,7 +33,7 @@ static int memory_path(
         return r < 0 ? fail(err, ENOMEM, "no memory for a path") : 0;
 }
 
-static int settings_path(const char *memory, char **ret, struct error *err)
+int memory_settings_path(const char *memory, char **ret, struct error *err)
 {
         int n = (int)(strrchr(memory, '/') - memory);
 
@@ -42,7 +42,7 @@ static int settings_path(const char *memory, char **ret, struct error *err)
                 : 0;
 }
 
-static int make_file(struct memory_saving *saving, const char *path, int *ret, struct error *err)
+static int make_file(struct operation *operation, const char *path, int *ret, struct error *err)
 {
         int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
         int r;
@@ -53,12 +53,12 @@ static int make_file(struct memory_saving *saving, const char *path, int *ret, s
         }
         r = fail_os(err, errno, "cannot make '%s'", path);
         if (r == -EEXIST)
-                operation_not_made(saving->operation, path, NULL);
+                operation_not_made(operation, path, NULL);
         return r;
 }
 
 static int write_settings(
-        struct memory_saving *saving, const char *path, const json_t *settings, struct error *err)
+        struct operation *operation, const char *path, const json_t *settings, struct error *err)
 {
         _cleanup_free_ char *text = json_dumps(settings, JSON_INDENT(2));
         _cleanup_fd_ int fd = -1;
@@ -66,7 +66,7 @@ static int write_settings(
 
         if (!text)
                 return fail(err, ENOMEM, "no memory for the vm's settings");
-        r = make_file(saving, path, &fd, err);
+        r = make_file(operation, path, &fd, err);
         if (r == 0 && (dprintf(fd, "%s\n", text) < 0 || fdatasync(fd) < 0))
                 r = fail_os(err, errno, "cannot write '%s'", path);
         return r;
@@ -80,7 +80,7 @@ int memory_begin(struct vm *vm, const struct vm_row *row, const char *snapshot,
         int r = memory_path(row, snapshot, &saving.path, err);
 
         if (r == 0)
-                r = settings_path(saving.path, &beside, err);
+                r = memory_settings_path(saving.path, &beside, err);
         if (r == 0)
                 r = operation_begin(vm->broker->catalog, host_fs(), "snapshot.memory", vm->id,
                         (const char *const[]){saving.path, beside}, 2, NULL, &saving.operation,
@@ -88,14 +88,26 @@ int memory_begin(struct vm *vm, const struct vm_row *row, const char *snapshot,
         if (r == 0)
                 r = make_folders(saving.path, NULL, err);
         if (r == 0)
-                r = make_file(&saving, saving.path, &saving.fd, err);
+                r = make_file(saving.operation, saving.path, &saving.fd, err);
         if (r == 0)
-                r = write_settings(&saving, beside, settings, err);
+                r = write_settings(saving.operation, beside, settings, err);
         if (r < 0)
                 memory_done(&saving);
         else
                 *ret = saving;
         return r;
+}
+
+int memory_settings_copy(struct operation *operation, const struct snapshot_row *snapshot,
+        const char *memory, struct error *err)
+{
+        json_auto_t *settings = json_loads(snapshot->settings, 0, NULL);
+        _cleanup_free_ char *beside = NULL;
+        int r = memory_settings_path(memory, &beside, err);
+
+        if (r == 0)
+                r = operation_will_make(operation, beside, err);
+        return r == 0 ? write_settings(operation, beside, settings, err) : r;
 }
 
 int memory_files_of(const struct snapshot_row *snapshot, json_t *files, struct error *err)
@@ -105,7 +117,7 @@ int memory_files_of(const struct snapshot_row *snapshot, json_t *files, struct e
 
         if (!snapshot->memory)
                 return 0;
-        r = settings_path(snapshot->memory, &beside, err);
+        r = memory_settings_path(snapshot->memory, &beside, err);
         if (r < 0)
                 return r;
         if (json_array_append_new(files, json_string(snapshot->memory)) < 0 ||
