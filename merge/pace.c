@@ -5,7 +5,8 @@
 
 #include "base/arith.h"
 
-#define SLICE_MS     50u /* at most so long until a stop is heard */
+#define SLICE_MS     50u /* at most so long until a stop, or another limit, is heard */
+#define WINDOW_NS    UINT64_C(10000000000)
 #define MAX_PAUSE_US 200000u
 
 static uint64_t now_ns(void)
@@ -21,37 +22,27 @@ static bool may_go_on(const struct merge_controls *controls)
         return !controls || !controls->go_on || controls->go_on(controls->opaque);
 }
 
-/* -ECANCELED if one was told to stop meanwhile. */
-static int pause_for(const struct merge_controls *controls, uint64_t us)
-{
-        while (us > 0) {
-                uint64_t slice = MIN_OF(us, (uint64_t)SLICE_MS * 1000);
-                struct timespec ts = {.tv_sec = 0, .tv_nsec = (long)slice * 1000};
-
-                if (!may_go_on(controls))
-                        return -ECANCELED;
-                nanosleep(&ts, NULL);
-                us -= slice;
-        }
-        return may_go_on(controls) ? 0 : -ECANCELED;
-}
-
-/* How long until as much may have been done as was. */
+/* How long until as much may have been done as was. A limit counts from when it was set. */
 static uint64_t wait_for_rate(struct pace *pace, uint64_t rate)
 {
         uint64_t now = now_ns(), due;
 
-        if (rate == 0) {
-                pace->since_ns = 0;
-                return 0;
-        }
-        if (pace->since_ns == 0 || now - pace->since_ns > UINT64_C(10000000000)) {
+        if (rate != pace->rate || pace->since_ns == 0) {
+                pace->rate = rate;
                 pace->since_ns = now;
                 pace->bytes = 0;
-                return 0;
         }
+        if (rate == 0)
+                return 0;
         due = pace->since_ns + (uint64_t)((double)pace->bytes * 1e9 / (double)rate);
-        return due > now ? (due - now) / 1000 : 0;
+        if (due > now)
+                return (due - now) / 1000 + 1;
+        /* What was not used in a long time is not made up for. */
+        if (now - pace->since_ns > WINDOW_NS) {
+                pace->since_ns = now;
+                pace->bytes = 0;
+        }
+        return 0;
 }
 
 /* The guest's requests take much longer than without us: fewer of ours. Quickly slower, slowly faster. */
@@ -80,11 +71,20 @@ void pace_add(struct pace *pace, uint64_t bytes)
 
 int pace_keep(struct pace *pace, const struct merge_controls *controls)
 {
-        uint64_t us = 0;
+        uint64_t until = now_ns() + (controls ? back_off(pace, controls) * 1000 : 0);
 
-        if (controls && controls->rate)
-                us = wait_for_rate(pace, controls->rate(controls->opaque));
-        if (controls)
-                us = MAX_OF(us, back_off(pace, controls));
-        return pause_for(controls, us);
+        /* People may change the limit meanwhile, and what is due under the old one can be minutes away. */
+        for (;;) {
+                uint64_t now = now_ns(), us = until > now ? (until - now) / 1000 : 0;
+                struct timespec ts = {0};
+
+                if (!may_go_on(controls))
+                        return -ECANCELED;
+                if (controls && controls->rate)
+                        us = MAX_OF(us, wait_for_rate(pace, controls->rate(controls->opaque)));
+                if (us == 0)
+                        return 0;
+                ts.tv_nsec = (long)MIN_OF(us, (uint64_t)SLICE_MS * 1000) * 1000;
+                nanosleep(&ts, NULL);
+        }
 }

@@ -13,6 +13,7 @@
 
 struct pace {
         uint64_t since_ns, bytes; /* so many since then, for a rate */
+        uint64_t rate;            /* that they count for */
         uint64_t pause_us;        /* of the back-off */
 };
 

@@ -8,6 +8,7 @@ moved on. A guest that was frozen or paused thaws and goes on in every case."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,6 +282,8 @@ def going_on(daemon):
     got = daemon.query("snapshot", "apply", "web", "warm")
     demand(got["memory"] and not got["error"], f"{got}")
     wait_for(lambda: agent.restored == MEMORY, f"it started from {agent.restored}")
+    disk = daemon.show("disk", "web", "disk")
+    demand(agent.requests[-1]["disks"] == [{"id": disk["id"], "at": disk["at"]}], f"{agent.requests[-1]}")
     # Disks only: it starts from nothing.
     agent.restored = None
     got = daemon.query("snapshot", "apply", "web", "warm", "--disks-only")
@@ -336,6 +339,43 @@ def going_on(daemon):
     agent.gone(daemon)
 
 
+def in_a_copy(daemon, folder):
+    """Its disks have other ids than the memory that came along knows: its agent is told which is which.
+    Beside that memory stand the settings, of the place where it is."""
+    agent = new_agent(daemon)
+    daemon.ctl("snapshot", "take", "web", "warm")
+    daemon.ctl("vm", "stop", "web")
+    wait_for(lambda: not daemon.show("vm", "web")["on"], "it is on")
+    gone(daemon, agent)
+    out, copied = os.path.join(folder, "out"), os.path.join(folder, "copied")
+    files = daemon.query("vm", "export", "web", out)["files"]
+    daemon.ctl("vm", "import", out, "--copy", "--to", copied, "--name", "copied")
+    daemon.ctl("snapshot", "apply", "copied", "warm")
+    agent = Agent(daemon.control, "copied", verbs=VERBS, on=False)
+    daemon.ctl("vm", "start", "copied")
+    disk = daemon.show("disk", "copied", "disk")
+    demand(disk["id"] != daemon.show("disk", "web", "disk")["id"], "the copy of a disk has its id")
+    demand(agent.restored == MEMORY and
+           agent.requests[-1]["disks"] == [{"id": disk["id"], "at": disk["at"]}], f"{agent.requests[-1]}")
+    for place, vm in ((out, "web"), (copied, "copied")):
+        memory, = saved_files(place)
+        beside = os.path.join(os.path.dirname(memory), "settings.json")
+        demand(place != out or beside in files, f"{beside} is not among {files}")
+        with open(beside, encoding="utf-8") as f:
+            said, = json.load(f)["disks"]
+        demand(said["id"] == daemon.show("disk", vm, "disk")["id"] and os.path.exists(said["file"]) and
+               said["file"].startswith(place + "/"), f"{beside} says {said}")
+    wait_for(lambda: daemon.show("vm", "copied")["on"], "it is off")
+    daemon.ctl("vm", "stop", "copied")
+    wait_for(lambda: not daemon.show("vm", "copied")["on"], "it is on")
+    agent.leave()
+    daemon.ctl("vm", "remove", "copied", "--delete-files")
+    demand(not saved_files(copied) and not [f for _, _, names in os.walk(copied) for f in names],
+           "a removed copy leaves files behind")
+    daemon.ctl("snapshot", "delete", "web", "warm", "--wait")
+    shutil.rmtree(out)
+
+
 def what_would_be_lost(daemon):
     """--save-current of a vm that is on: with its memory, before it is stopped."""
     agent = new_agent(daemon)
@@ -370,6 +410,7 @@ def test(folder):
         quiesced(daemon)
         late_switch(daemon)
         going_on(daemon)
+        in_a_copy(daemon, folder)
         what_would_be_lost(daemon)
         daemon.stop()
     print("snapshot-memory: whole or not there, and the guest went on")

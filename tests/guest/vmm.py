@@ -82,8 +82,8 @@ def bad_input(vm):
     refused(["'bad' starts with 1 TiB", "together may have", "--host-memory", "startup="], "vm", "start", "bad")
     daemon.ctl("vm", "set", "bad", "--memory", "startup=64M", "--network", "nowhere")
     refused(["networks"], "vm", "start", "bad")
-    shown = daemon.show("vm", "bad")
-    demand(not shown["on"] and not vm.process("qemu"), "a refused start left something behind")
+    bad = vmmlib.Vm(daemon, vm.folder, "bad")
+    demand(not bad.show()["on"] and not bad.process("qemu"), "a refused start left something behind")
     daemon.ctl("vm", "remove", "bad", "--delete-files")
 
 

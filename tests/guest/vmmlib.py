@@ -51,10 +51,10 @@ def wait_until(what, sentence, timeout=60):
 
 
 class Vm:
-    """The vm NAME of a daemon, and its guest."""
+    """A vm of a daemon, and its guest."""
 
-    def __init__(self, daemon, folder):
-        self.daemon, self.folder, self.guest = daemon, folder, None
+    def __init__(self, daemon, folder, name=NAME):
+        self.daemon, self.folder, self.name, self.guest = daemon, folder, name, None
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -64,13 +64,13 @@ class Vm:
 
     def call(self, method, **params):
         """A method of the control API itself, without a vhdctl."""
-        call = self.daemon.begin(method, vm=NAME, **params)
+        call = self.daemon.begin(method, vm=self.name, **params)
         answer = self.daemon.finish(call)
         demand(answer.status == 0, f"{answer}")
         return call.result
 
     def show(self):
-        return self.daemon.show("vm", NAME)
+        return self.daemon.show("vm", self.name)
 
     def state(self):
         return self.show().get("machine", {}).get("state")
@@ -83,8 +83,9 @@ class Vm:
                    lambda: f"the vm is '{self.state()}', not '{state}'\n{self.daemon.tail()}", timeout)
 
     def process(self, name):
-        """The pid of "qemu", "supervisor" or "host", or None."""
-        words = {"qemu": "guest=", "supervisor": "--supervise"}
+        """The pid of its "qemu", its "supervisor" or the "host" of all vms, or None."""
+        vm = self.show()["id"]
+        words = {"qemu": f"guest={vm}", "supervisor": f"--supervise {vm}"}
         for pid, line in self.daemon.processes().items():
             is_ours = line.split()[0].endswith("vmm-host")
             if name == "host" and is_ours and "--supervise" not in line:
@@ -101,12 +102,16 @@ class Vm:
 
     # --- the guest
 
-    def connect(self):
+    def disconnect(self):
         if self.guest:
             self.guest.sock.close()
+        self.guest = None
+
+    def connect(self):
+        self.disconnect()
         # A vmm-host that died is started again by and by.
         answer = wait_until(lambda: (lambda a: a if a.status == 0 else None)(
-            self.daemon.try_ctl("vm", "console", NAME, "--json")), "there is no console")
+            self.daemon.try_ctl("vm", "console", self.name, "--json")), "there is no console")
         path = answer.json()["socket"]
         self.guest = guestctl.Guest(path).ready(timeout=WAIT_S)
 
@@ -137,13 +142,16 @@ class Vm:
     def sd_count(self):
         return int(self.inside("ls -d /sys/block/sd* | wc -l"))
 
-    def begin(self):
-        """The guest as it was when the snapshot was taken."""
+    def apply(self, snapshot):
+        """The guest as it was when @snapshot was taken."""
         if not self.show()["on"]:
-            self.ctl("vm", "start", NAME)
-        self.ctl("snapshot", "apply", NAME, "begin")
+            self.ctl("vm", "start", self.name)
+        self.ctl("snapshot", "apply", self.name, snapshot)
         demand(self.state() == "running", f"after an apply the vm is '{self.state()}'")
         self.connect()
+
+    def begin(self):
+        self.apply("begin")
 
 
 def set_qemu(folder, text=None):
@@ -171,15 +179,24 @@ def join(folder, guest, archive):
     return made
 
 
+def create(vm, guest):
+    """The vm with its disks, off."""
+    vm.ctl("vm", "create", vm.name, "--memory", "startup=256M,max=512M", "--accel", "tcg",
+           "--kernel", os.path.join(guest, "vmlinuz"), "--initrd", os.path.join(guest, "initramfs"),
+           "--append", "panic=-1 guest.ctl=ttyS0 guest.acpi=1 guest.mods=virtio_console,pvpanic-pci")
+    vm.ctl("disk", "attach", vm.name, vm.path("root.vhd"), "--create", "64M", "--at", "ide0:0")
+    vm.ctl("disk", "attach", vm.name, vm.path("data.vhd"), "--create", "64M", "--at", "scsi1:3")
+
+
+def start(vm):
+    """From nothing."""
+    wait_until(lambda: vm.show()["agent"], f"vm '{vm.name}' got no supervisor")
+    vm.ctl("vm", "start", vm.name)
+
+
 def boot(vm, guest, prepare=None):
-    daemon = vm.daemon
-    daemon.ctl("vm", "create", NAME, "--memory", "startup=256M,max=512M", "--accel", "tcg",
-               "--kernel", os.path.join(guest, "vmlinuz"), "--initrd", os.path.join(guest, "initramfs"),
-               "--append", "panic=-1 guest.ctl=ttyS0 guest.acpi=1 guest.mods=virtio_console,pvpanic-pci")
-    daemon.ctl("disk", "attach", NAME, vm.path("root.vhd"), "--create", "64M", "--at", "ide0:0")
-    daemon.ctl("disk", "attach", NAME, vm.path("data.vhd"), "--create", "64M", "--at", "scsi1:3")
-    wait_until(lambda: vm.show()["agent"], "the vm got no supervisor")
-    vm.ctl("vm", "start", NAME)
+    create(vm, guest)
+    start(vm)
     vm.connect()
     vm.put("/tmp/journal", JOURNAL)
     vm.inside("setsid sh /tmp/journal > /tmp/journal.log 2>&1 &")
@@ -187,16 +204,15 @@ def boot(vm, guest, prepare=None):
     vm.await_progress()
     if prepare:
         prepare(vm)
-    vm.guest.sock.close()
-    vm.guest = None
-    vm.ctl("snapshot", "take", NAME, "begin")
-    demand(daemon.query("snapshot", "show", NAME, "begin")["memory"], "the snapshot has no memory")
+    vm.disconnect()
+    vm.ctl("snapshot", "take", vm.name, "begin")
+    demand(vm.daemon.query("snapshot", "show", vm.name, "begin")["memory"], "the snapshot has no memory")
 
 
 def main(title, cases, usage, without_guest=(), archive=None, prepare=None):
-    """Runs the @cases ({name: function of a Vm}) that the command line names, or all; those in @without_guest
-    before the guest boots. @usage: the test's own docstring. @archive: a function that answers what is put behind
-    the initramfs, of the build's folder; @prepare: what is done in the guest before its snapshot."""
+    """Runs the @cases ({name: function of a Vm}) that the command line names, or all, in their order; those in
+    @without_guest before the guest boots. @usage: the test's own docstring. @archive: a function that answers what
+    is put behind the initramfs, of the build's folder; @prepare: what is done in the guest before its snapshot."""
     if any(a in ("-h", "--help") for a in sys.argv[1:]):
         print(usage)
         return
@@ -204,6 +220,7 @@ def main(title, cases, usage, without_guest=(), archive=None, prepare=None):
     if any(c not in cases for c in chosen):
         print(f"usage: {usage.splitlines()[2].strip()}", file=sys.stderr)
         sys.exit(2)
+    chosen = [c for c in cases if c in chosen]
     guestlib.need_programs()
     build = os.environ.get("VHDD_BUILD") or sys.exit("VHDD_BUILD is not set")
     host = os.path.join(build, "vmm-glue/vmm-host")

@@ -153,12 +153,18 @@ Test(glue_config, refuses_a_read_only_disk_on_ide)
 
 /* --- saved memory --- */
 
-static int fit(json_t *saved, json_t *today, json_t **ret, json_t **more, struct error *err)
+static int fit_known(
+        json_t *saved, json_t *today, json_t *known, json_t **ret, json_t **more, struct error *err)
 {
-        json_auto_t *a = saved, *b = today;
+        json_auto_t *a = saved, *b = today, *c = known;
 
         *ret = *more = NULL;
-        return config_for_memory(a, b, ret, more, err);
+        return config_for_memory(a, b, c, ret, more, err);
+}
+
+static int fit(json_t *saved, json_t *today, json_t **ret, json_t **more, struct error *err)
+{
+        return fit_known(saved, today, NULL, ret, more, err);
 }
 
 #define SETTINGS "{\"memory\":{\"startup\":268435456},\"kernel\":\"/k\",\"accel\":\"tcg\"}"
@@ -205,6 +211,62 @@ Test(glue_config, refuses_memory_whose_disk_is_gone_or_moved)
                 fit(make(SETTINGS, json_array()),
                         make(SETTINGS, json_pack("[o]", disk(ID0, "a", "ide1:1"))), &config, &more,
                         &err),
+                -ESTALE));
+}
+
+static json_t *known(const char *id, const char *at)
+{
+        return json_pack("[{s:s, s:s}]", "id", id, "at", at);
+}
+
+/* In a copy of a vm all ids are new. Which disk is which the daemon knows, and the guest goes on with the
+ * serial that it knows: after a second save, too. */
+Test(glue_config, loads_memory_over_the_disks_of_a_copy)
+{
+        json_t *saved = make(SETTINGS, json_pack("[o]", disk(ID0, "root", "scsi0:0")));
+        json_t *config = NULL, *again = NULL, *more = NULL;
+        json_auto_t *device = NULL;
+        struct error err = ERROR_INIT;
+        const json_t *one;
+
+        cr_assert(eq(int,
+                          fit_known(saved,
+                                  make(SETTINGS, json_pack("[o]", disk(ID1, "root", "scsi0:0"))),
+                                  known(ID1, "scsi0:0"), &config, &more, &err),
+                          0),
+                "%s", err.message);
+        cr_expect(eq(sz, json_array_size(more), 0u));
+        json_decref(more);
+        cr_assert(eq(int,
+                          fit_known(config,
+                                  make(SETTINGS, json_pack("[o]", disk(ID1, "root", "scsi0:0"))),
+                                  known(ID1, "scsi0:0"), &again, &more, &err),
+                          0),
+                "%s", err.message);
+        one = json_array_get(json_object_get(again, "disks"), 0);
+        cr_expect(eq(str, (char *)json_string_value(json_object_get(one, "id")), (char *)ID1));
+        device = config_device(one);
+        cr_expect(eq(str, (char *)json_string_value(json_object_get(device, "serial")),
+                (char *)"00000000000040008000000000000000"));
+        json_decref(again);
+        json_decref(more);
+}
+
+Test(glue_config, refuses_disks_of_a_copy_that_are_not_where_the_memory_has_them)
+{
+        json_t *config, *more;
+        struct error err = ERROR_INIT;
+
+        /* Another disk has taken the place since. */
+        cr_expect(eq(int,
+                fit_known(make(SETTINGS, json_pack("[o]", disk(ID0, "a", "scsi0:0"))),
+                        make(SETTINGS, json_pack("[o]", disk(ID0, "a", "scsi0:0"))),
+                        known(ID1, "scsi0:0"), &config, &more, &err),
+                -ESTALE));
+        cr_expect(eq(int,
+                fit_known(make(SETTINGS, json_pack("[o]", disk(ID0, "a", "scsi0:0"))),
+                        make(SETTINGS, json_pack("[o]", disk(ID1, "a", "scsi0:1"))),
+                        known(ID1, "scsi0:1"), &config, &more, &err),
                 -ESTALE));
 }
 

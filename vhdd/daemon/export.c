@@ -25,6 +25,7 @@
 #include "vhdd/daemon/copy_file.h"
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/memory_file.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/sidecar.h"
@@ -285,6 +286,27 @@ static int copy_one(struct export *export, struct operation *operation, size_t i
         return r;
 }
 
+/* Beside each memory, when the rows speak of the copies. */
+static int write_settings(struct export *export, struct operation *operation, struct error *err)
+{
+        size_t n = strlen(export->directory);
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < export->rows.n_snapshots; i++) {
+                const struct snapshot_row *row = &export->rows.snapshots[i];
+                _cleanup_free_ char *memory = NULL;
+
+                if (!row->memory)
+                        continue;
+                if (asprintf(&memory, "%s%s", export->partial, row->memory + n) < 0) {
+                        memory = NULL;
+                        return no_memory(err);
+                }
+                r = memory_settings_copy(operation, row, memory, err);
+        }
+        return r;
+}
+
 int export_write_sidecar(struct operation *operation, const struct sidecar *rows,
         const char *vm_name, const char *partial, const char *directory, struct error *err)
 {
@@ -306,6 +328,8 @@ static int write_sidecar(struct export *export, struct operation *operation, str
         int r = export->config_only ? 0 : sidecar_rename(&export->rows, to_directory, export, err);
 
         export->rows.exported = true;
+        if (r == 0 && !export->config_only)
+                r = write_settings(export, operation, err);
         return r == 0 ? export_write_sidecar(operation, &export->rows, export->rows.vm.name,
                                 export->partial, export->directory, err)
                       : r;
@@ -599,6 +623,16 @@ static int answer(const struct export *export, json_t **ret, struct error *err)
                 if (asprintf(&named, "%s%s", export->directory, path + n) < 0)
                         return no_memory(err);
                 json_array_append_new(files, json_string(named));
+        }
+        for (i = 0; !export->config_only && i < export->rows.n_snapshots; i++) {
+                _cleanup_free_ char *memory = NULL, *beside = NULL;
+
+                if (!export->rows.snapshots[i].memory)
+                        continue;
+                memory = beneath(export, export->directory, export->rows.snapshots[i].memory);
+                if (!memory || memory_settings_path(memory, &beside, err) < 0 ||
+                        json_array_append_new(files, json_string(beside)) < 0)
+                        return no_memory(err);
         }
         if (!sidecar || json_array_append_new(files, json_string(sidecar)) < 0)
                 return no_memory(err);

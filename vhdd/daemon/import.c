@@ -17,6 +17,7 @@
 #include "vhdd/daemon/hyperv_rows.h"
 #include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/macs.h"
+#include "vhdd/daemon/memory_file.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/notes.h"
@@ -538,6 +539,18 @@ static int turn_to_copies(struct import *import, struct error *err)
         return doctor_confirm(&import->reader, &import->rows, err);
 }
 
+/* Beside each memory: the settings of the vm that it has become. */
+static int write_settings(struct import *import, struct operation *operation, struct error *err)
+{
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < import->rows.n_snapshots; i++)
+                if (import->rows.snapshots[i].memory)
+                        r = memory_settings_copy(operation, &import->rows.snapshots[i],
+                                import->rows.snapshots[i].memory, err);
+        return r;
+}
+
 /* Where the sidecar will lie: beside the first disk that is a file. */
 static int set_directory(struct sidecar *rows, struct error *err)
 {
@@ -595,6 +608,8 @@ static int carry_out(struct import *import, struct transfer *transfer, struct er
                 r = copy_files(import, operation, transfer, err);
         if (r == 0 && import->target)
                 r = turn_to_copies(import, err);
+        if (r == 0 && import->target)
+                r = write_settings(import, operation, err);
         if (r < 0)
                 return r;
         settle_rows(import);

@@ -14,6 +14,7 @@
 #include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
+#include "vhdd/daemon/places.h"
 #include "vhdd/daemon/snapshots.h"
 
 /* ---- saving ---- */
@@ -32,7 +33,7 @@ static int memory_path(
         return r < 0 ? fail(err, ENOMEM, "no memory for a path") : 0;
 }
 
-static int settings_path(const char *memory, char **ret, struct error *err)
+int memory_settings_path(const char *memory, char **ret, struct error *err)
 {
         int n = (int)(strrchr(memory, '/') - memory);
 
@@ -41,7 +42,7 @@ static int settings_path(const char *memory, char **ret, struct error *err)
                 : 0;
 }
 
-static int make_file(struct memory_saving *saving, const char *path, int *ret, struct error *err)
+static int make_file(struct operation *operation, const char *path, int *ret, struct error *err)
 {
         int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
         int r;
@@ -52,12 +53,12 @@ static int make_file(struct memory_saving *saving, const char *path, int *ret, s
         }
         r = fail_os(err, errno, "cannot make '%s'", path);
         if (r == -EEXIST)
-                operation_not_made(saving->operation, path, NULL);
+                operation_not_made(operation, path, NULL);
         return r;
 }
 
 static int write_settings(
-        struct memory_saving *saving, const char *path, const json_t *settings, struct error *err)
+        struct operation *operation, const char *path, const json_t *settings, struct error *err)
 {
         _cleanup_free_ char *text = json_dumps(settings, JSON_INDENT(2));
         _cleanup_fd_ int fd = -1;
@@ -65,7 +66,7 @@ static int write_settings(
 
         if (!text)
                 return fail(err, ENOMEM, "no memory for the vm's settings");
-        r = make_file(saving, path, &fd, err);
+        r = make_file(operation, path, &fd, err);
         if (r == 0 && (dprintf(fd, "%s\n", text) < 0 || fdatasync(fd) < 0))
                 r = fail_os(err, errno, "cannot write '%s'", path);
         return r;
@@ -79,7 +80,7 @@ int memory_begin(struct vm *vm, const struct vm_row *row, const char *snapshot,
         int r = memory_path(row, snapshot, &saving.path, err);
 
         if (r == 0)
-                r = settings_path(saving.path, &beside, err);
+                r = memory_settings_path(saving.path, &beside, err);
         if (r == 0)
                 r = operation_begin(vm->broker->catalog, host_fs(), "snapshot.memory", vm->id,
                         (const char *const[]){saving.path, beside}, 2, NULL, &saving.operation,
@@ -87,14 +88,26 @@ int memory_begin(struct vm *vm, const struct vm_row *row, const char *snapshot,
         if (r == 0)
                 r = make_folders(saving.path, NULL, err);
         if (r == 0)
-                r = make_file(&saving, saving.path, &saving.fd, err);
+                r = make_file(saving.operation, saving.path, &saving.fd, err);
         if (r == 0)
-                r = write_settings(&saving, beside, settings, err);
+                r = write_settings(saving.operation, beside, settings, err);
         if (r < 0)
                 memory_done(&saving);
         else
                 *ret = saving;
         return r;
+}
+
+int memory_settings_copy(struct operation *operation, const struct snapshot_row *snapshot,
+        const char *memory, struct error *err)
+{
+        json_auto_t *settings = json_loads(snapshot->settings, 0, NULL);
+        _cleanup_free_ char *beside = NULL;
+        int r = memory_settings_path(memory, &beside, err);
+
+        if (r == 0)
+                r = operation_will_make(operation, beside, err);
+        return r == 0 ? write_settings(operation, beside, settings, err) : r;
 }
 
 int memory_files_of(const struct snapshot_row *snapshot, json_t *files, struct error *err)
@@ -104,7 +117,7 @@ int memory_files_of(const struct snapshot_row *snapshot, json_t *files, struct e
 
         if (!snapshot->memory)
                 return 0;
-        r = settings_path(snapshot->memory, &beside, err);
+        r = memory_settings_path(snapshot->memory, &beside, err);
         if (r < 0)
                 return r;
         if (json_array_append_new(files, json_string(snapshot->memory)) < 0 ||
@@ -202,8 +215,35 @@ int memory_forget(struct vm *vm, const struct vm_row *row, struct error *err)
         return row->resume[0] ? catalog_vm_set_resume(vm->broker->catalog, vm->id, NULL, err) : 0;
 }
 
+/* The disks that the memory was saved with, by the ids that they have now: those of a vm that was imported
+ * as a copy are others than the memory has. */
+static int known_disks(
+        struct vm *vm, const struct snapshot_row *snapshot, json_t **ret, struct error *err)
+{
+        struct snapshot_disk_row *held = NULL;
+        json_auto_t *list = json_array();
+        size_t n = 0;
+        int r = catalog_snapshot_disk_list(vm->broker->catalog, snapshot->id, &held, &n, err);
+
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                const struct place place = {
+                        (enum controller)held[i].controller, held[i].bus, held[i].unit};
+                char at[PLACE_TEXT_MAX];
+
+                if (json_array_append_new(list,
+                            json_pack("{s:s, s:s}", "id", held[i].disk, "at",
+                                    place_format(place, at))) < 0)
+                        r = fail(err, ENOMEM, "no memory for a list of disks");
+        }
+        snapshot_disk_rows_free(held, n);
+        if (r == 0)
+                *ret = json_incref(list);
+        return r;
+}
+
 /* -1 in *ret: there is none to go on from. */
-static int find_memory(struct vm *vm, const struct vm_row *row, int *ret, struct error *err)
+static int find_memory(
+        struct vm *vm, const struct vm_row *row, int *ret, json_t **ret_disks, struct error *err)
 {
         _cleanup_(snapshot_row_done) struct snapshot_row snapshot = {0};
         int r;
@@ -212,6 +252,9 @@ static int find_memory(struct vm *vm, const struct vm_row *row, int *ret, struct
                 return 0;
         r = catalog_snapshot_find(vm->broker->catalog, vm->id, row->resume, &snapshot, err);
         if (r < 0 || !snapshot.memory)
+                return r;
+        r = known_disks(vm, &snapshot, ret_disks, err);
+        if (r < 0)
                 return r;
         r = open_memory(&snapshot, ret, err);
         if (r < 0)
@@ -225,17 +268,19 @@ int memory_start(struct vm *vm, const struct vm_row *row, json_t **ret, struct e
 {
         _cleanup_fd_ int memory = -1;
         struct error why = ERROR_INIT;
+        json_auto_t *disks = NULL;
         int r = agent_must(vm, row, "start", err);
 
         if (r == 0)
-                r = find_memory(vm, row, &memory, err);
+                r = find_memory(vm, row, &memory, &disks, err);
         /* Before: who dies from here on leaves nobody who would use it for disks that have moved on. */
         if (r == 0 && memory >= 0)
                 r = memory_forget(vm, row, err);
         if (r < 0)
                 return r;
         vm_let_clients_in(vm, true);
-        r = agent_ask(vm, "start", json_pack("{s:b}", "from-memory", memory >= 0), &memory,
+        r = agent_ask(vm, "start",
+                json_pack("{s:b, s:O*}", "from-memory", memory >= 0, "disks", disks), &memory,
                 memory >= 0 ? 1 : 0, ret, err);
         vm_let_clients_in(vm, false);
         if (r == -EREMOTEIO && memory >= 0 &&

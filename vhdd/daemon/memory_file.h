@@ -39,6 +39,12 @@ int memory_commit(
         struct vm *vm, struct memory_saving *saving, const char *snapshot, struct error *err);
 void memory_done(struct memory_saving *saving);
 
+/* The settings beside @memory, which is a copy of @snapshot's, as the row has them: what they say of the
+ * disks is of the place where the copy lies. @operation takes them back. */
+int memory_settings_copy(struct operation *operation, const struct snapshot_row *snapshot,
+        const char *memory, struct error *err);
+int memory_settings_path(const char *memory, char **ret, struct error *err);
+
 /* The files of @snapshot's memory, if it has one, onto the array @files: to be removed with its row. */
 int memory_files_of(const struct snapshot_row *snapshot, json_t *files, struct error *err);
 /* The folders of those of @files (gone by now) that were saved memory, if nothing else is in them. */

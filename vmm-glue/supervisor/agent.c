@@ -44,7 +44,9 @@ static int on_up(void *opaque, struct connection *connection, struct error *err)
                 supervisor_set_name(supervisor, json_string_value(json_object_get(answer, "vm")));
         if (r == 0)
                 r = connection_call(connection, "events.subscribe",
-                        json_pack("{s:[s, s]}", "types", "merged", "snapshot-taken"), NULL, err);
+                        json_pack(
+                                "{s:[s, s, s]}", "types", "merged", "snapshot-taken", "vm-removed"),
+                        NULL, err);
         supervisor->is_registered = r == 0;
         operations_kick(supervisor);
         return r;
@@ -102,12 +104,28 @@ static void on_request(struct supervisor *supervisor, const json_t *params, int 
                 supervisor, verb ? verb : "", json_deep_copy(params), fds, n_fds, false, number);
 }
 
+static void on_event(struct supervisor *supervisor, const json_t *params)
+{
+        const char *type = json_string_value(json_object_get(params, "type"));
+        const char *vm = json_string_value(json_object_get(params, "vm"));
+        const char *id = json_string_value(json_object_get(params, "vm-id"));
+
+        if (!type)
+                return;
+        /* Whoever is registered for it is so no more; and it may come back with the same id, by an import,
+         * before vmm-host has looked: then another supervisor is started. */
+        if (strcmp(type, "vm-removed") == 0 && id && strcmp(id, supervisor->id) == 0) {
+                supervisor->is_ending = true;
+                operations_kick(supervisor);
+        } else if (vm && strcmp(vm, supervisor->name) == 0) {
+                saved_event(supervisor, type);
+        }
+}
+
 static void on_notification(
         void *opaque, const char *method, const json_t *params, int *fds, size_t n_fds)
 {
         struct supervisor *supervisor = opaque;
-        const char *type = json_string_value(json_object_get(params, "type"));
-        const char *vm = json_string_value(json_object_get(params, "vm"));
 
         if (strcmp(method, "agent.request") == 0) {
                 on_request(supervisor, params, fds, n_fds);
@@ -115,8 +133,8 @@ static void on_notification(
         }
         for (size_t i = 0; i < n_fds; i++)
                 close(fds[i]);
-        if (strcmp(method, "event") == 0 && type && vm && strcmp(vm, supervisor->name) == 0)
-                saved_event(supervisor, type);
+        if (strcmp(method, "event") == 0)
+                on_event(supervisor, params);
 }
 
 int agent_start(struct supervisor *supervisor, struct error *err)

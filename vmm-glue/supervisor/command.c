@@ -134,7 +134,9 @@ static void serial_of(const json_t *disk, size_t max, char *ret)
 {
         size_t n = 0;
 
-        for (const char *id = text_of(disk, "id"); *id && n < max; id++)
+        const char *id = text_of(disk, json_object_get(disk, "serial") ? "serial" : "id");
+
+        for (; *id && n < max; id++)
                 if (*id != '-')
                         ret[n++] = *id;
         ret[n] = '\0';

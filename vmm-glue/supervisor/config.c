@@ -272,18 +272,39 @@ int config_from_daemon(const json_t *shown, const json_t *disks, json_t **ret, s
 
 /* --- with saved memory --- */
 
-static const json_t *find_id_at(const json_t *config, const json_t *disk)
+static const json_t *find_id_at(const json_t *config, const char *id, const char *at)
 {
-        const json_t *found =
-                config_find_disk(config, json_string_value(json_object_get(disk, "id")));
+        const json_t *found = config_find_disk(config, id);
 
-        if (found && json_equal(json_object_get(found, "at"), json_object_get(disk, "at")))
-                return found;
-        return NULL;
+        return found && strcmp(text_or(found, "at", ""), at) == 0 ? found : NULL;
 }
 
-static int take_saved_disks(
-        json_t *config, const json_t *saved, const json_t *today, struct error *err)
+/* The id that a saved disk has today. */
+static const char *id_today(const json_t *known, const json_t *disk)
+{
+        const json_t *one;
+        size_t i;
+
+        json_array_foreach(known, i, one)
+        {
+                if (json_equal(json_object_get(one, "at"), json_object_get(disk, "at")))
+                        return text_or(one, "id", "");
+        }
+        return text_or(disk, "id", "");
+}
+
+static json_t *with_serial(const json_t *disk, const json_t *saved)
+{
+        const char *id = text_or(saved, "id", ""), *serial = text_or(saved, "serial", id);
+        json_t *copy = json_copy((json_t *)disk);
+
+        if (copy && strcmp(serial, text_or(disk, "id", "")) != 0)
+                json_object_set_new(copy, "serial", json_string(serial));
+        return copy;
+}
+
+static int take_saved_disks(json_t *config, const json_t *saved, const json_t *today,
+        const json_t *known, struct error *err)
 {
         json_t *list = json_array(), *disk;
         size_t i;
@@ -291,13 +312,14 @@ static int take_saved_disks(
         json_object_set_new(config, "disks", list);
         json_array_foreach(json_object_get(saved, "disks"), i, disk)
         {
-                const json_t *found = find_id_at(today, disk);
+                const json_t *found =
+                        find_id_at(today, id_today(known, disk), text_or(disk, "at", ""));
 
                 if (!found)
                         return fail(err, ESTALE,
                                 "the memory was saved with disk '%s' at %s, which the vm has not now",
                                 text_or(disk, "name", "?"), text_or(disk, "at", "?"));
-                json_array_append(list, (json_t *)found);
+                json_array_append_new(list, with_serial(found, disk));
         }
         return 0;
 }
@@ -367,8 +389,8 @@ static int check_saved(const json_t *saved, struct error *err)
         return 0;
 }
 
-int config_for_memory(const json_t *saved, const json_t *today, json_t **ret, json_t **ret_more,
-        struct error *err)
+int config_for_memory(const json_t *saved, const json_t *today, const json_t *known, json_t **ret,
+        json_t **ret_more, struct error *err)
 {
         static const char *const kept[] = {"format", "machine", "accel", "cpus", "startup", "max",
                 "display", "hyperv", "vmbus", "networks"};
@@ -388,12 +410,12 @@ int config_for_memory(const json_t *saved, const json_t *today, json_t **ret, js
                         json_object_set(config, todays[i], json_object_get(today, todays[i]));
         if (!config || !more)
                 return fail(err, ENOMEM, "no memory for a vm's devices");
-        r = take_saved_disks(config, saved, today, err);
+        r = take_saved_disks(config, saved, today, known, err);
         if (r < 0)
                 return r;
         json_array_foreach(json_object_get(today, "disks"), i, disk)
         {
-                if (find_id_at(saved, disk))
+                if (find_id_at(config, text_or(disk, "id", ""), text_or(disk, "at", "")))
                         continue;
                 if (config_is_ide(disk))
                         return fail(err, ESTALE,

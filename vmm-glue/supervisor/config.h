@@ -9,7 +9,8 @@
  *       "startup": BYTES, "max": BYTES, "display": "vnc" | "spice" | "none", "hyperv": BOOL, "vmbus": BOOL,
  *       "kernel", "initrd", "append": TEXT,
  *       "networks": [{"mac": TEXT, "queues": N, ...}],
- *       "disks": [{"name", "id", "at", "export", "socket", "size", "read-only"}]}
+ *       "disks": [{"name", "id", "at", "export", "socket", "size", "read-only",
+ *                  "serial": what the guest knows it by, if that is not the id}]}
  *
  * Units      bytes.
  * Ownership  new references where a function hands out.
@@ -42,9 +43,11 @@ int config_disk(const json_t *listed, json_t **ret, struct error *err);
 
 /* Saved memory's config, and today's: the one to start with. Disks of the saved one must be there, at
  * their places; their exports are taken from today's. What today's has beyond (SCSI) goes to @ret_more, to
- * be added when the memory is loaded.   -ESTALE they do not fit */
-int config_for_memory(const json_t *saved, const json_t *today, json_t **ret, json_t **ret_more,
-        struct error *err);
+ * be added when the memory is loaded. @known: [{"id", "at"}], the daemon's word on which disks these are in
+ * a vm that was copied, where they have other ids; to the guest they keep the serial that it knows. NULL:
+ * the ids must be the same.   -ESTALE they do not fit */
+int config_for_memory(const json_t *saved, const json_t *today, const json_t *known, json_t **ret,
+        json_t **ret_more, struct error *err);
 
 /* The node's and the device's name in QEMU, from the disk's id. */
 #define CONFIG_NODE_MAX 32

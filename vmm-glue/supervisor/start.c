@@ -171,7 +171,8 @@ static int take_memory(struct supervisor *supervisor, struct operation *operatio
         if (r < 0)
                 return r;
         today = TAKE_PTR(start->config);
-        return config_for_memory(saved, today, &start->config, &start->more, err);
+        return config_for_memory(saved, today, json_object_get(operation->params, "disks"),
+                &start->config, &start->more, err);
 }
 
 static int prepare(struct supervisor *supervisor, struct operation *operation, struct start *start,
