@@ -346,7 +346,7 @@ def in_a_copy(daemon, folder):
     daemon.ctl("snapshot", "take", "web", "warm")
     daemon.ctl("vm", "stop", "web")
     wait_for(lambda: not daemon.show("vm", "web")["on"], "it is on")
-    gone(daemon, agent)
+    agent.gone(daemon)
     out, copied = os.path.join(folder, "out"), os.path.join(folder, "copied")
     files = daemon.query("vm", "export", "web", out)["files"]
     daemon.ctl("vm", "import", out, "--copy", "--to", copied, "--name", "copied")
