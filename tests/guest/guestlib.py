@@ -2,6 +2,7 @@
 """What the tests with a guest share: a guest, a writer in it that knows its checksums, a QEMU with a
 disk over NBD. A Machine ends what it started, by pid."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -58,27 +59,32 @@ def need_programs():
 def find_guest(build):
     """The folder with vmlinuz and an initramfs that has mke2fs and e2fsck in it."""
     ready = os.environ.get("VHDD_GUEST") or os.path.join(build, "guest")
-    files = [os.path.join(ready, name) for name in ("vmlinuz", "initramfs")]
-    if all(os.path.exists(f) for f in files):
-        return ready
-    make("no guest could be built", ready)
+    make([os.path.join(ready, name) for name in ("vmlinuz", "initramfs")], "no guest could be built", ready)
     return ready
 
 
 def find_agent(build):
     """An archive with Debian's qemu-guest-agent, to be put behind an initramfs."""
-    path = os.path.join(build, "guest", "agent.cpio")
-    if not os.path.exists(path):
-        make("qemu-guest-agent could not be had", "--agent", os.path.dirname(path))
+    folder = os.path.join(build, "guest")
+    path = os.path.join(folder, "agent.cpio")
+    make([path], "qemu-guest-agent could not be had", "--agent", folder)
     return path
 
 
-def make(otherwise, *arguments):
+def make(files, otherwise, *arguments):
+    """mkguest.sh, unless @files are there; another test may be at it: one makes them, the other waits."""
     environment = dict(os.environ, GUEST_PROGRAMS="mke2fs e2fsck")
-    made = subprocess.run(
-        [os.path.join(HERE, "mkguest.sh"), *arguments], env=environment, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )
+    folder = os.path.dirname(files[0])
+    if all(os.path.exists(f) for f in files):
+        return
+    with open(f"{folder}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if all(os.path.exists(f) for f in files):
+            return
+        made = subprocess.run(
+            [os.path.join(HERE, "mkguest.sh"), *arguments], env=environment, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
     if made.returncode != 0:
         skip(f"skipped: {otherwise}: {made.stdout.strip().splitlines()[-1:]}")
 
