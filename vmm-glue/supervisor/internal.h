@@ -21,6 +21,7 @@
 
 #include "vmm-glue/connection.h"
 #include "vmm-glue/link.h"
+#include "vmm-glue/memory/balloon.h"
 #include "vmm-glue/qemu.h"
 #include "vmm-glue/qmp.h"
 #include "vmm-glue/supervisor/config.h"
@@ -113,6 +114,9 @@ struct supervisor {
         /* memory.c */
         uint64_t memory_target; /* as last asked for; 0: never */
         bool memory_is_set_up;
+        int64_t memory_looked_ms;
+        struct balloon balloon;
+        uint64_t balloon_asked; /* 0: not known */
 
         /* guest.c */
         struct qga *qga; /* NULL: not connected */

@@ -258,6 +258,8 @@ void machine_ended(struct supervisor *supervisor, int status, bool is_known)
         guest_done(supervisor);
         supervisor->memory_is_set_up = false;
         supervisor->memory_target = 0;
+        supervisor->balloon = (struct balloon){0};
+        supervisor->balloon_asked = 0;
         supervisor->user_paused = false;
         supervisor->stop_again = false;
         hold_end(supervisor);
