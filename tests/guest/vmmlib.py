@@ -51,10 +51,10 @@ def wait_until(what, sentence, timeout=60):
 
 
 class Vm:
-    """The vm NAME of a daemon, and its guest."""
+    """A vm of a daemon, and its guest."""
 
-    def __init__(self, daemon, folder):
-        self.daemon, self.folder, self.guest = daemon, folder, None
+    def __init__(self, daemon, folder, name=NAME):
+        self.daemon, self.folder, self.name, self.guest = daemon, folder, name, None
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -64,13 +64,13 @@ class Vm:
 
     def call(self, method, **params):
         """A method of the control API itself, without a vhdctl."""
-        call = self.daemon.begin(method, vm=NAME, **params)
+        call = self.daemon.begin(method, vm=self.name, **params)
         answer = self.daemon.finish(call)
         demand(answer.status == 0, f"{answer}")
         return call.result
 
     def show(self):
-        return self.daemon.show("vm", NAME)
+        return self.daemon.show("vm", self.name)
 
     def state(self):
         return self.show().get("machine", {}).get("state")
@@ -83,11 +83,11 @@ class Vm:
                    lambda: f"the vm is '{self.state()}', not '{state}'\n{self.daemon.tail()}", timeout)
 
     def process(self, name):
-        """The pid of "qemu", "supervisor" or "host", or None."""
-        words = {"qemu": "guest=", "supervisor": "--supervise"}
+        """The pid of "qemu", "supervisor", "relay" or "host", or None."""
+        words = {"qemu": "guest=", "supervisor": "--supervise", "relay": "--relay"}
         for pid, line in self.daemon.processes().items():
             is_ours = line.split()[0].endswith("vmm-host")
-            if name == "host" and is_ours and "--supervise" not in line:
+            if name == "host" and is_ours and "--supervise" not in line and "--relay" not in line:
                 return pid
             if name in words and words[name] in line:
                 return pid
@@ -101,12 +101,20 @@ class Vm:
 
     # --- the guest
 
+    def create(self):
+        """Without disks as yet. Its kernel and its programs come from elsewhere."""
+        build = os.environ["VHDD_BUILD"]
+        guest = guestlib.find_guest(build)
+        self.ctl("vm", "create", self.name, "--memory", "startup=256M,max=512M", "--accel", "tcg",
+                 "--kernel", os.path.join(guest, "vmlinuz"), "--initrd", os.path.join(guest, "initramfs"),
+                 "--append", "panic=-1 guest.ctl=ttyS0 guest.acpi=1 guest.mods=virtio_console,pvpanic-pci")
+
     def connect(self):
         if self.guest:
             self.guest.sock.close()
         # A vmm-host that died is started again by and by.
         answer = wait_until(lambda: (lambda a: a if a.status == 0 else None)(
-            self.daemon.try_ctl("vm", "console", NAME, "--json")), "there is no console")
+            self.daemon.try_ctl("vm", "console", self.name, "--json")), "there is no console")
         path = answer.json()["socket"]
         self.guest = guestctl.Guest(path).ready(timeout=WAIT_S)
 
@@ -140,8 +148,8 @@ class Vm:
     def begin(self):
         """The guest as it was when the snapshot was taken."""
         if not self.show()["on"]:
-            self.ctl("vm", "start", NAME)
-        self.ctl("snapshot", "apply", NAME, "begin")
+            self.ctl("vm", "start", self.name)
+        self.ctl("snapshot", "apply", self.name, "begin")
         demand(self.state() == "running", f"after an apply the vm is '{self.state()}'")
         self.connect()
 
@@ -159,11 +167,9 @@ def set_qemu(folder, text=None):
         os.chmod(path, 0o755)
 
 
-def boot(vm, guest):
+def boot(vm):
     daemon = vm.daemon
-    daemon.ctl("vm", "create", NAME, "--memory", "startup=256M,max=512M", "--accel", "tcg",
-               "--kernel", os.path.join(guest, "vmlinuz"), "--initrd", os.path.join(guest, "initramfs"),
-               "--append", "panic=-1 guest.ctl=ttyS0 guest.acpi=1 guest.mods=virtio_console,pvpanic-pci")
+    vm.create()
     daemon.ctl("disk", "attach", NAME, vm.path("root.vhd"), "--create", "64M", "--at", "ide0:0")
     daemon.ctl("disk", "attach", NAME, vm.path("data.vhd"), "--create", "64M", "--at", "scsi1:3")
     wait_until(lambda: vm.show()["agent"], "the vm got no supervisor")
@@ -181,7 +187,8 @@ def boot(vm, guest):
 
 def main(title, cases, usage, without_guest=()):
     """Runs the @cases ({name: function of a Vm}) that the command line names, or all; those in @without_guest
-    before the guest boots. @usage: the test's own docstring."""
+    before the guest boots. What a case answers, a few words, goes into the summary. @usage: the test's own
+    docstring."""
     if any(a in ("-h", "--help") for a in sys.argv[1:]):
         print(usage)
         return
@@ -193,14 +200,15 @@ def main(title, cases, usage, without_guest=()):
     build = os.environ.get("VHDD_BUILD") or sys.exit("VHDD_BUILD is not set")
     host = os.path.join(build, "vmm-glue/vmm-host")
     daemonlib.find_programs()
-    guest = guestlib.find_guest(build)
-    took = {}
+    guestlib.find_guest(build)
+    took, said = {}, {}
 
     def timed(name, function, *arguments):
         begin = time.monotonic()
-        function(*arguments)
+        words = function(*arguments)
+        said[name] = f" ({words})" if words else ""
         took[name] = time.monotonic() - begin
-        print(f"{name}: {took[name]:.1f} s", flush=True)
+        print(f"{name}: {took[name]:.1f} s{said[name]}", flush=True)
 
     def test(folder):
         set_qemu(folder)
@@ -212,12 +220,12 @@ def main(title, cases, usage, without_guest=()):
                 if name in without_guest:
                     timed(name, cases[name], vm)
             if any(name not in without_guest for name in chosen):
-                timed("boot", boot, vm, guest)
+                timed("boot", boot, vm)
             for name in chosen:
                 if name not in without_guest:
                     timed(name, cases[name], vm)
             # The guest of the last case runs: the daemon's end shuts it down, or switches it off.
             daemon.stop()
-        print(f"summary: {title}: " + ", ".join(f"{name} {s:.0f} s" for name, s in took.items()))
+        print(f"summary: {title}: " + ", ".join(f"{name} {s:.0f} s{said[name]}" for name, s in took.items()))
 
     daemonlib.run(title, test)
