@@ -15,6 +15,7 @@ static const struct balloon_view after_a_rush = {
         .target = 256 * MiB,
         .has = 256 * MiB,
         .plugged = 288 * MiB,
+        .has_told = true,
         .is_fresh = true,
         .total = 500 * MiB,
         .available = 420 * MiB,
@@ -97,4 +98,32 @@ Test(balloon, gives_back_at_once)
         view.target = 544 * MiB;
         view.is_fresh = false;
         cr_expect(eq(u64, balloon_next(&balloon, &view, 0), 256 * MiB));
+}
+
+/* All of it at once would leave the guest with less than nothing. */
+Test(balloon, unplugs_no_more_than_the_guest_can_do_without)
+{
+        struct balloon_view view = after_a_rush;
+
+        cr_expect(eq(u64, balloon_plug(&view), 0));
+        view.available = 40 * MiB;
+        cr_expect(eq(u64, balloon_plug(&view), (288 - 24) * MiB));
+        view.available = 15 * MiB;
+        cr_expect(eq(u64, balloon_plug(&view), 288 * MiB));
+        view.most_plugged = 280 * MiB;
+        view.available = 40 * MiB;
+        cr_expect(eq(u64, balloon_plug(&view), 280 * MiB));
+}
+
+Test(balloon, plugs_at_once_and_unplugs_nothing_on_old_word)
+{
+        struct balloon_view view = after_a_rush;
+
+        view.is_fresh = false;
+        cr_expect(eq(u64, balloon_plug(&view), 288 * MiB));
+        view.most_plugged = 400 * MiB;
+        cr_expect(eq(u64, balloon_plug(&view), 400 * MiB));
+        view.most_plugged = 0;
+        view.has_told = false; /* no driver: nobody will ever say */
+        cr_expect(eq(u64, balloon_plug(&view), 0));
 }

@@ -50,3 +50,15 @@ uint64_t balloon_next(struct balloon *balloon, const struct balloon_view *view, 
                 return view->has;
         return most(goal, beyond(view->has, can_do_without(view)));
 }
+
+uint64_t balloon_plug(const struct balloon_view *view)
+{
+        uint64_t spare =
+                beyond(view->available, most(view->total / UNPLUG_RESERVE_PART, UNPLUG_RESERVE));
+
+        if (view->plugged <= view->most_plugged || !view->has_told)
+                return view->most_plugged;
+        if (!view->is_fresh)
+                return view->plugged;
+        return most(view->most_plugged, beyond(view->plugged, spare - spare % UNPLUG_BLOCK));
+}

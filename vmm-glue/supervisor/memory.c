@@ -92,8 +92,19 @@ static uint64_t stat(const json_t *answer, const char *name)
         return value > 0 ? (uint64_t)value : 0;
 }
 
-/* @stats: QEMU's "guest-stats", or NULL: then the balloon only gives back. */
-static int move_balloon(struct supervisor *supervisor, const json_t *stats, uint64_t has_plugged,
+/* What was asked for last may be an earlier supervisor's, or come with saved memory. */
+static int plug(struct supervisor *supervisor, uint64_t size, struct error *err)
+{
+        json_auto_t *asked = NULL;
+        int r = get(supervisor, MORE, "requested-size", &asked, err);
+
+        return r < 0 || (uint64_t)json_integer_value(asked) == size
+                ? r
+                : set(supervisor, MORE, "requested-size", size, err);
+}
+
+/* @stats: QEMU's "guest-stats", or NULL: then the guest is only given. */
+static int move(struct supervisor *supervisor, const json_t *stats, uint64_t has_plugged,
         uint64_t elapsed_ms, struct error *err)
 {
         const struct balloon_view view = {
@@ -102,15 +113,18 @@ static int move_balloon(struct supervisor *supervisor, const json_t *stats, uint
                 .has = balloon_actual(supervisor),
                 .plugged = has_plugged,
                 .most_plugged = wanted_more(supervisor),
+                .has_told = !stats || json_integer_value(json_object_get(stats, "last-update")) > 0,
                 .is_fresh = stats && is_fresh(stats),
                 .total = stat(stats, "stat-total-memory"),
                 .available = stat(stats, "stat-available-memory"),
         };
         uint64_t next = balloon_next(&supervisor->balloon, &view, elapsed_ms);
-        int r;
+        int r = 0;
 
-        if (next == supervisor->balloon_asked)
-                return 0;
+        if (has_more(supervisor))
+                r = plug(supervisor, balloon_plug(&view), err);
+        if (r < 0 || next == supervisor->balloon_asked)
+                return r;
         r = qmp_call(supervisor->qmp, "balloon", json_pack("{s:I}", "value", (json_int_t)next),
                 NULL, err);
         if (r == 0)
@@ -132,10 +146,7 @@ int step_set_memory(
         if (target < (json_int_t)CONFIG_MEMORY_LEAST || target > (json_int_t)1 << 46)
                 return fail(err, EINVAL, "a vm cannot have %" JSON_INTEGER_FORMAT " bytes", target);
         supervisor->memory_target = (uint64_t)target > max ? max : (uint64_t)target;
-        if (has_more(supervisor))
-                r = set(supervisor, MORE, "requested-size", wanted_more(supervisor), err);
-        if (r == 0)
-                r = move_balloon(supervisor, NULL, plugged(supervisor), 0, err);
+        r = move(supervisor, NULL, plugged(supervisor), 0, err);
         if (r < 0)
                 return r;
         *ret = json_pack("{s:I, s:I, s:I}", "target", (json_int_t)supervisor->memory_target,
@@ -209,7 +220,7 @@ void memory_tick(struct supervisor *supervisor)
                 return; /* it is ending, or just loads its memory */
         has_plugged = plugged(supervisor);
         if (supervisor->memory_target > 0)
-                move_balloon(supervisor, answer, has_plugged, (uint64_t)(now - before), &err);
+                move(supervisor, answer, has_plugged, (uint64_t)(now - before), &err);
         if (supervisor->link)
                 link_note(supervisor->link, "memory", take_note(supervisor, answer, has_plugged));
 }
