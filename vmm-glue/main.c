@@ -3,9 +3,11 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "vmm-glue/host.h"
 #include "vmm-glue/log.h"
+#include "vmm-glue/supervisor/relay.h"
 #include "vmm-glue/supervisor/supervisor.h"
 
 static int run_host(const struct glue_options *options, struct error *err)
@@ -31,6 +33,8 @@ int main(int argc, char **argv)
         int r;
 
         signal(SIGPIPE, SIG_IGN);
+        if (argc == 2 && strcmp(argv[1], RELAY_OPTION) == 0)
+                return relay_run();
         options_read(argc, argv, &options);
         r = options.supervise ? run_supervisor(&options, &err) : run_host(&options, &err);
         if (r < 0)

@@ -115,6 +115,33 @@ def failed_saves(daemon, folder):
     demand(not os.path.isdir(snapshots) or os.listdir(snapshots) == [], "empty folders are left")
 
 
+def successor(daemon):
+    """The agent dies once its guest is paused, and another is there before the disks are switched: it may have let
+    the guest go on, so its memory would be of another moment than the disks."""
+    second = []
+
+    def pause(agent, request, _fd):
+        worker = daemon.worker("web")
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            agent.send("agent.reply", request=request["request"], result={})
+            time.sleep(0.2)  # it is taken before the connection's end is
+            gone(daemon, agent)
+            second.append(new_agent(daemon))
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        raise OSError("it is gone")
+
+    first = new_agent(daemon, {"pause": pause})
+    got = daemon.try_ctl("snapshot", "take", "web", "never")
+    demand(got.status == 3 and "went away" in got.err and got.is_one_sentence(), f"{got}")
+    demand(first.requests[0].get("for") == "snapshot", f"{first.requests}")
+    demand("save" not in second[0].asked, f"the second agent was asked for {second[0].asked}")
+    demand(names(daemon) == [], f"{names(daemon)}")
+    merged_back(daemon)
+    gone(daemon, second[0])
+
+
 def full_disk(daemon, folder):
     """No room for the memory."""
     mount = os.path.join(folder, "small")
@@ -216,6 +243,8 @@ def broker_dies(daemon, folder):
         demand(names(daemon) == [], f"{verb}: {names(daemon)}")
         merged_back(daemon)
         demand(not saved_files(folder), f"{verb}: left over: {saved_files(folder)}")
+        left = os.listdir(os.path.join(folder, "Snapshots"))
+        demand(not left, f"{verb}: empty folders are left: {left}")
         agent.leave()
 
 
@@ -404,6 +433,7 @@ def test(folder):
                    "--create", "16M")
         pauses(daemon, folder)
         failed_saves(daemon, folder)
+        successor(daemon)
         full_disk(daemon, folder)
         while_it_is_saved(daemon)
         broker_dies(daemon, folder)

@@ -83,12 +83,12 @@ class Vm:
                    lambda: f"the vm is '{self.state()}', not '{state}'\n{self.daemon.tail()}", timeout)
 
     def process(self, name):
-        """The pid of its "qemu", its "supervisor" or the "host" of all vms, or None."""
+        """The pid of its "qemu", its "supervisor", a "relay" or the "host" of all vms, or None."""
         vm = self.show()["id"]
-        words = {"qemu": f"guest={vm}", "supervisor": f"--supervise {vm}"}
+        words = {"qemu": f"guest={vm}", "supervisor": f"--supervise {vm}", "relay": "--relay"}
         for pid, line in self.daemon.processes().items():
             is_ours = line.split()[0].endswith("vmm-host")
-            if name == "host" and is_ours and "--supervise" not in line:
+            if name == "host" and is_ours and "--supervise" not in line and "--relay" not in line:
                 return pid
             if name in words and words[name] in line:
                 return pid
@@ -101,6 +101,13 @@ class Vm:
         return pid
 
     # --- the guest
+
+    def create(self, guest=None):
+        """Without disks as yet. Its kernel and its programs come from elsewhere."""
+        guest = guest or guestlib.find_guest(os.environ["VHDD_BUILD"])
+        self.ctl("vm", "create", self.name, "--memory", "startup=256M,max=512M", "--accel", "tcg",
+                 "--kernel", os.path.join(guest, "vmlinuz"), "--initrd", os.path.join(guest, "initramfs"),
+                 "--append", "panic=-1 guest.ctl=ttyS0 guest.acpi=1 guest.mods=virtio_console,pvpanic-pci")
 
     def disconnect(self):
         if self.guest:
@@ -181,9 +188,7 @@ def join(folder, guest, archive):
 
 def create(vm, guest):
     """The vm with its disks, off."""
-    vm.ctl("vm", "create", vm.name, "--memory", "startup=256M,max=512M", "--accel", "tcg",
-           "--kernel", os.path.join(guest, "vmlinuz"), "--initrd", os.path.join(guest, "initramfs"),
-           "--append", "panic=-1 guest.ctl=ttyS0 guest.acpi=1 guest.mods=virtio_console,pvpanic-pci")
+    vm.create(guest)
     vm.ctl("disk", "attach", vm.name, vm.path("root.vhd"), "--create", "64M", "--at", "ide0:0")
     vm.ctl("disk", "attach", vm.name, vm.path("data.vhd"), "--create", "64M", "--at", "scsi1:3")
 
@@ -211,8 +216,9 @@ def boot(vm, guest, prepare=None):
 
 def main(title, cases, usage, without_guest=(), archive=None, prepare=None):
     """Runs the @cases ({name: function of a Vm}) that the command line names, or all, in their order; those in
-    @without_guest before the guest boots. @usage: the test's own docstring. @archive: a function that answers what
-    is put behind the initramfs, of the build's folder; @prepare: what is done in the guest before its snapshot."""
+    @without_guest before the guest boots. What a case answers, a few words, goes into the summary.
+    @usage: the test's own docstring. @archive: a function that answers what is put behind the initramfs, of the
+    build's folder; @prepare: what is done in the guest before its snapshot."""
     if any(a in ("-h", "--help") for a in sys.argv[1:]):
         print(usage)
         return
@@ -227,13 +233,14 @@ def main(title, cases, usage, without_guest=(), archive=None, prepare=None):
     daemonlib.find_programs()
     guest = guestlib.find_guest(build)
     more = archive(build) if archive else None
-    took = {}
+    took, said = {}, {}
 
     def timed(name, function, *arguments):
         begin = time.monotonic()
-        function(*arguments)
+        words = function(*arguments)
+        said[name] = f" ({words})" if words else ""
         took[name] = time.monotonic() - begin
-        print(f"{name}: {took[name]:.1f} s", flush=True)
+        print(f"{name}: {took[name]:.1f} s{said[name]}", flush=True)
 
     def test(folder):
         set_qemu(folder)
@@ -251,6 +258,6 @@ def main(title, cases, usage, without_guest=(), archive=None, prepare=None):
                     timed(name, cases[name], vm)
             # The guest of the last case runs: the daemon's end shuts it down, or switches it off.
             daemon.stop()
-        print(f"summary: {title}: " + ", ".join(f"{name} {s:.0f} s" for name, s in took.items()))
+        print(f"summary: {title}: " + ", ".join(f"{name} {s:.0f} s{said[name]}" for name, s in took.items()))
 
     daemonlib.run(title, test)

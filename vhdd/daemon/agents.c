@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vhdd/daemon/agents.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 struct agent {
         /* immutable */
         struct vm *vm;
+        uint64_t registration;
         char *name;
         char *verbs[AGENT_VERBS_MAX];
         size_t n_verbs;
@@ -69,6 +71,13 @@ bool agent_is_there(struct vm *vm)
         _cleanup_(agent_unrefp) struct agent *agent = agent_get(vm);
 
         return agent != NULL;
+}
+
+uint64_t agent_registration(struct vm *vm)
+{
+        _cleanup_(agent_unrefp) struct agent *agent = agent_get(vm);
+
+        return agent ? agent->registration : 0;
 }
 
 bool agent_offers(struct vm *vm, const char *verb)
@@ -181,8 +190,8 @@ struct agent_call {
         struct asking_question *question;
 };
 
-int agent_call_begin(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
-        struct agent_call **ret, struct error *err)
+int agent_call_begin(struct vm *vm, uint64_t registration, const char *verb, json_t *params,
+        const int *fds, size_t n_fds, struct agent_call **ret, struct error *err)
 {
         struct agent_call *call = calloc(1, sizeof(*call));
         int r;
@@ -194,6 +203,11 @@ int agent_call_begin(struct vm *vm, const char *verb, json_t *params, const int 
                 r = fail(err, call && params ? ENXIO : ENOMEM, "no agent is registered for the vm");
                 agent_call_drop(call);
                 return r;
+        }
+        if (registration && call->agent->registration != registration) {
+                json_decref(params);
+                agent_call_drop(call);
+                return judge(verb, 0, -EPIPE, NULL, NULL, err);
         }
         call->verb = verb;
         json_object_set_new(params, "vm", json_string(vm->id));
@@ -266,6 +280,7 @@ static void agent_gone(void *opaque)
 static int agent_new(struct vm *vm, const json_t *params, struct control_client *client,
         struct agent **ret, struct error *err)
 {
+        static atomic_uint_least64_t last_registration;
         struct agent *agent = calloc(1, sizeof(*agent));
         const char *name = param_text(params, "name");
         json_t *verb;
@@ -277,6 +292,7 @@ static int agent_new(struct vm *vm, const json_t *params, struct control_client 
         vm->refs++;
         pthread_mutex_unlock(&vm->vms->lock);
         agent->vm = vm;
+        agent->registration = atomic_fetch_add(&last_registration, 1) + 1;
         asking_init(&agent->asking, client,
                 (unsigned)param_int(params, "timeout", AGENT_DEFAULT_SECONDS));
         agent->name = strdup(name ? name : "agent");

@@ -19,6 +19,8 @@
 #include "vhdd/daemon/vms.h"
 
 bool agent_is_there(struct vm *vm);
+/* Of the one that is registered now; another that comes after it has another. 0: there is none. */
+uint64_t agent_registration(struct vm *vm);
 bool agent_offers(struct vm *vm, const char *verb);
 const char *agent_name(struct vm *vm, char *ret, size_t size); /* NULL: there is none */
 /* There is one that does this; else a sentence that says so. */
@@ -31,9 +33,9 @@ int agent_ask_within(struct vm *vm, const char *verb, json_t *params, const int 
         unsigned timeout_s, json_t **ret, struct error *err);
 
 /* In two halves, for one who has something to do meanwhile. @verb lives as long as the call.
- * agent_call_end() waits and ends it; agent_call_drop() ends it without waiting (NULL is fine). */
+ * -EPIPE: it is not the one of that @registration (0: whichever). agent_call_end() waits and ends it; agent_call_drop() ends it without waiting (NULL is fine). */
 struct agent_call;
-int agent_call_begin(struct vm *vm, const char *verb, json_t *params, const int *fds, size_t n_fds,
-        struct agent_call **ret, struct error *err);
+int agent_call_begin(struct vm *vm, uint64_t registration, const char *verb, json_t *params,
+        const int *fds, size_t n_fds, struct agent_call **ret, struct error *err);
 int agent_call_end(struct agent_call *call, json_t **ret, struct error *err);
 struct agent_call *agent_call_drop(struct agent_call *call);

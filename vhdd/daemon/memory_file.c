@@ -72,10 +72,22 @@ static int write_settings(
         return r;
 }
 
+/* The snapshot's own goes with its files; the one around it is all snapshots'. */
+static int will_make_folder(void *opaque, const char *path, struct error *err)
+{
+        const struct memory_saving *saving = opaque;
+        size_t n = strlen(path);
+
+        if (strncmp(saving->path, path, n) != 0 || strcmp(saving->path + n, "/memory") != 0)
+                return 0;
+        return operation_will_make_folder(saving->operation, path, err);
+}
+
 int memory_begin(struct vm *vm, const struct vm_row *row, const char *snapshot,
         const json_t *settings, struct memory_saving *ret, struct error *err)
 {
         struct memory_saving saving = MEMORY_SAVING_INIT;
+        const struct copy_folders folders = {will_make_folder, &saving};
         _cleanup_free_ char *beside = NULL;
         int r = memory_path(row, snapshot, &saving.path, err);
 
@@ -86,7 +98,7 @@ int memory_begin(struct vm *vm, const struct vm_row *row, const char *snapshot,
                         (const char *const[]){saving.path, beside}, 2, NULL, &saving.operation,
                         err);
         if (r == 0)
-                r = make_folders(saving.path, NULL, err);
+                r = make_folders(saving.path, &folders, err);
         if (r == 0)
                 r = make_file(saving.operation, saving.path, &saving.fd, err);
         if (r == 0)
@@ -187,13 +199,9 @@ void memory_folders_remove(const json_t *files)
 
 void memory_done(struct memory_saving *saving)
 {
-        bool is_committed = saving->operation && operation_is_committed(saving->operation);
-
         if (saving->fd >= 0)
                 close(saving->fd);
         operation_free(saving->operation);
-        if (saving->path && !is_committed)
-                remove_folder(saving->path);
         free(saving->path);
         *saving = (struct memory_saving)MEMORY_SAVING_INIT;
 }

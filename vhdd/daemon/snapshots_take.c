@@ -120,6 +120,7 @@ struct taking {
         /* what the agent does meanwhile */
         struct memory_saving memory;
         struct agent_call *saving;
+        uint64_t pauser; /* the agent's registration: only it knows how the guest stands */
         bool paused, frozen, was_paused;
         int64_t paused_us, frozen_us; /* CLOCK_MONOTONIC: since when */
         uint64_t pause_us;            /* how long it stood still; 0: not at all */
@@ -520,13 +521,15 @@ static int pause_agent(struct taking *taking, struct error *err)
 {
         int r;
 
+        taking->pauser = agent_registration(taking->vm);
         if (is_paused_already(taking)) {
                 taking->was_paused = true;
                 return 0;
         }
         /* Whether it did, when it does not say so in time, is not known: it is asked to resume. */
         taking->paused = true;
-        r = agent_ask(taking->vm, "pause", json_object(), NULL, 0, NULL, err);
+        r = agent_ask(
+                taking->vm, "pause", json_pack("{s:s}", "for", "snapshot"), NULL, 0, NULL, err);
         taking->paused_us = monotonic_us();
         return r;
 }
@@ -577,8 +580,8 @@ static int let_guest_go(struct taking *taking, struct error *err)
         }
         if (!taking->want_memory || taking->saving)
                 return 0;
-        return agent_call_begin(
-                taking->vm, "save", json_object(), &taking->memory.fd, 1, &taking->saving, err);
+        return agent_call_begin(taking->vm, taking->pauser, "save", json_object(),
+                &taking->memory.fd, 1, &taking->saving, err);
 }
 
 /* ---- all of it ---- */
@@ -728,8 +731,7 @@ static int undo(struct taking *taking, int r, struct error *err)
         if (undone < 0)
                 broker_log_error(taking->vm->broker, taking->row.name, &why);
         if (n_jobs > 0)
-                error_set_hint(err,
-                        "the guest goes on; its disks are merged back: vhdctl job list '%s'",
+                error_set_hint(err, "the vm's disks are merged back: vhdctl job list '%s'",
                         taking->row.name);
         vm_changed(taking->vm, "vm-changed", NULL); /* nobody had seen it */
         return r;

@@ -61,6 +61,7 @@ static void on_down(void *opaque)
         for (struct operation *one = supervisor->operations; one; one = one->next)
                 if (!one->from_link)
                         one->number = -1;
+        hold_forsake(supervisor);
 }
 
 void agent_tell_on(struct supervisor *supervisor)

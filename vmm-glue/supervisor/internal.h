@@ -21,6 +21,7 @@
 
 #include "vmm-glue/connection.h"
 #include "vmm-glue/link.h"
+#include "vmm-glue/memory/balloon.h"
 #include "vmm-glue/qemu.h"
 #include "vmm-glue/qmp.h"
 #include "vmm-glue/supervisor/config.h"
@@ -59,6 +60,10 @@ struct verb {
         bool is_offered; /* to the daemon, at registration */
 };
 
+/* Why a guest stands still, if it is to go on by itself: hold.c. */
+enum hold { HOLD_NONE, HOLD_START, HOLD_PAUSE };
+#define HOLD_NAME "held"
+
 struct supervisor {
         struct glue_options options; /* borrowed */
         const char *id;              /* the vm's */
@@ -96,10 +101,22 @@ struct supervisor {
         int64_t stop_us, pause_us; /* of a snapshot: STOP to RESUME */
         json_t *last_end;          /* {"how", "message", "time"} or NULL */
         bool has_saved;            /* there is saved memory to go on from */
+        bool stop_again;           /* QEMU is about to let a guest run that a person has paused */
+
+        /* relay.c */
+        sd_event_source *relay; /* NULL: none runs */
+        int relay_result;
+
+        /* hold.c */
+        enum hold hold;
+        bool is_hold_orphan; /* who would end it is gone */
 
         /* memory.c */
         uint64_t memory_target; /* as last asked for; 0: never */
         bool memory_is_set_up;
+        int64_t memory_looked_ms;
+        struct balloon balloon;
+        uint64_t balloon_asked; /* 0: not known */
 
         /* guest.c */
         struct qga *qga; /* NULL: not connected */
@@ -167,6 +184,17 @@ void process_done(struct supervisor *supervisor);
 void process_last_words(struct supervisor *supervisor, char *ret, size_t size);
 /* config.json anew, after a hot change. */
 int process_note_config(struct supervisor *supervisor, struct error *err);
+
+/* --- hold.c --- */
+
+/* Before the guest is stopped: whoever comes after us knows that it is to go on. */
+int hold_set(struct supervisor *supervisor, enum hold hold, struct error *err);
+void hold_end(struct supervisor *supervisor); /* it runs, or is a person's to let run */
+/* Who asked for the pause is gone: the guest goes on with the next tick. */
+void hold_forsake(struct supervisor *supervisor);
+/* QEMU is an earlier supervisor's, and its monitor answers. */
+void hold_adopt(struct supervisor *supervisor);
+void hold_tick(struct supervisor *supervisor);
 
 /* --- machine.c --- */
 

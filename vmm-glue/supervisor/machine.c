@@ -145,15 +145,25 @@ static void on_io_error(struct supervisor *supervisor, const json_t *data)
 
 static void on_stop_or_resume(struct supervisor *supervisor, bool runs)
 {
+        struct error err = ERROR_INIT;
+
         if (!runs)
                 supervisor->stop_us = now_us();
         else if (supervisor->stop_us > 0)
                 supervisor->pause_us = now_us() - supervisor->stop_us;
         if (runs)
                 supervisor->stop_us = 0;
+        if (runs && supervisor->stop_again) {
+                supervisor->stop_again = false;
+                if (qmp_call(supervisor->qmp, "stop", NULL, NULL, &err) < 0)
+                        log_error(&err);
+        }
         machine_look(supervisor);
-        if (runs && machine_is_running(supervisor))
-                supervisor->n_io_errors = 0;
+        if (!runs || !machine_is_running(supervisor))
+                return;
+        supervisor->n_io_errors = 0;
+        if (supervisor->hold == HOLD_PAUSE)
+                hold_end(supervisor);
 }
 
 static void on_event(void *opaque, const char *name, const json_t *data)
@@ -249,7 +259,11 @@ void machine_ended(struct supervisor *supervisor, int status, bool is_known)
         guest_done(supervisor);
         supervisor->memory_is_set_up = false;
         supervisor->memory_target = 0;
+        supervisor->balloon = (struct balloon){0};
+        supervisor->balloon_asked = 0;
         supervisor->user_paused = false;
+        supervisor->stop_again = false;
+        hold_end(supervisor);
         supervisor->saw_end = false;
         supervisor->n_io_errors = 0;
         supervisor->last_reset_ms = 0;

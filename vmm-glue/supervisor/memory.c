@@ -2,15 +2,17 @@
 /* memory.c - the guest's memory: what it has and needs, told each second; and moved where vmm-host wants.
  *
  * Above startup RAM there is virtio-mem: it is plugged up to what is wanted. Taken back is what the guest
- * lets go of; what it keeps plugged, and what is to be below startup RAM, the balloon takes.
+ * lets go of; what it keeps plugged, and what is to be below startup RAM, the balloon takes (balloon.h).
  */
 #include <string.h>
+#include <time.h>
 
 #include "vmm-glue/log.h"
 #include "vmm-glue/supervisor/internal.h"
 
 #define BALLOON "/machine/peripheral/balloon"
 #define MORE    "/machine/peripheral/vmem"
+#define FRESH_S 3
 
 static uint64_t config_number(struct supervisor *supervisor, const char *name)
 {
@@ -72,28 +74,61 @@ static uint64_t wanted_more(struct supervisor *supervisor)
         return (target - startup) / CONFIG_MEMORY_UNIT * CONFIG_MEMORY_UNIT;
 }
 
-/* The balloon's own number: it counts startup RAM only. */
-static uint64_t wanted_balloon(struct supervisor *supervisor, uint64_t has_plugged)
+/* Just now: the guest is asked each second, and a busy host may make it two. */
+static bool is_fresh(const json_t *stats)
 {
-        uint64_t startup = config_number(supervisor, "startup"), target = supervisor->memory_target;
-        uint64_t stuck =
-                has_plugged > wanted_more(supervisor) ? has_plugged - wanted_more(supervisor) : 0;
-        uint64_t ret = target < startup ? target : startup;
+        json_int_t told = json_integer_value(json_object_get(stats, "last-update"));
+        time_t now = time(NULL);
 
-        return ret > stuck + CONFIG_MEMORY_LEAST ? ret - stuck : CONFIG_MEMORY_LEAST;
+        return told > 0 && told + FRESH_S >= now && told <= now + FRESH_S;
 }
 
-static int move(struct supervisor *supervisor, uint64_t has_plugged, struct error *err)
+/* Never below 0, which is how QEMU says that it does not know. */
+static uint64_t stat(const json_t *answer, const char *name)
 {
+        json_int_t value =
+                json_integer_value(json_object_get(json_object_get(answer, "stats"), name));
+
+        return value > 0 ? (uint64_t)value : 0;
+}
+
+/* What was asked for last may be an earlier supervisor's, or come with saved memory. */
+static int plug(struct supervisor *supervisor, uint64_t size, struct error *err)
+{
+        json_auto_t *asked = NULL;
+        int r = get(supervisor, MORE, "requested-size", &asked, err);
+
+        return r < 0 || (uint64_t)json_integer_value(asked) == size
+                ? r
+                : set(supervisor, MORE, "requested-size", size, err);
+}
+
+/* @stats: QEMU's "guest-stats", or NULL: then the guest is only given. */
+static int move(struct supervisor *supervisor, const json_t *stats, uint64_t has_plugged,
+        uint64_t elapsed_ms, struct error *err)
+{
+        const struct balloon_view view = {
+                .startup = config_number(supervisor, "startup"),
+                .target = supervisor->memory_target,
+                .has = balloon_actual(supervisor),
+                .plugged = has_plugged,
+                .most_plugged = wanted_more(supervisor),
+                .has_told = !stats || json_integer_value(json_object_get(stats, "last-update")) > 0,
+                .is_fresh = stats && is_fresh(stats),
+                .total = stat(stats, "stat-total-memory"),
+                .available = stat(stats, "stat-available-memory"),
+        };
+        uint64_t next = balloon_next(&supervisor->balloon, &view, elapsed_ms);
         int r = 0;
 
         if (has_more(supervisor))
-                r = set(supervisor, MORE, "requested-size", wanted_more(supervisor), err);
+                r = plug(supervisor, balloon_plug(&view), err);
+        if (r < 0 || next == supervisor->balloon_asked)
+                return r;
+        r = qmp_call(supervisor->qmp, "balloon", json_pack("{s:I}", "value", (json_int_t)next),
+                NULL, err);
         if (r == 0)
-                r = qmp_call(supervisor->qmp, "balloon",
-                        json_pack("{s:I}", "value",
-                                (json_int_t)wanted_balloon(supervisor, has_plugged)),
-                        NULL, err);
+                supervisor->balloon_asked = next;
         return r;
 }
 
@@ -111,8 +146,7 @@ int step_set_memory(
         if (target < (json_int_t)CONFIG_MEMORY_LEAST || target > (json_int_t)1 << 46)
                 return fail(err, EINVAL, "a vm cannot have %" JSON_INTEGER_FORMAT " bytes", target);
         supervisor->memory_target = (uint64_t)target > max ? max : (uint64_t)target;
-        /* What is plugged now, and is too much, is given time to be unplugged first. */
-        r = move(supervisor, 0, err);
+        r = move(supervisor, NULL, plugged(supervisor), 0, err);
         if (r < 0)
                 return r;
         *ret = json_pack("{s:I, s:I, s:I}", "target", (json_int_t)supervisor->memory_target,
@@ -171,9 +205,11 @@ void memory_tick(struct supervisor *supervisor)
 {
         json_auto_t *answer = NULL;
         struct error err = ERROR_INIT;
+        int64_t now = monotonic_ms(), before = supervisor->memory_looked_ms;
         uint64_t has_plugged;
         int r = 0;
 
+        supervisor->memory_looked_ms = now;
         if (!supervisor->qmp || supervisor->saw_end || !machine_is_running(supervisor))
                 return;
         if (!supervisor->memory_is_set_up)
@@ -183,8 +219,8 @@ void memory_tick(struct supervisor *supervisor)
         if (r < 0)
                 return; /* it is ending, or just loads its memory */
         has_plugged = plugged(supervisor);
-        if (supervisor->memory_target > 0 && has_plugged > wanted_more(supervisor))
-                move(supervisor, has_plugged, &err);
+        if (supervisor->memory_target > 0)
+                move(supervisor, answer, has_plugged, (uint64_t)(now - before), &err);
         if (supervisor->link)
                 link_note(supervisor->link, "memory", take_note(supervisor, answer, has_plugged));
 }

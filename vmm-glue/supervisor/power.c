@@ -5,6 +5,7 @@
 
 #include "vmm-glue/log.h"
 #include "vmm-glue/supervisor/internal.h"
+#include "vmm-glue/supervisor/relay.h"
 
 #define QUIT_MS            10000
 #define SHUTDOWN_DEFAULT_S 120
@@ -142,7 +143,8 @@ int step_reset(
         if (r < 0)
                 return r;
         /* One that had crashed runs again. */
-        if (!machine_is_running(supervisor) && !supervisor->user_paused)
+        if (!machine_is_running(supervisor) && !supervisor->user_paused &&
+                supervisor->hold == HOLD_NONE)
                 r = qmp_call(supervisor->qmp, "cont", NULL, NULL, err);
         if (r < 0)
                 return r;
@@ -154,6 +156,8 @@ int step_reset(
 int step_pause(
         struct supervisor *supervisor, struct operation *operation, json_t **ret, struct error *err)
 {
+        const char *purpose = json_string_value(json_object_get(operation->params, "for"));
+        bool is_for_snapshot = purpose && strcmp(purpose, "snapshot") == 0;
         int r;
 
         /* Saved memory stands still as it is: a snapshot takes a copy of it. */
@@ -161,12 +165,19 @@ int step_pause(
                 *ret = state_answer(supervisor);
                 return 1;
         }
+        /* A save that was given up has to end first: not while the guest stands still for us. */
+        if (is_for_snapshot && relay_is_running(supervisor))
+                return 0;
         r = machine_must(supervisor, err);
+        if (r == 0 && is_for_snapshot)
+                r = hold_set(supervisor, HOLD_PAUSE, err);
         if (r == 0)
                 r = qmp_call(supervisor->qmp, "stop", NULL, NULL, err);
         if (r < 0)
                 return r;
-        supervisor->user_paused = true;
+        supervisor->user_paused = !is_for_snapshot;
+        if (!is_for_snapshot && supervisor->hold == HOLD_PAUSE)
+                hold_end(supervisor);
         machine_look(supervisor);
         *ret = state_answer(supervisor);
         return 1;
@@ -194,6 +205,8 @@ int step_resume(
                 r = qmp_call(supervisor->qmp, "cont", NULL, NULL, err);
         if (r < 0)
                 return r;
+        if (supervisor->hold == HOLD_PAUSE)
+                hold_end(supervisor);
         machine_look(supervisor);
         *ret = state_answer(supervisor);
         return 1;

@@ -21,6 +21,7 @@
 
 #include "vmm-glue/log.h"
 #include "vmm-glue/supervisor/internal.h"
+#include "vmm-glue/supervisor/relay.h"
 
 #define CONFIG_NAME "config.json"
 #define LOCK_NAME   "qemu.lock"
@@ -61,8 +62,8 @@ int process_note_config(struct supervisor *supervisor, struct error *err)
 
 static void forget_files(struct supervisor *supervisor)
 {
-        static const char *const names[] = {PID_NAME, CONFIG_NAME, "qmp.sock", "console.sock",
-                "qga.sock", "vnc.sock", "spice.sock", "frozen"};
+        static const char *const names[] = {PID_NAME, CONFIG_NAME, HOLD_NAME, RELAY_FIFO,
+                "qmp.sock", "console.sock", "qga.sock", "vnc.sock", "spice.sock", "frozen"};
 
         for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
                 _cleanup_free_ char *path = NULL;
@@ -211,6 +212,8 @@ int process_spawn(struct supervisor *supervisor, const json_t *config,
                 return r;
         forget_files(supervisor);
         r = write_config(supervisor, config, err);
+        if (r == 0)
+                r = hold_set(supervisor, HOLD_START, err);
         if (r < 0)
                 return r;
         dprintf(log, LOG_BEGIN "%s\n", options->program);

@@ -3,8 +3,8 @@
  *
  * To a descriptor: QEMU write-protects the guest's memory, lets the guest run on, and copies a page before
  * it is written (background-snapshot). So what is saved is the instant at which the guest was stopped, and
- * it stands still for milliseconds. Where the kernel does not let us (userfaultfd), the guest stands still
- * until all is written.
+ * it stands still for milliseconds. Once begun that must come to an end, whatever becomes of the file: see
+ * relay.c. Where the kernel does not let us (userfaultfd), the guest stands still until all is written.
  *
  * To the vm's own file, STATE/vmm/ID/saved: the guest is stopped, all is written and synced, QEMU ends. The
  * vm counts as on: its disks belong to that memory, and the daemon asks us before it does anything to
@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,7 @@
 #include "vmm-glue/log.h"
 #include "vmm-glue/supervisor/internal.h"
 #include "vmm-glue/supervisor/memory_image.h"
+#include "vmm-glue/supervisor/relay.h"
 
 #define BANDWIDTH   (INT64_C(1) << 34) /* bytes a second: none that matters */
 #define COPY_CHUNK  (4u << 20)
@@ -31,6 +33,7 @@ enum phase { BEGIN, COPYING, MIGRATING, ENDING };
 struct save {
         int fd; /* where it goes */
         bool is_own, is_background, was_running;
+        bool is_users;  /* paused by a person, and stays so */
         char *new_path; /* of our own */
         int from;       /* COPYING: of our own, to a snapshot */
         uint64_t bytes;
@@ -203,6 +206,41 @@ void saved_look(struct supervisor *supervisor)
         supervisor->has_saved = saved_path(supervisor, &path, NULL) == 0 && access(path, F_OK) == 0;
 }
 
+/* The file's name, whoever opened it. */
+static void name_of(const struct save *save, char ret[PATH_MAX])
+{
+        char link[64];
+        ssize_t n;
+
+        snprintf(link, sizeof(link), "/proc/self/fd/%d", save->fd);
+        n = readlink(link, ret, PATH_MAX - 1);
+        ret[n > 0 ? n : 0] = '\0';
+}
+
+static int hint_room(
+        struct supervisor *supervisor, const struct save *save, int r, struct error *err)
+{
+        if (save->is_own)
+                error_set_hint(err, "make room there: it takes as much as the guest uses");
+        else
+                error_set_hint(err, "make room there, or: vhdctl vm set '%s' --snapshot-dir DIR",
+                        supervisor->name);
+        return r;
+}
+
+/* What the relay could not write. */
+static int unwritten(struct supervisor *supervisor, const struct save *save, struct error *err)
+{
+        int code = -supervisor->relay_result;
+        char path[PATH_MAX];
+
+        if (code == RELAY_DIED)
+                return fail(err, EIO, "the process that writes the memory was ended");
+        name_of(save, path);
+        fail_os(err, code, "cannot write '%.400s'", path);
+        return code == ENOSPC || code == EDQUOT ? hint_room(supervisor, save, -code, err) : -code;
+}
+
 /* --- beginning --- */
 
 static int save_new(struct supervisor *supervisor, struct operation *operation, struct save **ret,
@@ -253,16 +291,28 @@ static bool can_in_background(struct supervisor *supervisor)
         return false;
 }
 
+/* What QEMU is to write to: *ret is -1 if that is the file itself. */
+static int choose_end(struct supervisor *supervisor, struct save *save, int *ret, struct error *err)
+{
+        return save->is_background ? relay_start(supervisor, save->fd, ret, err) : 0;
+}
+
 static int begin_migration(struct supervisor *supervisor, struct save *save, struct error *err)
 {
+        _cleanup_fd_ int end = -1;
         int r = memory_image_write(save->fd, supervisor->config, err);
 
         if (r < 0)
-                return r;
+                return r == -ENOSPC ? hint_room(supervisor, save, r, err) : r;
         save->was_running = machine_is_running(supervisor);
+        save->is_users = !save->was_running && supervisor->hold == HOLD_NONE;
         save->is_background = !save->is_own && can_in_background(supervisor);
+        /* In the background QEMU lets every guest run, one that was paused as well. */
+        supervisor->stop_again = save->is_background && save->is_users;
         if (!save->is_background) {
                 r = set_capability(supervisor, false, err);
+                if (r == 0 && save->was_running)
+                        r = hold_set(supervisor, HOLD_PAUSE, err);
                 if (r == 0)
                         r = qmp_call(supervisor->qmp, "stop", NULL, NULL, err);
         }
@@ -270,8 +320,10 @@ static int begin_migration(struct supervisor *supervisor, struct save *save, str
                 r = qmp_call(supervisor->qmp, "migrate-set-parameters",
                         json_pack("{s:I}", "max-bandwidth", (json_int_t)BANDWIDTH), NULL, err);
         if (r == 0)
+                r = choose_end(supervisor, save, &end, err);
+        if (r == 0)
                 r = qmp_call_with(supervisor->qmp, "getfd", json_pack("{s:s}", "fdname", "memory"),
-                        save->fd, QMP_CALL_MS, NULL, err);
+                        end >= 0 ? end : save->fd, QMP_CALL_MS, NULL, err);
         supervisor->migration[0] = '\0';
         supervisor->pause_us = 0;
         if (r == 0)
@@ -303,6 +355,8 @@ static int begin(struct supervisor *supervisor, struct operation *operation, str
         r = machine_must(supervisor, err);
         if (r < 0)
                 return r;
+        if (relay_is_running(supervisor))
+                return 0; /* one that was given up has to end first */
         if (!machine_is_running(supervisor) && strcmp(supervisor->status, "paused") != 0)
                 return fail(err, EBUSY, "the vm is '%s': its memory cannot be saved now",
                         machine_state(supervisor));
@@ -330,16 +384,20 @@ static int copy_some(struct save *save, struct error *err)
         return 0;
 }
 
-static int failed(struct supervisor *supervisor, struct error *err)
+static int failed(struct supervisor *supervisor, struct save *save, struct error *err)
 {
         json_auto_t *answer = NULL;
+        char path[PATH_MAX];
         const char *why;
+        int r;
 
         if (supervisor->qmp)
                 qmp_call(supervisor->qmp, "query-migrate", NULL, &answer, NULL);
         why = json_string_value(json_object_get(answer, "error-desc"));
-        return fail(err, EIO, "QEMU could not save the memory: %.300s",
+        name_of(save, path);
+        r = fail(err, EIO, "QEMU could not save the memory in '%.400s': %.300s", path,
                 why ? why : "the file cannot be written (is the disk full?)");
+        return hint_room(supervisor, save, r, err);
 }
 
 static uint64_t written(struct supervisor *supervisor)
@@ -377,11 +435,19 @@ static int keep_own(struct supervisor *supervisor, struct save *save, struct err
         return 0;
 }
 
+/* What has been saved by a QEMU that stood still is "postmigrate", and cannot be saved again until it has
+ * run. One that a person paused is paused again at once. */
 static int go_on(struct supervisor *supervisor, struct save *save, struct error *err)
 {
-        if (save->is_background || !save->was_running || supervisor->saw_end)
+        int r;
+
+        supervisor->stop_again = false;
+        if (save->is_background || supervisor->saw_end || (!save->was_running && !save->is_users))
                 return 0;
-        return qmp_call(supervisor->qmp, "cont", NULL, NULL, err);
+        r = qmp_call(supervisor->qmp, "cont", NULL, NULL, err);
+        if (r == 0 && save->is_users)
+                r = qmp_call(supervisor->qmp, "stop", NULL, NULL, err);
+        return r;
 }
 
 static int answer(struct supervisor *supervisor, struct save *save, json_t **ret)
@@ -401,9 +467,11 @@ static int step_migrating(struct supervisor *supervisor, struct operation *opera
                 return fail(err, EPIPE, "QEMU ended while it saved the memory");
         if (strcmp(supervisor->migration, "failed") == 0 ||
                 strcmp(supervisor->migration, "cancelled") == 0)
-                return failed(supervisor, err);
-        if (strcmp(supervisor->migration, "completed") != 0)
+                return failed(supervisor, save, err);
+        if (strcmp(supervisor->migration, "completed") != 0 || relay_is_running(supervisor))
                 return 0;
+        if (save->is_background && supervisor->relay_result < 0)
+                return unwritten(supervisor, save, err);
         save->bytes = written(supervisor);
         if (save->is_own) {
                 r = keep_own(supervisor, save, err);
@@ -444,11 +512,16 @@ void undo_save(struct supervisor *supervisor, struct operation *operation)
                 return;
         if (save->new_path)
                 unlink(save->new_path);
+        supervisor->stop_again = false;
         if (operation->phase == COPYING || !supervisor->qmp || supervisor->saw_end)
                 return;
-        if (operation->phase == MIGRATING && strcmp(supervisor->migration, "completed") != 0 &&
+        if (operation->phase == MIGRATING && !save->is_background &&
+                strcmp(supervisor->migration, "completed") != 0 &&
                 strcmp(supervisor->migration, "failed") != 0)
                 qmp_call(supervisor->qmp, "migrate_cancel", NULL, NULL, NULL);
+        if (operation->phase == BEGIN)
+                qmp_call(supervisor->qmp, "closefd", json_pack("{s:s}", "fdname", "memory"), NULL,
+                        NULL);
         set_capability(supervisor, false, NULL);
         machine_look(supervisor);
         if (save->was_running && !machine_is_running(supervisor) &&

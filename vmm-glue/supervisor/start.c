@@ -374,13 +374,17 @@ static int add_more_disks(struct supervisor *supervisor, struct start *start, st
 
 static int go(struct supervisor *supervisor, struct start *start, json_t **ret, struct error *err)
 {
-        int r;
+        /* From here on there may be no other memory to start from. */
+        int r = hold_set(supervisor, HOLD_PAUSE, err);
 
+        if (r < 0)
+                return r;
         if (start->is_own)
                 saved_drop(supervisor);
         r = qmp_call(supervisor->qmp, "cont", NULL, NULL, err);
         if (r < 0)
                 return r;
+        hold_end(supervisor);
         supervisor->set_time = start->memory >= 0;
         machine_look(supervisor);
         *ret = json_pack("{s:i, s:s, s:O, s:b}", "pid", (int)supervisor->pid, "qemu",

@@ -7,6 +7,7 @@
 
 #include "vmm-glue/log.h"
 #include "vmm-glue/supervisor/internal.h"
+#include "vmm-glue/supervisor/relay.h"
 
 #define TICK_US UINT64_C(1000000)
 
@@ -56,6 +57,8 @@ static void come_back(struct supervisor *supervisor)
                         machine_state(supervisor));
                 if (strcmp(supervisor->status, "shutdown") == 0)
                         machine_quit(supervisor);
+                else
+                        hold_adopt(supervisor);
         } else if (r != -EAGAIN) {
                 log_error(&err);
         }
@@ -70,6 +73,7 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *opaque)
                 if (!supervisor->qmp)
                         come_back(supervisor);
                 if (supervisor->qmp) {
+                        hold_tick(supervisor);
                         continue_after_outage(supervisor);
                         memory_tick(supervisor);
                         guest_tick(supervisor);
@@ -161,6 +165,7 @@ struct supervisor *supervisor_free(struct supervisor *supervisor)
         link_free(supervisor->link);
         guest_done(supervisor);
         machine_done(supervisor);
+        relay_done(supervisor);
         process_done(supervisor);
         connection_free(supervisor->connection);
         sd_event_source_disable_unref(supervisor->listen);
