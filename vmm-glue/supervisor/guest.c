@@ -5,7 +5,6 @@
  * it is frozen, tells the next supervisor until when. An agent that does not answer is told again, ever more seldom.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -143,24 +142,14 @@ static void on_pong(void *opaque, const json_t *result, const struct error *err)
 
 /* --- frozen until --- */
 
-static int frozen_path(struct supervisor *supervisor, char **ret, struct error *err)
-{
-        return vm_path(&supervisor->options, supervisor->id, "frozen", ret, err);
-}
-
 static int note_frozen(struct supervisor *supervisor, struct error *err)
 {
-        _cleanup_free_ char *path = NULL;
         int64_t until = monotonic_ms() + THAW_MS;
-        int r = frozen_path(supervisor, &path, err), fd;
+        char text[32];
+        int r;
 
-        if (r < 0)
-                return r;
-        fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (fd < 0 || dprintf(fd, "%" PRId64 "\n", until) < 0)
-                r = fail_os(err, errno, "cannot write '%s'", path);
-        if (fd >= 0)
-                close(fd);
+        snprintf(text, sizeof(text), "%" PRId64, until);
+        r = mark_set(supervisor, FROZEN_NAME, text, err);
         if (r < 0)
                 return r;
         supervisor->is_frozen = true;
@@ -171,28 +160,18 @@ static int note_frozen(struct supervisor *supervisor, struct error *err)
 
 static void note_thawed(struct supervisor *supervisor)
 {
-        _cleanup_free_ char *path = NULL;
-
         supervisor->is_frozen = false;
-        if (frozen_path(supervisor, &path, NULL) == 0)
-                unlink(path);
+        mark_end(supervisor, FROZEN_NAME);
 }
 
 void guest_look(struct supervisor *supervisor)
 {
-        _cleanup_free_ char *path = NULL;
         int64_t latest = monotonic_ms() + THAW_MS;
-        char text[32] = "";
-        int fd;
+        char text[32];
 
-        if (!is_process_there(supervisor) || frozen_path(supervisor, &path, NULL) < 0)
+        if (!is_process_there(supervisor) ||
+                !mark_get(supervisor, FROZEN_NAME, text, sizeof(text)))
                 return;
-        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-        if (fd < 0)
-                return;
-        if (read(fd, text, sizeof(text) - 1) < 0)
-                text[0] = '\0';
-        close(fd);
         supervisor->is_frozen = true;
         supervisor->thaw_ms = strtoll(text, NULL, 10);
         if (supervisor->thaw_ms > latest)

@@ -9,11 +9,7 @@
  * It is written before QEMU is asked, and goes once the guest runs. A pause that a person asked for is not held:
  * it stays. A supervisor that lives lets a snapshot's guest go on when the daemon's connection ends.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "vmm-glue/log.h"
 #include "vmm-glue/supervisor/internal.h"
@@ -21,24 +17,12 @@
 
 static const char *const words[] = {[HOLD_START] = "start", [HOLD_PAUSE] = "pause"};
 
-static int path_of(struct supervisor *supervisor, const char *name, char **ret, struct error *err)
-{
-        return vm_path(&supervisor->options, supervisor->id, name, ret, err);
-}
-
 int hold_set(struct supervisor *supervisor, enum hold hold, struct error *err)
 {
-        _cleanup_free_ char *path = NULL, *new = NULL;
-        _cleanup_fd_ int fd = -1;
-        int r = path_of(supervisor, HOLD_NAME, &path, err);
+        int r = mark_set(supervisor, HOLD_NAME, words[hold], err);
 
-        if (r == 0)
-                r = path_of(supervisor, HOLD_NAME ".new", &new, err);
         if (r < 0)
                 return r;
-        fd = open(new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (fd < 0 || dprintf(fd, "%s\n", words[hold]) < 0 || rename(new, path) < 0)
-                return fail_os(err, errno ? errno : EIO, "cannot write '%s'", path);
         supervisor->hold = hold;
         supervisor->is_hold_orphan = false;
         return 0;
@@ -46,14 +30,11 @@ int hold_set(struct supervisor *supervisor, enum hold hold, struct error *err)
 
 void hold_end(struct supervisor *supervisor)
 {
-        _cleanup_free_ char *path = NULL;
-
         if (supervisor->hold == HOLD_NONE)
                 return;
         supervisor->hold = HOLD_NONE;
         supervisor->is_hold_orphan = false;
-        if (path_of(supervisor, HOLD_NAME, &path, NULL) == 0)
-                unlink(path);
+        mark_end(supervisor, HOLD_NAME);
 }
 
 void hold_forsake(struct supervisor *supervisor)
@@ -63,20 +44,10 @@ void hold_forsake(struct supervisor *supervisor)
 
 static void look(struct supervisor *supervisor)
 {
-        _cleanup_free_ char *path = NULL;
         char text[16];
-        ssize_t n;
-        int fd;
 
-        if (path_of(supervisor, HOLD_NAME, &path, NULL) < 0)
+        if (!mark_get(supervisor, HOLD_NAME, text, sizeof(text)))
                 return;
-        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-        if (fd < 0)
-                return;
-        n = read(fd, text, sizeof(text) - 1);
-        close(fd);
-        text[n > 0 ? n : 0] = '\0';
-        text[strcspn(text, "\n")] = '\0';
         for (enum hold hold = HOLD_START; hold <= HOLD_PAUSE; hold++)
                 if (strcmp(text, words[hold]) == 0)
                         supervisor->hold = hold;

@@ -62,7 +62,8 @@ struct verb {
 
 /* Why a guest stands still, if it is to go on by itself: hold.c. */
 enum hold { HOLD_NONE, HOLD_START, HOLD_PAUSE };
-#define HOLD_NAME "held"
+#define HOLD_NAME   "held"
+#define FROZEN_NAME "frozen"
 
 struct supervisor {
         struct glue_options options; /* borrowed */
@@ -232,6 +233,11 @@ int step_describe(struct supervisor *, struct operation *, json_t **, struct err
 int step_network_add(struct supervisor *, struct operation *, json_t **, struct error *);
 int step_network_remove(struct supervisor *, struct operation *, json_t **, struct error *);
 int step_set_memory(struct supervisor *, struct operation *, json_t **, struct error *);
+
+/* marks.c: a word in the file RUN/vmm/ID/@name, for whoever comes after our death. */
+int mark_set(struct supervisor *supervisor, const char *name, const char *word, struct error *err);
+bool mark_get(struct supervisor *supervisor, const char *name, char *ret, size_t size); /* false: none */
+void mark_end(struct supervisor *supervisor, const char *name);
 
 /* save.c: where a vm's own saved memory lies. */
 int saved_path(const struct supervisor *supervisor, char **ret, struct error *err);

@@ -62,8 +62,8 @@ int process_note_config(struct supervisor *supervisor, struct error *err)
 
 static void forget_files(struct supervisor *supervisor)
 {
-        static const char *const names[] = {PID_NAME, CONFIG_NAME, HOLD_NAME, RELAY_FIFO,
-                "qmp.sock", "console.sock", "qga.sock", "vnc.sock", "spice.sock", "frozen"};
+        static const char *const names[] = {PID_NAME, CONFIG_NAME, HOLD_NAME, FROZEN_NAME,
+                RELAY_FIFO, "qmp.sock", "console.sock", "qga.sock", "vnc.sock", "spice.sock"};
 
         for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
                 _cleanup_free_ char *path = NULL;
