@@ -5,12 +5,19 @@
 #include <string.h>
 #include <sys/epoll.h>
 
+#include "base/arith.h"
 #include "vhdd/control/client.h"
 #include "vhdd/control/method.h"
 #include "vmm-glue/log.h"
 
 #define RETRY_FIRST_US UINT64_C(100000)
 #define RETRY_MOST_US  UINT64_C(2000000)
+/* A socket that a service manager holds open takes connections for a daemon that is not there yet; and one that
+ * is busy answers late. Nothing else is done meanwhile: so a first answer is not waited for long, and then there
+ * is time for everything else before the next try, which waits for longer. */
+#define GREETING_FIRST_MS 1000
+#define GREETING_MOST_MS  8000
+#define ANSWER_MS         60000
 
 struct connection {
         sd_event *event;
@@ -19,6 +26,7 @@ struct connection {
         char *path;
         struct connection_callbacks callbacks;
         uint64_t pause_us;
+        int greeting_ms;
         bool was_told; /* that there is no daemon */
 };
 
@@ -77,7 +85,12 @@ static void take_notifications(struct connection *connection)
 
 static int on_pending(sd_event_source *source, void *opaque)
 {
-        take_notifications(opaque);
+        struct connection *connection = opaque;
+
+        if (connection->control && control_is_silent(connection->control))
+                lose(connection, NULL);
+        else
+                take_notifications(connection);
         return 0;
 }
 
@@ -99,9 +112,16 @@ static int try_connect(struct connection *connection, struct error *err)
                 connection->control = control_close(connection->control);
                 return fail_os(err, -r, "cannot watch the daemon's connection");
         }
+        control_set_timeout(connection->control, connection->greeting_ms);
         r = connection->callbacks.up(connection->callbacks.opaque, connection, err);
+        if (connection->control && control_is_silent(connection->control)) {
+                connection->pause_us = 2000 * (uint64_t)connection->greeting_ms;
+                connection->greeting_ms = MIN_OF(2 * connection->greeting_ms, GREETING_MOST_MS);
+        }
         if (r < 0 && connection->control)
                 disconnect(connection);
+        if (connection->control)
+                control_set_timeout(connection->control, ANSWER_MS);
         return r;
 }
 
@@ -114,6 +134,7 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *opaque)
                 return 0;
         if (try_connect(connection, &err) == 0) {
                 connection->pause_us = RETRY_FIRST_US;
+                connection->greeting_ms = GREETING_FIRST_MS;
                 connection->was_told = false;
                 return 0;
         }
@@ -135,6 +156,7 @@ int connection_new(sd_event *event, const char *control,
         connection->event = sd_event_ref(event);
         connection->callbacks = *callbacks;
         connection->pause_us = RETRY_FIRST_US;
+        connection->greeting_ms = GREETING_FIRST_MS;
         r = sd_event_add_time_relative(
                 event, &connection->retry, CLOCK_MONOTONIC, 0, 1000, on_retry, connection);
         if (r >= 0)
@@ -188,7 +210,7 @@ int connection_call(struct connection *connection, const char *method, json_t *p
                 if (err)
                         *err = why;
                 /* Not from in here: whoever calls may be in the middle of something. */
-                if (is_connections_end(r))
+                if (control_is_silent(connection->control) || is_connections_end(r))
                         sd_event_source_set_enabled(connection->pending, SD_EVENT_ONESHOT);
                 return r;
         }

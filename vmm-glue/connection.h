@@ -5,6 +5,7 @@
  * Ownership  connection_new hands out, connection_free ends. JSON in a callback is lent; descriptors are the
  *            callback's to close.
  * Errors     0 or -errno with one sentence. -ENOTCONN: there is no daemon just now.
+ *            -ETIMEDOUT: it listens and says nothing; the connection ends.
  * Threads    all on the event loop's thread. connection_call waits for the answer; callbacks come from the
  *            loop only.
  */

@@ -230,8 +230,35 @@ def two_daemons(folder):
         right.stop()
 
 
+def silence(folder):
+    """A socket that a service manager holds open for a daemon that is not there: vmm-host and its supervisors,
+    the real ones, hear what else they are told."""
+    real = os.path.join(os.environ["VHDD_BUILD"], "vmm-glue/vmm-host")
+    with daemonlib.Daemon(folder, ["--vmm-command", real]) as daemon:
+        daemon.start()
+        daemon.ctl("vm", "create", "v", "--memory", "startup=64M", "--accel", "tcg")
+        wait_for(lambda: daemon.show("vm", "v")["agent"], "the vm got no supervisor")
+        ours = [pid for pid, line in daemon.processes().items() if line.split()[0].endswith("vmm-host")]
+        demand(len(ours) == 2, f"vmm-host and a supervisor are {ours}")
+        daemon.kill_broker()
+        os.unlink(daemon.control)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(daemon.control)
+            listener.listen(100)
+            # Each of them has come, and waits for a word.
+            callers = [listener.accept()[0] for _ in range(2)]
+            host = next(pid for pid in ours if "--supervise" not in daemon.processes()[pid])
+            os.kill(host, signal.SIGTERM)
+            wait_for(lambda: not any(pid in daemon.processes() for pid in ours),
+                     "vmm-host does not end while the daemon says nothing")
+            for caller in callers:
+                caller.close()
+        os.unlink(daemon.control)
+
+
 def test(folder):
-    for name, case in (("none", without_one), ("life", its_life), ("bad", bad_commands), ("two", two_daemons)):
+    for name, case in (("none", without_one), ("life", its_life), ("bad", bad_commands), ("two", two_daemons),
+                       ("silence", silence)):
         inner = os.path.join(folder, name)
         os.mkdir(inner)
         case(inner)

@@ -22,6 +22,8 @@ struct control {
         char *path;
         json_int_t next_id;
         json_t *events; /* array: notifications that nobody has asked for yet */
+        int timeout_ms; /* for an answer */
+        bool is_silent;
 };
 
 /* --- connecting --- */
@@ -88,6 +90,7 @@ int control_connect(const char *path, struct control **ret, struct error *err)
                 r = connect_anywhere(&fd, &path, err);
         if (r < 0)
                 return r;
+        control->timeout_ms = -1;
         control->path = strdup(path);
         control->events = json_array();
         control->wire = wire_new(fd, MAX_ANSWER);
@@ -237,12 +240,25 @@ static void keep_event(struct control *control, json_t *message)
         json_array_append_new(control->events, message);
 }
 
+void control_set_timeout(struct control *control, int timeout_ms)
+{
+        control->timeout_ms = timeout_ms;
+}
+
+bool control_is_silent(const struct control *control)
+{
+        return control->is_silent;
+}
+
 static int await_answer(struct control *control, json_int_t id, json_t **ret, struct error *err)
 {
+        int64_t end_ms = control->timeout_ms < 0 ? -1 : now_ms() + control->timeout_ms;
+
         for (;;) {
                 json_t *message, *said;
-                int r = read_message(control, -1, &message, err);
+                int r = read_message(control, end_ms, &message, err);
 
+                control->is_silent |= r == -ETIMEDOUT;
                 if (r < 0)
                         return r;
                 if (is_notification(message)) {

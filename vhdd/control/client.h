@@ -12,6 +12,7 @@
 #pragma once
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -27,6 +28,12 @@ struct control;
 int control_connect(const char *path, struct control **ret, struct error *err);
 struct control *control_close(struct control *control); /* NULL is fine; always returns NULL */
 DEFINE_CLEANUP(struct control *, control_close)
+
+/* The longest that an answer is waited for, then: -ETIMEDOUT, and the connection is of no more use. Without
+ * this: for ever. */
+void control_set_timeout(struct control *control, int timeout_ms);
+/* That has happened: it is not the daemon's own word. */
+bool control_is_silent(const struct control *control);
 
 /* One request and its answer. @params (NULL: none) is taken over. Events that arrive meanwhile wait for
  * control_next(). */
