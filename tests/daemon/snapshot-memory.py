@@ -126,7 +126,7 @@ def successor(daemon):
         try:
             agent.send("agent.reply", request=request["request"], result={})
             time.sleep(0.2)  # it is taken before the connection's end is
-            gone(daemon, agent)
+            agent.gone(daemon)
             second.append(new_agent(daemon))
         finally:
             os.kill(worker, signal.SIGCONT)
@@ -139,7 +139,7 @@ def successor(daemon):
     demand("save" not in second[0].asked, f"the second agent was asked for {second[0].asked}")
     demand(names(daemon) == [], f"{names(daemon)}")
     merged_back(daemon)
-    gone(daemon, second[0])
+    second[0].gone(daemon)
 
 
 def full_disk(daemon, folder):
