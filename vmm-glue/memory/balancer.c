@@ -3,25 +3,10 @@
 #include <assert.h>
 
 #include "vmm-glue/memory/balancer.h"
+#include "vmm-glue/memory/sums.h"
 
 static_assert(MEMORY_MAX_SIZE / MEMORY_BLOCK <= SHARE_MAX_BLOCKS, "one vm's need can be shared");
 static_assert(MEMORY_MAX_WEIGHT <= SHARE_MAX_WEIGHT, "weights are in share.h's range");
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-        return a < b ? a : b;
-}
-
-static uint64_t most(uint64_t a, uint64_t b)
-{
-        return a > b ? a : b;
-}
-
-/* a - b, or 0. */
-static uint64_t beyond(uint64_t a, uint64_t b)
-{
-        return a > b ? a - b : 0;
-}
 
 const char *memory_holds_to_string(enum memory_holds holds)
 {

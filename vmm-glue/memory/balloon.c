@@ -2,23 +2,9 @@
 /* balloon.c - the rule of balloon.h. */
 #include "vmm-glue/memory/balloon.h"
 
+#include "vmm-glue/memory/sums.h"
+
 #define ROUND (UINT64_C(1) << 20)
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-        return a < b ? a : b;
-}
-
-static uint64_t most(uint64_t a, uint64_t b)
-{
-        return a > b ? a : b;
-}
-
-/* a - b, or 0. */
-static uint64_t beyond(uint64_t a, uint64_t b)
-{
-        return a > b ? a - b : 0;
-}
 
 static uint64_t goal_of(const struct balloon_view *view)
 {
