@@ -777,8 +777,46 @@ def strangers(case):
     guest.verify()
 
 
+def two_disks_on_one_chain(case):
+    """A branch that was detached is another disk: what is merged beneath both goes while the other's own merge
+    runs, and that one's layers have other numbers then."""
+    guest = case.guest("d")
+    guest.fill(60)
+    case.take("a")
+    guest.fill(20)
+    case.take("b")
+    guest.fill(150)
+    case.take("c")
+    guest.fill(40)  # fewer: they come down
+    kept, content = case.daemon.show("disk", "v", "d")["layers"][0]["file"], bytes(guest.content)
+    case.daemon.ctl("disk", "detach", "v", "d")
+    case.daemon.ctl("snapshot", "apply", "v", "b")
+    guest.content = bytearray(guest.snapshots["b"])
+    case.daemon.ctl("disk", "attach", "v", kept, "--name", "e")
+    other = Guest(case.daemon, "v", "e", len(content), random.Random(case.chance.random()))
+    other.content = bytearray(content)
+    case.guests.append(other)
+    worker = case.daemon.worker("v")
+    handle = case.daemon.connect(other.export())  # a deferred merge waits
+    upper = case.delete("c", "--merge", "deferred")["jobs"]
+    for job in upper:
+        case.slow(job, "1K")
+    daemonlib.leave(handle)
+    case.wait("it runs", lambda: all(case.daemon.show("job", str(job))["state"] == "running" for job in upper))
+    case.daemon.ctl("job", "wait", str(case.delete("a")["jobs"][0]))
+    demand(all(case.daemon.show("job", str(job))["state"] == "running" for job in upper),
+           "the merge above did not run meanwhile")
+    for job in upper:
+        case.slow(job, "0")
+    case.wait()
+    demand(case.daemon.worker("v") == worker, "the worker died")
+    for one in case.guests:
+        one.verify()
+
+
 CASES = [newest_live, many_layers, deferred, branches, let_go, taken_away, user_files, push, prune, people, deaths,
-         deaths_at_the_end, readers, beside, full, changed, strangers]
+         deaths_at_the_end, readers, beside, full, changed, strangers,
+         two_disks_on_one_chain]
 
 
 if __name__ == "__main__":

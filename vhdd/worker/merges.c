@@ -52,10 +52,13 @@ struct worker_merge {
         struct worker *worker;
         int64_t job;
         char *chain_name;
+        /* The layers that go: the path of the lowest, and how many stand on it. Their numbers change when
+         * another chain's merge takes a layer from beneath them. */
+        char *lowest;
+        unsigned n_above;
 
         /* owner: the thread that runs the verbs */
         struct worker_chain *chain; /* NULL: finished, or given up */
-        unsigned first, last;
         bool shared;     /* others stand on the layers that go: they leave this chain only */
         bool renumbered; /* the server counts the layers as they will be */
         bool has_thread;
@@ -347,6 +350,7 @@ static void drop_merge(struct worker *worker, struct worker_merge *merging)
         pthread_cond_destroy(&merging->changed);
         pthread_mutex_destroy(&merging->lock);
         free(merging->chain_name);
+        free(merging->lowest);
         free(merging);
 }
 
@@ -611,11 +615,12 @@ int verb_merge_begin(struct worker *worker, const json_t *params, json_t **ret, 
                 r = new_merge(worker, chain, params, &merging, err);
         if (r < 0)
                 return r;
-        merging->first = plan.first;
-        merging->last = plan.last;
+        merging->lowest = strdup(chain_layer_path(chain->chain, plan.first));
+        merging->n_above = plan.last - plan.first;
         merging->shared = param_bool(params, "shared");
         merging->progress.bytes_total = plan.bytes;
-        r = merge_begin(chain->chain, &plan, &how, &merging->merge, err);
+        r = merging->lowest ? merge_begin(chain->chain, &plan, &how, &merging->merge, err)
+                            : fail(err, ENOMEM, "no memory for a merge");
         if (r == 0) {
                 merge_new_id(merging->merge, id);
                 *ret = json_pack("{s:s?, s:I, s:o}", "new-id",
@@ -741,14 +746,14 @@ static void set_state(
  * others stand on them, this one. */
 static void renumber(struct worker *worker, struct worker_merge *merging)
 {
-        const char *lowest = chain_layer_path(merging->chain->chain, merging->first);
-        unsigned n = merging->last - merging->first, first = 0;
+        unsigned first = 0;
 
         for (struct worker_chain *at = worker->chains; at && !merging->renumbered; at = at->next) {
                 if (at != merging->chain && merging->shared)
                         continue;
-                if (find_layer(at->chain, lowest, &first, NULL) == 0)
-                        nbd_server_merge_layers(worker->server, at->chain, first, first + n);
+                if (find_layer(at->chain, merging->lowest, &first, NULL) == 0)
+                        nbd_server_merge_layers(
+                                worker->server, at->chain, first, first + merging->n_above);
         }
         merging->renumbered = true;
 }
