@@ -122,6 +122,18 @@ static void accept_both(const struct vhd_rehead *rehead)
         redo_ident_also(rehead->vhd->redo, &now, &soon);
 }
 
+/* A move of the end footer whose sync failed has left the file with another end than we know; and what a sync
+ * that failed has lost is not to be forgotten over a new head (E5). Under extend_lock. */
+static int refuse_poisoned(const struct vhd_rehead *rehead, struct error *err)
+{
+        if (!rehead->vhd || !atomic_load(&rehead->vhd->poisoned))
+                return 0;
+        fail(err, EIO, "a sync of '%s' has failed, so what its header says stays as it is",
+                rehead->image->file->path);
+        error_set_file(err, rehead->image->file->path);
+        return -EIO;
+}
+
 int vhd_rehead_begin(struct image *image, const struct vhd_new_head *head, struct intent *intent,
         struct vhd_rehead **ret, struct error *err)
 {
@@ -144,7 +156,9 @@ int vhd_rehead_begin(struct image *image, const struct vhd_new_head *head, struc
         /* The end footer stays where it is until the end (space.c). */
         if (rehead->vhd)
                 pthread_mutex_lock(&rehead->vhd->extend_lock);
-        r = vhd_head_get(image, rehead->before, err);
+        r = refuse_poisoned(rehead, err);
+        if (r == 0)
+                r = vhd_head_get(image, rehead->before, err);
         if (r == 0) {
                 *rehead->after = *rehead->before;
                 r = make_head(rehead, head, err);

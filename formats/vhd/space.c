@@ -61,6 +61,19 @@ static int write_footer(struct vhd_image *vhd, uint64_t offset)
         return file_write(vhd->image.file, &vhd->metadata.footer.raw, VHD_FOOTER_SIZE, offset, 0);
 }
 
+/* The file ends where it ended: who changes the footers finds them by the place that we know. */
+static int take_back(struct vhd_image *vhd, uint64_t old)
+{
+        uint64_t size;
+        int r = file_size_get(vhd->image.file, &size);
+
+        if (r == 0 && size != old + VHD_FOOTER_SIZE)
+                r = file_truncate(vhd->image.file, old + VHD_FOOTER_SIZE);
+        if (r < 0)
+                vhd_poison(vhd);
+        return r;
+}
+
 /* Moves the end footer further out. The old one's bytes are made zero before anybody may be given
  * the space: S4 counts on it. */
 static int extend(struct vhd_image *vhd, uint64_t seen_footer, uint64_t ahead)
@@ -79,10 +92,14 @@ static int extend(struct vhd_image *vhd, uint64_t seen_footer, uint64_t ahead)
         if (vhd->poisoned)
                 return -EIO;
         r = next_footer_offset(vhd, next_free, old, ahead, &new);
-        if (r == 0 && !MUTANT("footer-not-ahead"))
-                r = write_footer(vhd, new); /* S2 */
         if (r < 0)
                 return r;
+        if (!MUTANT("footer-not-ahead"))
+                r = write_footer(vhd, new); /* S2 */
+        if (r < 0) {
+                take_back(vhd, old);
+                return r;
+        }
         if (!MUTANT("footer-not-ahead")) {
                 r = file_sync(vhd->image.file); /* S1 */
                 if (r < 0) {
@@ -91,8 +108,10 @@ static int extend(struct vhd_image *vhd, uint64_t seen_footer, uint64_t ahead)
                 }
         }
         r = file_write(vhd->image.file, zeros, sizeof(zeros), old, 0);
-        if (r < 0)
+        if (r < 0) { /* half a footer, perhaps: neither is to be believed */
+                vhd_poison(vhd);
                 return r;
+        }
         pthread_mutex_lock(&vhd->lock);
         vhd->footer_offset = new;
         vhd->touched = true;

@@ -817,7 +817,7 @@ static const struct file_ops *true_file_ops;
 static const struct fs_ops *true_fs_ops;
 static const char *faulty_path; /* NULL: none */
 static uint64_t faulty_from, faulty_to;
-static bool faulty_reads, faulty_writes;
+static bool faulty_reads, faulty_writes, faulty_syncs;
 static _Atomic unsigned n_faults;
 
 static bool is_faulty(const struct file *file, const struct iovec *iov, int n_iov, uint64_t offset)
@@ -849,12 +849,22 @@ static ssize_t faulty_writev(
         return true_file_ops->writev(file, iov, n_iov, offset, flags);
 }
 
+static int faulty_sync(struct file *file)
+{
+        if (faulty_syncs && faulty_path && strcmp(file->path, faulty_path) == 0) {
+                n_faults++;
+                return -EIO;
+        }
+        return true_file_ops->sync(file);
+}
+
 static void make_faulty(struct file *file)
 {
         true_file_ops = file->ops;
         faulty_file_ops = *true_file_ops;
         faulty_file_ops.readv = faulty_readv;
         faulty_file_ops.writev = faulty_writev;
+        faulty_file_ops.sync = faulty_sync;
         file->ops = &faulty_file_ops;
 }
 
@@ -1132,4 +1142,35 @@ Test(merge, a_source_block_that_cannot_be_read_stays_where_it_is)
 Test(merge, a_destination_block_that_cannot_be_written_stays_in_the_source)
 {
         run_fault(ROOT_FIXED, 0, false);
+}
+
+/* What a failed sync has lost is not forgotten over a new head, and where the file ends is not known either: the
+ * merge is not finished, and leaves no intent that the next opener would complete. */
+Test(merge, changes_no_head_of_an_image_whose_sync_failed)
+{
+        struct error err = ERROR_INIT;
+        struct world w = {.fs = faulty_fs()};
+        struct merge_plan plan;
+        struct merge *merge;
+        char intent[128];
+
+        begin_chain(&w, ROOT_DYNAMIC, 2);
+        plan = plan_of(&w, 1, 1, MERGE_DOWN);
+        merge = begin_merge(&w, &plan);
+        OK(run(&w, merge, &err));
+        write_at(&w, 30 * BLOCK, BLOCK, 0x5a);
+        faulty_path = w.paths[0];
+        faulty_syncs = true;
+        cr_assert_eq(chain_flush(w.chain), -EIO);
+        cr_assert_gt(n_faults, 0);
+        faulty_syncs = false;
+        faulty_path = NULL;
+        cr_expect_eq(merge_finish(merge, NULL, 0, &err), -EIO);
+        cr_expect(strstr(err.message, "sync") != NULL, "'%s' does not say why", err.message);
+        snprintf(intent, sizeof(intent), "%s" INTENT_ENDING, w.paths[0]);
+        cr_expect_neq(access(intent, F_OK), 0, "'%s' is left", intent);
+        check_reads(&w, w.chain);
+        chain_abandon(w.chain);
+        w.chain = NULL;
+        end(&w);
 }

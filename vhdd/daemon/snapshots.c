@@ -3,6 +3,7 @@
 #include "vhdd/daemon/snapshots.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "vhdd/daemon/exports.h"
 #include "vhdd/daemon/images.h"
@@ -12,6 +13,9 @@
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/places.h"
 #include "vhdd/daemon/worker_link.h"
+
+#define LEAVING_MS      1000u
+#define LEAVING_STEP_MS 20u
 
 static json_t *disk_as_json(struct vm *vm, const struct vm_row *row,
         const struct snapshot_row *snapshot, const struct snapshot_disk_row *disk)
@@ -164,6 +168,20 @@ static int snapshot_show(struct broker *broker, const struct caller *caller, con
         return r < 0 ? r : snapshot_to_json(vm, &row, &snapshot, ret, err);
 }
 
+/* They are called after the snapshot: those that nobody has open go, and come back on demand. Who has just said
+ * goodbye is given the time to be gone. */
+static int close_exports(struct vm *vm, const struct snapshot_row *snapshot, struct error *err)
+{
+        for (unsigned waited = 0; worker_snapshots_close(vm, snapshot->id, false) > 0;
+                waited += LEAVING_STEP_MS) {
+                if (waited >= LEAVING_MS)
+                        return fail(err, EBUSY, "snapshot '%s' is being read by a client",
+                                snapshot->name);
+                usleep(LEAVING_STEP_MS * 1000);
+        }
+        return 0;
+}
+
 static int snapshot_rename(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err)
 {
@@ -179,10 +197,8 @@ static int snapshot_rename(struct broker *broker, const struct caller *caller, c
                 r = snapshot_find(vm, &row, param_text(params, "old"), &snapshot, err);
         if (r == 0 && strcmp(snapshot.name, name) != 0)
                 r = snapshot_check_name(vm, &row, name, err);
-        /* Its exports are called after it: those that nobody has open go, and come back on demand. */
-        if (r == 0 && !param_bool(params, "dry-run") &&
-                worker_snapshots_close(vm, snapshot.id, false) > 0)
-                r = fail(err, EBUSY, "snapshot '%s' is being read by a client", snapshot.name);
+        if (r == 0 && !param_bool(params, "dry-run"))
+                r = close_exports(vm, &snapshot, err);
         if (r < 0)
                 return r;
         copy = strdup(name);
