@@ -42,7 +42,7 @@ class Paths(Hostile):
         log = self.path("trace")
         trace = [self.strace, "-f", "-y", "-s", "4096", "-e", "trace=%file", "-o", log] \
             if self.strace and forbidden else []
-        done = subprocess.run([*trace, "nbdkit", "-U", "-", self.plugin, self.child, "--run",
+        done = subprocess.run([*trace, "nbdkit", "-U", self.path("nbdkit.sock"), self.plugin, self.child, "--run",
                                'nbdinfo --size "$uri"'], capture_output=True, text=True, timeout=20,
                               check=False)
         self.tried += 1

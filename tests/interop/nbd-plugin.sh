@@ -19,7 +19,9 @@ kit()
                 shift
         done
         shift
-        out=$(nbdkit -U - "${args[@]}" --run "$*" 2>"$tmp/.errors") || {
+        # One that fails leaves its socket, and with "-U -" a folder in /tmp.
+        rm -f "$tmp/kit.sock"
+        out=$(nbdkit -U "$tmp/kit.sock" "${args[@]}" --run "$*" 2>"$tmp/.errors") || {
                 errors=$(cat "$tmp/.errors")
                 return 1
         }
@@ -114,7 +116,7 @@ said --filter=cow
 # --- two of them on one image: the second is told who has it
 mkdir mine
 cp base.vhd mine/mine.vhd
-must "$plugin" mine/mine.vhd -- "nbdinfo --size \"\$uri\" && ! nbdkit -U - '$plugin' mine/mine.vhd --run 'nbdinfo --size \"\$uri\"' 2>second"
+must "$plugin" mine/mine.vhd -- "nbdinfo --size \"\$uri\" && ! nbdkit -U second.sock '$plugin' mine/mine.vhd --run 'nbdinfo --size \"\$uri\"' 2>second"
 grep -q 'in use' second || fail "no word about who has the image: $(cat second)"
 
 # --- writes of every kind, seen again after a clean end
