@@ -236,7 +236,8 @@ int merges_wait_for(
 {
         const char *old = merge_job_text(job, "reason");
 
-        if (merge_job_is(job, JOB_WAITING) && old && strcmp(old, reason) == 0)
+        if (merge_job_is(job, JOB_WAITING) && old && strcmp(old, reason) == 0 &&
+                merge_job_flag(job, "stuck") == stuck) /* what it waits for may be stuck since */
                 return 0;
         merge_job_set(job, JOB_WAITING);
         merge_job_set_text(job, "reason", reason);
