@@ -62,7 +62,7 @@ static int write_footer(struct vhd_image *vhd, uint64_t offset)
 }
 
 /* The file ends where it ended: who changes the footers finds them by the place that we know. */
-static int take_back(struct vhd_image *vhd, uint64_t old)
+static void take_back(struct vhd_image *vhd, uint64_t old)
 {
         uint64_t size;
         int r = file_size_get(vhd->image.file, &size);
@@ -71,7 +71,6 @@ static int take_back(struct vhd_image *vhd, uint64_t old)
                 r = file_truncate(vhd->image.file, old + VHD_FOOTER_SIZE);
         if (r < 0)
                 vhd_poison(vhd);
-        return r;
 }
 
 /* Moves the end footer further out. The old one's bytes are made zero before anybody may be given

@@ -1,26 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vhdd/daemon/merge_job.h"
+#include "vhdd/daemon/params.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* ---- JSON ---- */
-
-bool json_has_text(const json_t *array, const char *text)
-{
-        json_t *item;
-        size_t i;
-
-        json_array_foreach((json_t *)array, i, item)
-        {
-                const char *value = json_string_value(item);
-
-                if (value && strcmp(value, text) == 0)
-                        return true;
-        }
-        return false;
-}
 
 static size_t replace_one(json_t *value, const char *old, const char *new)
 {

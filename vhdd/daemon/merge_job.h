@@ -95,7 +95,5 @@ int merge_jobs_hold(
 /* The same of one whose files may be marked as in a merge, active or not. */
 int merge_jobs_have_begun(struct catalog *catalog, const char *path, bool *ret, struct error *err);
 
-/* Is @text among the array's texts? */
-bool json_has_text(const json_t *array, const char *text);
 /* Every text in @json, however deep, that is @old becomes @new. Answers how many. */
 size_t json_replace_text(json_t *json, const char *old, const char *new);

@@ -8,6 +8,7 @@
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/merges.h"
+#include "vhdd/daemon/params.h"
 #include "vhdd/daemon/seals.h"
 
 #define OVER_MOST 32u /* jobs that are done are kept for people, so many of a vm */

@@ -147,7 +147,9 @@ int merges_preview_ask(struct vm *vm, const json_t *questions, json_t **ret, str
                         continue;
                 }
                 r = merges_ask_plan(vm, question, &answer, &why);
-                if (r == 0 && merges_ask_strangers(vm, answer, reason, &why) == 0 && reason[0])
+                if (r == 0)
+                        r = merges_ask_strangers(vm, answer, reason, &why);
+                if (r == 0 && reason[0])
                         r = fail(&why, EBUSY, "%s", reason);
                 if (r == -EHOSTDOWN || r == -ETIMEDOUT) {
                         *err = why;

@@ -9,6 +9,7 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <string.h>
 
 static inline const char *param_text(const json_t *params, const char *name)
 {
@@ -25,4 +26,20 @@ static inline json_int_t param_int(const json_t *params, const char *name, json_
         const json_t *value = json_object_get(params, name);
 
         return json_is_integer(value) ? json_integer_value(value) : otherwise;
+}
+
+/* Is @text among the array's texts? */
+static inline bool json_has_text(const json_t *array, const char *text)
+{
+        json_t *item;
+        size_t i;
+
+        json_array_foreach((json_t *)array, i, item)
+        {
+                const char *value = json_string_value(item);
+
+                if (value && strcmp(value, text) == 0)
+                        return true;
+        }
+        return false;
 }

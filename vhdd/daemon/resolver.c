@@ -16,6 +16,7 @@
 #include "chain/beneath.h"
 #include "formats/intent.h"
 #include "vhdd/daemon/images.h"
+#include "vhdd/daemon/params.h"
 #include "vhdd/daemon/process.h"
 #include "vhdd/ipc/rpc.h"
 
@@ -445,14 +446,19 @@ static int collect_roots(
         return 0;
 }
 
+static void forget_opened(struct resolving *resolving)
+{
+        for (size_t i = 0; i < resolving->n_opened; i++)
+                free(resolving->opened[i].path);
+        free(resolving->opened);
+}
+
 static void resolving_done(struct resolving *resolving)
 {
         for (size_t i = 0; i < resolving->n_roots; i++)
                 free(resolving->roots[i]);
         free(resolving->roots);
-        for (size_t i = 0; i < resolving->n_opened; i++)
-                free(resolving->opened[i].path);
-        free(resolving->opened);
+        forget_opened(resolving);
 }
 
 /* Where the file really is: parents lie relative to that, and a worker follows no links. A disk keeps
@@ -540,19 +546,6 @@ int resolve_configuration(struct broker *broker, const char *path, json_t **ret,
         return r;
 }
 
-static bool is_among(const json_t *paths, const char *path)
-{
-        json_t *item;
-        size_t i;
-
-        json_array_foreach((json_t *)paths, i, item)
-        {
-                if (strcmp(json_string_value(item), path) == 0)
-                        return true;
-        }
-        return false;
-}
-
 /* A stranger's word, but for the paths, which are ours. */
 static int take_parents(
         const json_t *answer, const json_t *paths, json_t *ret, struct error *err)
@@ -566,7 +559,7 @@ static int take_parents(
                 const char *parent = json_string_value(json_object_get(image, "parent"));
                 uint8_t id[16];
 
-                if (!path || !parent || !is_among(paths, path) || !uuid_parse(parent, id))
+                if (!path || !parent || !json_has_text(paths, path) || !uuid_parse(parent, id))
                         return fail(err, EPROTO, "the resolver's answer is none");
                 if (json_array_append_new(
                             ret, json_pack("{s:s, s:s}", "path", path, "parent", parent)) < 0)
@@ -595,9 +588,7 @@ int resolve_parents(struct broker *broker, const char *folder, const json_t *pat
         if (r == 0)
                 *ret = json_incref(images);
         message_done(&answer);
-        for (size_t i = 0; i < resolving.n_opened; i++)
-                free(resolving.opened[i].path);
-        free(resolving.opened);
+        forget_opened(&resolving);
         return r;
 }
 

@@ -6,8 +6,8 @@
 
 #include "base/folders.h"
 #include "base/uuid.h"
-#include "vhdd/daemon/merge_job.h"
 #include "vhdd/daemon/names.h"
+#include "vhdd/daemon/params.h"
 #include "vhdd/daemon/resolver.h"
 
 #define MOST_AT_ONCE 1000u /* that one process reads */

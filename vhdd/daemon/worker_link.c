@@ -10,6 +10,7 @@
 #include "vhdd/daemon/merge_job.h"
 #include "vhdd/daemon/merges.h"
 #include "vhdd/daemon/names.h"
+#include "vhdd/daemon/params.h"
 #include "vhdd/daemon/recover.h"
 #include "vhdd/daemon/seals.h"
 #include "vhdd/daemon/snapshots.h"

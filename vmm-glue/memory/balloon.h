@@ -50,5 +50,5 @@ struct balloon {
  * time. */
 uint64_t balloon_next(
         struct balloon *balloon, const struct balloon_view *view, uint64_t elapsed_ms);
-/* What is to be plugged for now, on the way to most_plugged. */
+/* What to ask virtio-mem for: most_plugged, or so much above it as the guest cannot let go of yet. */
 uint64_t balloon_plug(const struct balloon_view *view);

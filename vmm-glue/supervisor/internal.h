@@ -234,7 +234,8 @@ int step_network_add(struct supervisor *, struct operation *, json_t **, struct 
 int step_network_remove(struct supervisor *, struct operation *, json_t **, struct error *);
 int step_set_memory(struct supervisor *, struct operation *, json_t **, struct error *);
 
-/* marks.c: a word in the file RUN/vmm/ID/@name, for whoever comes after our death. */
+/* marks.c: the file RUN/vmm/ID/@name, and a text in it for whoever comes after our death. */
+int path_of(struct supervisor *supervisor, const char *name, char **ret, struct error *err);
 int mark_set(struct supervisor *supervisor, const char *name, const char *word, struct error *err);
 bool mark_get(struct supervisor *supervisor, const char *name, char *ret, size_t size); /* false: none */
 void mark_end(struct supervisor *supervisor, const char *name);

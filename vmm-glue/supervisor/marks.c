@@ -8,7 +8,7 @@
 
 #include "vmm-glue/supervisor/internal.h"
 
-static int path_of(struct supervisor *supervisor, const char *name, char **ret, struct error *err)
+int path_of(struct supervisor *supervisor, const char *name, char **ret, struct error *err)
 {
         return vm_path(&supervisor->options, supervisor->id, name, ret, err);
 }

@@ -31,28 +31,14 @@
 #define PID_WAIT_MS 3000
 #define LOG_MAX     (1 << 20)
 
-static int path_of(struct supervisor *supervisor, const char *name, char **ret, struct error *err)
-{
-        return vm_path(&supervisor->options, supervisor->id, name, ret, err);
-}
-
 /* --- config.json --- */
 
 static int write_config(struct supervisor *supervisor, const json_t *config, struct error *err)
 {
-        _cleanup_free_ char *path = NULL, *new = NULL;
-        int r = path_of(supervisor, CONFIG_NAME, &path, err);
+        _cleanup_free_ char *text = json_dumps(config, JSON_INDENT(1));
 
-        if (r == 0)
-                r = path_of(supervisor, CONFIG_NAME ".new", &new, err);
-        if (r < 0)
-                return r;
-        if (json_dump_file(config, new, JSON_INDENT(1)) < 0 || rename(new, path) < 0) {
-                r = fail_os(err, errno ? errno : EIO, "cannot write '%s'", path);
-                unlink(new);
-                return r;
-        }
-        return 0;
+        return text ? mark_set(supervisor, CONFIG_NAME, text, err)
+                    : fail(err, ENOMEM, "no memory to write what the vm is");
 }
 
 int process_note_config(struct supervisor *supervisor, struct error *err)

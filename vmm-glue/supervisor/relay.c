@@ -96,11 +96,6 @@ static int on_end(sd_event_source *source, const siginfo_t *info, void *opaque)
         return 0;
 }
 
-static int path_of(struct supervisor *supervisor, char **ret, struct error *err)
-{
-        return vm_path(&supervisor->options, supervisor->id, RELAY_FIFO, ret, err);
-}
-
 /* Without waiting for a writer; reading waits. */
 static int open_to_read(const char *path, struct error *err)
 {
@@ -133,7 +128,7 @@ int relay_start(struct supervisor *supervisor, int file, int *ret, struct error 
 {
         _cleanup_free_ char *path = NULL;
         _cleanup_fd_ int both = -1, from = -1;
-        int r = path_of(supervisor, &path, err);
+        int r = path_of(supervisor, RELAY_FIFO, &path, err);
 
         if (r < 0)
                 return r;
@@ -158,7 +153,7 @@ int relay_discard(struct supervisor *supervisor, struct error *err)
 {
         _cleanup_free_ char *path = NULL;
         _cleanup_fd_ int from = -1, null = open("/dev/null", O_WRONLY | O_CLOEXEC);
-        int r = path_of(supervisor, &path, err);
+        int r = path_of(supervisor, RELAY_FIFO, &path, err);
 
         if (r < 0)
                 return r;
