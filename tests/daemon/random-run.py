@@ -332,7 +332,14 @@ class Run:
         for disk in self.vms[vm].snapshots[name].disks.values():
             self.settle(f"{vm}/{disk.name}@{name}", disk)
 
+    def check_jobs(self):
+        """Nothing here is a reason for a job to fail; one that did, and began again since, is in the log."""
+        with open(self.daemon.log, encoding="utf-8", errors="replace") as f:
+            failed = [line for line in f if re.search(r"job \d+ failed", line)]
+        demand(not failed, f"a job failed: {failed}")
+
     def verify(self, vm, all_of_it=True):
+        self.check_jobs()
         self.check_structure(vm)
         self.verify_disks(vm)
         names = sorted(self.vms[vm].snapshots)

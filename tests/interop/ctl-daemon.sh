@@ -52,7 +52,11 @@ settings+='{"buffer":20,"max":8589934592,"startup":2147483648,"weight":80},"netw
 settings+='{"mac":"52:54:00:12:34:56","queues":2,"switch":"wan","vlan":7}]}'
 sent vm.create '{"dry-run":true,"settings":'"$settings"',"snapshot-dir":"'"$tmp"'/snaps","vm":"web"}'
 printed 'would be created'
-expect 2 "$vhdctl" vm create web --memory 2G
+expect 0 "$vhdctl" vm create web --memory 2G
+sent vm.create '{"settings":{"memory":{"startup":2147483648}},"vm":"web"}'
+expect 2 "$vhdctl" vm create web --memory 2G,8G
+said "'2G,8G' is no size"
+expect 2 "$vhdctl" vm create web --memory max
 said 'NAME=VALUE'
 expect 2 "$vhdctl" vm create web --memory colour=2
 said 'startup, max, buffer, weight'

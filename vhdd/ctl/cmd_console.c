@@ -13,6 +13,7 @@
 #include "vhdd/control/socket.h"
 #include "vhdd/ctl/daemon.h"
 #include "vhdd/ctl/show.h"
+#include "vhdd/describe/values.h"
 
 #define ESCAPE ('\x1d') /* ^] */
 
@@ -167,19 +168,39 @@ const struct command command_vm_console = {
 
 /* --- doctor --- */
 
+/* How wide the column of the checks' names is. */
+static int name_width(const json_t *checks)
+{
+        json_t *check;
+        int width = 0;
+        size_t i;
+
+        json_array_foreach((json_t *)checks, i, check)
+        {
+                int length = (int)strlen(show_text(check, "name"));
+
+                width = length > width ? length : width;
+        }
+        return width;
+}
+
 static int show_checks(const struct ctl *ctl, const json_t *params, const json_t *result)
 {
+        const json_t *checks = json_object_get(result, "checks");
+        int width = name_width(checks);
         json_t *check;
         size_t i;
 
-        json_array_foreach(json_object_get(result, "checks"), i, check)
+        json_array_foreach((json_t *)checks, i, check)
         {
+                _cleanup_free_ char *name = text_safe(show_text(check, "name"));
+                _cleanup_free_ char *message = text_safe(show_text(check, "message"));
+                _cleanup_free_ char *hint = text_safe(show_text(check, "hint"));
                 bool ok = show_flag(check, "ok");
 
-                show_line(0, show_text(check, "name"), "%-3s %s", ok ? "yes" : "no",
-                        show_text(check, "message"));
-                if (!ok && show_text(check, "hint")[0] && !ctl->quiet)
-                        show_line(0, "", "    %s", show_text(check, "hint"));
+                printf("%-*s  %-3s  %s\n", width, name, ok ? "yes" : "no", message);
+                if (!ok && hint && hint[0] && !ctl->quiet)
+                        printf("%*s       %s\n", width, "", hint);
         }
         return CTL_DONE;
 }

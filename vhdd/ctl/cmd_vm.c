@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* vhdctl vm ... - the vms of the daemon: names, settings, on and off, import and export. */
+#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -72,6 +73,8 @@ static int take_memory(json_t *params, const char *value, struct error *err)
         json_t *memory = json_object();
 
         json_object_set_new(settings_of(params), "memory", memory);
+        if (isdigit((unsigned char)value[0]) && !strchr(value, '=')) /* a size alone */
+                return take_memory_pair(memory, "startup", value, err);
         return pairs_parse(value, memory, take_memory_pair, err);
 }
 
@@ -155,7 +158,7 @@ TAKE_SETTING(take_append, "append", PARAM_TEXT)
 /* clang-format off */
 #define SETTING_OPTIONS                                                                            \
         {"memory", PARAM_OWN, "startup=,max=,buffer=,weight=",                                     \
-                "Memory at the start and at most, a buffer in percent (20), its weight among others (1 to 100; 50)", take_memory}, \
+                "Memory at the start and at most, a buffer in percent (20), its weight among others (1 to 100; 50). A size alone is startup's", take_memory}, \
         {"cpus", PARAM_OWN, "N", "Virtual processors", take_cpus},                                 \
         {"network", PARAM_OWN, "SWITCH[:vlan=N][,mac=M][,queues=N][,mac-spoofing=on]", \
                 "A network card (again for more)", take_network}, \
@@ -536,7 +539,7 @@ POWER_VERB(stop, "switch a vm off at once", "Switch a vm off, as if its power we
 POWER_VERB(shutdown, "let the guest shut down",
         "Ask the guest to shut down, and wait until it has: two minutes, or --timeout. If it has not by then the "
         "command fails; the guest stays on, and may shut down still.",
-        "shuts down", "would shut down",
+        "is off", "would shut down",
         .options = (const struct param[]){{"timeout", PARAM_SECONDS, "TIME",
                                                   "Wait so long for the guest to shut down: "
                                                   "seconds, or with m or h behind",
