@@ -136,6 +136,23 @@ static bool has_hidden(struct catalog *catalog, const char *vm)
         return found;
 }
 
+static void retry_disks(struct broker *broker, const char *id)
+{
+        _cleanup_(vm_unrefp) struct vm *looked_at = NULL;
+        _cleanup_(vm_releasep) struct vm *vm = NULL;
+        struct error err = ERROR_INIT;
+        int r;
+
+        if (vm_peek(broker, id, &looked_at, NULL, NULL) < 0 || !worker_has_trouble(looked_at) ||
+                vm_get_within(broker, id, 1000, &vm, NULL, NULL) < 0)
+                return;
+        r = worker_retry(vm, &err);
+        if (r < 0)
+                broker_log_error(broker, id, &err);
+        if (r == 1)
+                vm_may_merge(vm);
+}
+
 static void sweep_all(struct broker *broker)
 {
         struct vm_row *rows = NULL;
@@ -146,6 +163,7 @@ static void sweep_all(struct broker *broker)
         for (size_t i = 0; i < n; i++) {
                 _cleanup_(vm_releasep) struct vm *vm = NULL;
 
+                retry_disks(broker, rows[i].id);
                 if ((undo_has_expired(&rows[i]) || has_hidden(broker->catalog, rows[i].id)) &&
                         vm_get_within(broker, rows[i].id, 1000, &vm, NULL, NULL) == 0)
                         discarded_sweep(vm);

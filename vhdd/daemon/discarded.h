@@ -11,5 +11,6 @@
 
 /* Frees what need not wait any more. */
 void discarded_sweep(struct vm *vm);
-/* A thread that does so for every vm, from time to time, until vms_stop(). */
+/* A thread that does so for every vm, from time to time, until vms_stop(); disks that could not be opened are
+ * tried again by it, too. */
 void discarded_start(struct broker *broker);

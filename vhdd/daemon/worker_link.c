@@ -971,6 +971,76 @@ int worker_renew_exports(struct vm *vm, struct error *err)
         return r;
 }
 
+/* ---- what could not be opened ---- */
+
+bool worker_has_trouble(struct vm *vm)
+{
+        bool found = false;
+
+        pthread_rwlock_rdlock(&vm->link_lock);
+        for (size_t i = 0; i < vm->n_chains && !found; i++)
+                found = vm->chains[i].trouble != NULL;
+        pthread_rwlock_unlock(&vm->link_lock);
+        return found;
+}
+
+/* Whatever it was may be over: another program had the file open, a file system was not mounted. 1: it is
+ * open now. */
+static int retry_disk(
+        struct vm *vm, const struct vm_row *row, const struct disk_row *disk, struct error *err)
+{
+        const struct vm_chain *chain = find_any(vm, disk->id);
+        _cleanup_free_ char *before = chain && chain->trouble ? strdup(chain->trouble) : NULL;
+        struct error why = ERROR_INIT;
+        int r;
+
+        if (!before)
+                return 0;
+        r = worker_chain_close(vm, disk->id, err); /* of it there is but the sentence */
+        if (r < 0)
+                return r;
+        r = bring_disk(vm, NULL, disk, &why);
+        if (r == 0) {
+                broker_log(vm->broker, BROKER_LOG_INFO, row->name, "disk '%s' is served again",
+                        disk->name);
+                return 1;
+        }
+        fail_prefix(&why, r, "disk '%s' of vm '%s' is not served", disk->name, row->name);
+        if (strcmp(why.message, before) != 0)
+                broker_log_error(vm->broker, row->name, &why);
+        remember_trouble(vm, disk->id, &why);
+        if (r != -EHOSTDOWN && r != -ETIMEDOUT)
+                return 0;
+        if (err)
+                *err = why;
+        return r;
+}
+
+int worker_retry(struct vm *vm, struct error *err)
+{
+        _cleanup_(vm_row_done) struct vm_row row = {0};
+        struct disk_row *disks = NULL;
+        bool any = false;
+        size_t n = 0;
+        int r;
+
+        if (!vm->up || !vm->link || !link_is_alive(vm->link))
+                return 0;
+        r = catalog_vm_find(vm->broker->catalog, vm->id, &row, err);
+        if (r == 0)
+                r = catalog_disk_list(vm->broker->catalog, vm->id, &disks, &n, err);
+        for (size_t i = 0; r >= 0 && i < n; i++) {
+                r = retry_disk(vm, &row, &disks[i], err);
+                any = any || r == 1;
+        }
+        if (r >= 0 && any)
+                r = follow_sizes(vm, disks, n, err);
+        if (r >= 0 && any)
+                r = serve_disks(vm, &row, disks, n, err);
+        disk_rows_free(disks, n);
+        return r < 0 ? r : any;
+}
+
 static void on_died(void *opaque, int status)
 {
         vm_worker_died(opaque, status);

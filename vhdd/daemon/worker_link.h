@@ -5,7 +5,8 @@
  * Ownership  paths and rows are copied.
  * Errors     0 or -errno with one sentence: the worker's own. -EHOSTDOWN: it died meanwhile; then
  *            whoever holds the lock may call worker_up(), which finds out what it still did.
- * Threads    all with the vm's lock held, but for worker_ask and worker_clients.
+ * Threads    all with the vm's lock held, but for worker_ask, worker_clients and
+ *            worker_has_trouble.
  */
 #pragma once
 
@@ -17,6 +18,10 @@
 /* The vm's worker is alive and has exactly the chains and exports that the catalog says; what was cut
  * off is finished or undone first. Quick when it is so already. */
 int worker_up(struct vm *vm, struct error *err);
+/* Is there a disk that is not served because its image could not be opened? Any thread, without the lock. */
+bool worker_has_trouble(struct vm *vm);
+/* Such a one is tried again. 1: it is served now. What is wrong with it still is no error of this. */
+int worker_retry(struct vm *vm, struct error *err);
 /* Ends it in good order: nothing is served any more. */
 int worker_down(struct vm *vm, unsigned timeout_ms, struct error *err);
 
