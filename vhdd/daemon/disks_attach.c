@@ -376,7 +376,12 @@ static int attach_commit(struct attach *attach, struct error *err)
 
         if (r < 0)
                 return r;
-        r = attach_rows(attach, err);
+        /* Once more, where no other vm can come between: a merge of its may have begun. */
+        if (!attach->create)
+                r = images_refuse_used(catalog, attach->vm->id, attach->layers, attach->n_layers,
+                        !attach->disk.read_only, err);
+        if (r == 0)
+                r = attach_rows(attach, err);
         if (r == 0)
                 r = attach->operation ? operation_commit(attach->operation, err)
                                       : catalog_commit(catalog, err);
