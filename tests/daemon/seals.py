@@ -9,8 +9,10 @@ byte that somebody changes behind the daemon's back, with the old time put back,
 Merges, applies, kills of workers and brokers leave seals that fit, or none, and nothing beside the images
 that nobody needs; at no time is anything said to be changed that was not."""
 
+import fcntl
 import os
 import signal
+import struct
 import sys
 import time
 
@@ -20,6 +22,7 @@ from daemonlib import demand  # noqa: E402
 
 MIB = 1 << 20
 SOON_S = 20
+F_OFD_SETLK = 37
 FALSE_ALARMS = ["is not what its seal says", "was changed after it was frozen", "was changed while"]
 
 
@@ -253,6 +256,57 @@ def deaths(case):
     demand(case.read() == content, "the disk is another one")
 
 
+def keep_writers_out(file):
+    """As a QEMU does that reads the file: bytes 100 (it reads) and 201 (nobody writes) are locked."""
+    for at in (100, 201):
+        fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, at, 1, 0))
+
+
+def cut_off(case):
+    """Everybody dies while the children of what was merged are relinked, one after the other, and nobody goes
+    on: those that were relinked are what they are meant to be."""
+    case.attach()
+    case.fill()
+    case.take("first")
+    case.fill()
+    case.take("top")
+    for number in range(24):
+        case.fill(1, 4096)
+        case.take(f"child{number}")
+        case.daemon.ctl("snapshot", "apply", "v", "top", "--force")
+    case.wait_sealed()
+    disks = [case.daemon.show("snapshot", "v", f"child{number}")["disks"][0] for number in range(24)]
+    children = [disk["file"] for disk in disks]
+    before = {file: os.stat(file).st_mtime_ns for file in children}
+    worker = case.daemon.worker("v")
+    case.daemon.ctl("snapshot", "delete", "v", "first")
+    end = time.monotonic() + SOON_S
+    while all(os.stat(file).st_mtime_ns == before[file] for file in children):
+        demand(time.monotonic() < end, f"no child is relinked: {case.daemon.query('job', 'list', '--all')}")
+    os.kill(worker, signal.SIGKILL)
+    case.daemon.kill_broker()
+    changed = [file for file in children if os.stat(file).st_mtime_ns != before[file]]
+    print(f"cut off after {len(changed)} of {len(children)}")
+    with open(case.file(), "rb") as reader:
+        keep_writers_out(reader)
+        case.daemon.start()
+        case.wait("the merge waits", lambda: case.daemon.query("job", "list", "v")[0]["state"] == "waiting")
+        job = str(case.daemon.query("job", "list", "v")[0]["id"])
+        case.daemon.ctl("job", "cancel", job)
+        said = case.daemon.try_ctl("doctor").out
+        demand("was changed" not in said, f"a false alarm:\n{said}")
+    time.sleep(2)
+    for number in range(24):
+        case.read(f"v/d@child{number}")
+    case.daemon.ctl("job", "resume", job)
+    # What could not be completed before is tried again.
+    case.wait("the disk is served", lambda: case.daemon.show("disk", "v", "d")["state"] == "serving")
+    case.read()
+    case.wait_merged()
+    case.wait_sealed()
+    case.check_files()
+
+
 def broken(case):
     """An image that is opened to be written has no seal; one that was changed gets none."""
     case.daemon.ctl("create", case.file(), "--size", "16M")
@@ -275,7 +329,7 @@ def broken(case):
     demand(answer.status == 3 and "no seal" in answer.err, f"there is none: {answer}")
 
 
-CASES = [appears, merged, branches, people, deaths, broken]
+CASES = [appears, merged, branches, people, deaths, cut_off, broken]
 
 
 if __name__ == "__main__":

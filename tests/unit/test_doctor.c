@@ -222,6 +222,32 @@ Test(doctor, finds_a_link_that_the_catalog_does_not_know_of)
         json_decref(findings);
 }
 
+/* A child was told of its new parent, and everybody died: the catalog follows later. */
+Test(doctor, knows_of_a_merge_that_was_cut_off_in_its_end)
+{
+        _cleanup_free_ char *middle = NULL, *payload = NULL;
+        struct job_row job = {.kind = (char *)"merge", .vm = VM, .state = "running"};
+        json_t *findings;
+
+        cr_assert(asprintf(&middle, "%s/middle.avhd", images) > 0);
+        cr_assert(
+                asprintf(&payload,
+                        "{\"image\": \"%s\", \"run\": {\"hidden\": [\"%s\"], \"top\": \"%s\", "
+                        "\"images\": [\"%s\"], \"destination\": \"%s\", \"direction\": \"down\"}}",
+                        base, base, middle, middle, base) > 0);
+        make_file(middle);
+        put_image(middle, base, 3, false);
+        put_image(leaf, middle, 2, false);
+        findings = examine();
+        cr_expect(has(findings, "broken-chain", leaf), "nothing explains it");
+        json_decref(findings);
+        job.payload = payload;
+        cr_assert_eq(catalog_job_insert(catalog, &job, &job.id, &err), 0);
+        findings = examine();
+        cr_expect(!has(findings, "broken-chain", leaf));
+        json_decref(findings);
+}
+
 Test(doctor, finds_files_that_nobody_names_but_not_those_of_the_journal)
 {
         char orphan[160], made[160], payload[256];

@@ -12,7 +12,6 @@
 
 #include "base/quote.h"
 #include "vhdd/daemon/doctor_internal.h"
-#include "vhdd/daemon/merge_job.h"
 
 static int no_memory(struct error *err)
 {
@@ -54,6 +53,7 @@ static void records_done(struct records *records)
         disk_rows_free(records->disks, records->n_disks);
         image_rows_free(records->images, records->n_images);
         operation_rows_free(records->operations, records->n_operations);
+        merge_jobs_done(&records->jobs);
         free(records->facts);
         *records = (struct records){0};
 }
@@ -136,6 +136,8 @@ static int records_read(struct catalog *catalog, struct records *records, struct
         if (r == 0)
                 r = catalog_operation_list(
                         catalog, &records->operations, &records->n_operations, err);
+        if (r == 0)
+                r = merge_jobs_load_all(catalog, NULL, &records->jobs, err);
         return r == 0 ? learn_facts(records, err) : r;
 }
 
@@ -224,6 +226,26 @@ static void compare_layer(
                 image->path, uuid_format(layer->uuid, found), uuid_format(image->uuid, stored));
 }
 
+static bool is_in_merge(const struct records *records, const char *path)
+{
+        for (size_t i = 0; i < records->jobs.n; i++)
+                if (!merge_job_is(&records->jobs.items[i], JOB_DONE) &&
+                        merge_job_touches(&records->jobs.items[i], path))
+                        return true;
+        return false;
+}
+
+/* A merge that was cut off in its end: who stood on what goes may stand on what stays already, and the catalog
+ * follows when it goes on. Down from @image to @path, or NULL: that is no such thing. */
+static const struct image_row *skip_merged(
+        const struct records *records, const struct image_row *image, const char *path)
+{
+        while (image && strcmp(image->path, path) != 0)
+                image = is_in_merge(records, image->path) ? find_image(records, image->parent)
+                                                          : NULL;
+        return image;
+}
+
 /* Layer by layer what the headers say against what the catalog says. */
 static void compare_chain(struct examination *x, const struct image_row *tip,
         const struct resolved_layer *layers, size_t n)
@@ -233,6 +255,8 @@ static void compare_chain(struct examination *x, const struct image_row *tip,
         for (size_t i = 0; i < n && image; i++) {
                 compare_layer(x, image, &layers[i]);
                 image = find_image(&x->records, image->parent);
+                if (i + 1 < n && skip_merged(&x->records, image, layers[i + 1].path))
+                        image = find_image(&x->records, layers[i + 1].path);
                 if ((i + 1 < n) != (image != NULL) ||
                         (image && strcmp(image->path, layers[i + 1].path) != 0)) {
                         doctor_add(x->findings, "broken-chain", "damage",
@@ -340,16 +364,6 @@ static void examine_job(struct examination *x, const struct merge_job *job)
                         reason ? ": " : "", reason ? reason : "");
 }
 
-static int examine_jobs(struct examination *x, struct error *err)
-{
-        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
-        int r = merge_jobs_load_all(x->doctor->catalog, NULL, &jobs, err);
-
-        for (size_t i = 0; i < jobs.n; i++)
-                examine_job(x, &jobs.items[i]);
-        return r;
-}
-
 static void examine_operations(struct examination *x)
 {
         for (size_t i = 0; i < x->records.n_operations; i++) {
@@ -424,8 +438,8 @@ int doctor_examine(const struct doctor *doctor, json_t *findings, struct error *
                 examine_rows(&x, seen);
                 r = doctor_examine_folders(&x, err);
         }
-        if (r == 0)
-                r = examine_jobs(&x, err);
+        for (size_t i = 0; r == 0 && i < x.records.jobs.n; i++)
+                examine_job(&x, &x.records.jobs.items[i]);
         if (r == 0)
                 r = sort_findings(findings, err);
         records_done(&x.records);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "vhdd/daemon/doctor.h"
+#include "vhdd/daemon/merge_job.h"
 
 /* Everything the catalog has, read once: what many questions are asked of. */
 struct records {
@@ -19,6 +20,7 @@ struct records {
         size_t n_images;
         struct operation_row *operations;
         size_t n_operations;
+        struct merge_jobs jobs;
 
         /* of each image */
         struct {

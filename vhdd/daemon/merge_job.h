@@ -11,7 +11,9 @@
  *       "ended": TIME (_us), "ending": bool   it is done, and files are still to be removed
  *       "run": {"hidden": [PATH]  lowest first     "top": PATH   stands on them, and stays as it reads
  *               "images": [PATH]  who goes         "destination": PATH   whose file stays
- *               "direction": "up" | "down", "new-id": ID, "shared": bool}}
+ *               "direction": "up" | "down", "new-id": ID, "shared": bool,
+ *               "moved": [PATH]   of an end that was cut off: children that stand on "destination" already,
+ *                                 to whose heads something may still be to be completed}}
  *
  *      waiting --> running --> finishing --> done
  *        ^   ^      |   ^ \

@@ -8,6 +8,7 @@
 #include "vhdd/daemon/images.h"
 #include "vhdd/daemon/journal.h"
 #include "vhdd/daemon/merges.h"
+#include "vhdd/daemon/merges_internal.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/seals.h"
 
@@ -117,6 +118,20 @@ static int rename_undo(const struct committing *c, struct error *err)
         return catalog_vm_update(c->catalog, &row, err);
 }
 
+static int move_child(
+        struct catalog *catalog, struct image_row *row, const char *destination, struct error *err)
+{
+        char *copy = strdup(destination);
+
+        if (!copy)
+                return fail(err, ENOMEM, "no memory for a path");
+        free(row->parent);
+        row->parent = copy;
+        row->sealed_size = 0; /* its head says so, too, and was changed for that */
+        row->sealed_mtime_ns = 0;
+        return catalog_image_update(catalog, row, err);
+}
+
 /* Those that stood on top stand on the destination. */
 static int move_children(const struct committing *c, struct error *err)
 {
@@ -124,21 +139,30 @@ static int move_children(const struct committing *c, struct error *err)
         size_t n = 0;
         int r = catalog_image_children(c->catalog, c->top, &rows, &n, err);
 
-        for (size_t i = 0; r == 0 && i < n; i++) {
-                char *copy = strdup(c->destination);
-
-                if (!copy) {
-                        r = fail(err, ENOMEM, "no memory for a path");
-                        break;
-                }
-                free(rows[i].parent);
-                rows[i].parent = copy;
-                rows[i].sealed_size = 0; /* its head says so, too, and was changed for that */
-                rows[i].sealed_mtime_ns = 0;
-                r = catalog_image_update(c->catalog, &rows[i], err);
-        }
+        for (size_t i = 0; r == 0 && i < n; i++)
+                r = move_child(c->catalog, &rows[i], c->destination, err);
         image_rows_free(rows, n);
         return r;
+}
+
+int merges_move_children(struct catalog *catalog, const struct merge_job *job, const json_t *moved,
+        struct error *err)
+{
+        const char *destination = merge_job_destination(job);
+        json_t *path;
+        size_t i;
+
+        json_array_foreach((json_t *)moved, i, path)
+        {
+                _cleanup_(image_row_done) struct image_row row = {0};
+                int r = catalog_image_find(catalog, json_string_value(path), &row, err);
+
+                if (r == 0)
+                        r = move_child(catalog, &row, destination, err);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
 }
 
 /* ---- images ---- */

@@ -22,3 +22,7 @@ void merge_job_end(struct merge_job *job);
 int merges_forget_old(struct catalog *catalog, const char *vm, struct error *err);
 /* The rows' ids as @layers says; inside a transaction. */
 int merges_put_ids(struct catalog *catalog, const json_t *layers, struct error *err);
+/* The children in @moved, a list of paths, stand on what stays already, although the merge is not at its end;
+ * inside a transaction. Nothing if the list is empty. */
+int merges_move_children(struct catalog *catalog, const struct merge_job *job, const json_t *moved,
+        struct error *err);

@@ -2,7 +2,8 @@
 /* merges_internal.h - what the parts of merges.h share.
  *
  *      merges_told.c    what the worker tells of merges; what is said of them
- *      merges_run.c     one of them: planned, begun, followed, finished, or found after a death
+ *      merges_run.c     one of them: planned, begun, followed, finished
+ *      merges_settle.c  one that was told to end, and perhaps did not
  *      merges.c         all of a vm's, and the thread that looks after them
  *      merges_people.c  people's verbs, and the dry run
  *
@@ -60,9 +61,6 @@ int merges_advance(struct vm *vm, const struct merge_jobs *jobs, struct merge_jo
 int merges_resume_in_worker(struct vm *vm, struct merge_job *job, struct error *err);
 /* In the worker the merge stops; the files stay as they are, and can go on. */
 int merges_end_in_worker(struct vm *vm, int64_t job, struct error *err);
-void merges_drop_in_worker(struct vm *vm, int64_t job);
-/* One that was told to end, when nobody knows whether it did: the catalog follows, or it runs again. */
-int merges_settle(struct vm *vm, struct merge_job *job, bool *ret_finished, struct error *err);
 void merges_forget_file(struct vm *vm, const char *path); /* before it is unlinked */
 /* Asks the worker for a plan: {hidden, top, shared, direction}, as merges_question() makes it of a run. */
 int merges_ask_plan(struct vm *vm, const json_t *question, json_t **ret, struct error *err);
@@ -73,3 +71,12 @@ int merges_ask_strangers(
 json_t *merges_question(const struct hidden_run *run); /* NULL: no memory */
 /* A running disk's chain that has these images as neighbours, or NULL. */
 struct vm_chain *merges_live_chain(struct vm *vm, const json_t *hidden, const char *top);
+
+/* --- merges_settle.c */
+
+/* One that nobody asks for any more: its broker died before it said so. */
+void merges_drop_in_worker(struct vm *vm, int64_t job);
+/* One that was told to end, when nobody knows whether it did: the catalog follows, or it runs again. */
+int merges_settle(struct vm *vm, struct merge_job *job, bool *ret_finished, struct error *err);
+/* It was told to end, and did not; of what it has done of that the catalog knows then. It runs again. */
+int merges_follow_files(struct vm *vm, struct merge_job *job, struct error *err);

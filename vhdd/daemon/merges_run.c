@@ -10,7 +10,6 @@
 #include "vhdd/daemon/merges_commit.h"
 #include "vhdd/daemon/merges_internal.h"
 #include "vhdd/daemon/params.h"
-#include "vhdd/daemon/resolver.h"
 #include "vhdd/daemon/seals.h"
 #include "vhdd/daemon/worker_link.h"
 
@@ -217,18 +216,38 @@ static int check_seals(struct vm *vm, const struct merge_job *job, struct error 
         return 0;
 }
 
-/* M1. */
-static int put_begun(struct vm *vm, struct merge_job *job, struct error *err)
+/* Another vm's disk that was attached since the merge was planned may stand on what goes: a sentence in
+ * @reason, else "". */
+static int find_newcomers(struct catalog *catalog, const struct vm *vm, const struct merge_job *job,
+        char reason[HIDDEN_REASON_MAX], struct error *err)
+{
+        const json_t *hidden = json_object_get(merge_job_run(job), "hidden");
+        const char *lowest = json_string_value(json_array_get(hidden, 0));
+
+        reason[0] = '\0';
+        return lowest ? hidden_users(catalog, vm->id, lowest, reason, err) : 0;
+}
+
+/* M1. 1: it has to wait for what @reason says; nothing was written. */
+static int put_begun(
+        struct vm *vm, struct merge_job *job, char reason[HIDDEN_REASON_MAX], struct error *err)
 {
         struct catalog *catalog = vm->broker->catalog;
         int r = catalog_begin(catalog, err);
 
         if (r < 0)
                 return r;
+        /* In here, where no other vm can come between. */
+        r = find_newcomers(catalog, vm, job, reason, err);
+        if (r == 0 && reason[0]) {
+                catalog_rollback(catalog);
+                return 1;
+        }
         merge_job_set(job, JOB_RUNNING);
         merge_job_clear_failure(job);
         json_object_del(job->payload, "leader");
-        r = unseal(vm, job, err);
+        if (r == 0)
+                r = unseal(vm, job, err);
         if (r == 0)
                 r = merge_job_save(catalog, job, err);
         if (r == 0)
@@ -302,9 +321,9 @@ int merges_begin_on(
         r = check_seals(vm, job, &why);
         if (r < 0)
                 return begin_refused(vm, job, &why, err);
-        r = put_begun(vm, job, err);
-        if (r < 0)
-                return r;
+        r = put_begun(vm, job, reason, err);
+        if (r != 0)
+                return r < 0 ? r : merges_wait_for(vm, job, true, reason, err);
         /* Opened for writing, an image is not what it was sealed as any more: so not before. */
         if (top && open_own(vm, chain, top, &why) < 0)
                 return begin_refused(vm, job, &why, err);
@@ -596,129 +615,42 @@ static int try_begin(struct vm *vm, const struct merge_jobs *jobs, struct merge_
                        : merges_wait_for(vm, job, run.stuck, run.reason, err);
 }
 
-/* ---- was it finished? ---- */
-
-/* One that nobody asks for any more: its broker died before it said so. */
-void merges_drop_in_worker(struct vm *vm, int64_t job)
-{
-        struct error err = ERROR_INIT;
-
-        merging_forget(vm, job, NULL);
-        if (vm->link &&
-                worker_call(vm, "merge.free", json_pack("{s:I}", "job", (json_int_t)job), STOP_MS,
-                        NULL, &err) < 0)
-                broker_log_error(vm->broker, vm->id, &err);
-}
-
-/* Does @witness stand on none of the images that go? Its layers are added to @layers. */
-static int ask_witness(struct vm *vm, const char *witness, const json_t *images, json_t *to,
-        bool *ret_without, struct error *err)
-{
-        struct resolved_layer *layers = NULL;
-        size_t n = 0;
-        int r = resolve_chain(vm->broker, witness, "vhd", vm->broker->options.image_roots,
-                vm->broker->options.n_image_roots, &layers, &n, err);
-
-        *ret_without = r == 0;
-        for (size_t i = 0; r == 0 && i < n; i++) {
-                char text[UUID_TEXT_SIZE];
-
-                if (json_has_text(images, layers[i].path))
-                        *ret_without = false;
-                json_array_append_new(to,
-                        json_pack("{s:s, s:s}", "path", layers[i].path, "uuid",
-                                uuid_format(layers[i].uuid, text)));
-        }
-        resolved_layers_free(layers, n);
-        return r;
-}
-
-/* What the files say of a merge that the worker was told to finish, and nobody knows whether it did: who
- * stands on what goes, stands on what stays afterwards. Each of them: they change one after the other. */
-static int ask_files(struct vm *vm, const struct merge_job *job, bool *ret_finished,
-        json_t **ret_layers, struct error *err)
-{
-        const json_t *run = merge_job_run(job), *images = json_object_get(run, "images");
-        const char *direction = json_string_value(json_object_get(run, "direction"));
-        const char *top = json_string_value(json_object_get(run, "top"));
-        bool down = direction && strcmp(direction, "down") == 0;
-        struct image_row *children = NULL;
-        json_auto_t *layers = json_array();
-        bool finished = true;
-        size_t n = 0;
-        int r = layers ? 0 : fail(err, ENOMEM, "no memory for a list of layers");
-
-        *ret_finished = false;
-        if (r == 0 && down)
-                r = catalog_image_children(vm->broker->catalog, top, &children, &n, err);
-        if (r == 0 && !down)
-                r = ask_witness(vm, top, images, layers, &finished, err);
-        for (size_t i = 0; r == 0 && finished && i < n; i++)
-                r = ask_witness(vm, children[i].path, images, layers, &finished, err);
-        if (r == 0 && (!down || n > 0)) {
-                *ret_finished = finished;
-                *ret_layers = json_incref(layers);
-        }
-        image_rows_free(children, n);
-        return r;
-}
-
-/* Of one that was told to end: the catalog follows, or it runs again. */
-int merges_settle(struct vm *vm, struct merge_job *job, bool *ret_finished, struct error *err)
-{
-        json_auto_t *layers = NULL;
-        int64_t id = job->row.id;
-        struct merging merging;
-        bool finished = false;
-        int r = 0;
-
-        *ret_finished = false;
-        /* One that failed may have failed after all that counts was done. */
-        if (merges_look(vm, job->row.id, &merging) && strcmp(merging.state, "failed") != 0) {
-                finished = strcmp(merging.state, "finished") == 0;
-        } else {
-                r = ask_files(vm, job, &finished, &layers, err);
-                if (r < 0)
-                        return fail_prefix(
-                                err, r, "job %lld was cut off in its end", (long long)job->row.id);
-        }
-        if (finished) {
-                broker_log(vm->broker, BROKER_LOG_INFO, vm->id,
-                        "job %lld was cut off after its end: the catalog follows",
-                        (long long)job->row.id);
-                r = merges_commit(vm, job, layers, NULL, err);
-                if (r == 0)
-                        merges_drop_in_worker(vm, id);
-                *ret_finished = r == 0;
-                return r;
-        }
-        merge_job_set(job, JOB_RUNNING);
-        return merge_job_save(vm->broker->catalog, job, err);
-}
-
 /* ---- finishing ---- */
 
+static int add_child(struct vm *vm, const struct image_row *row, const char *chain, json_t *list,
+        struct error *err)
+{
+        if (!is_layer(worker_chain_find(vm, chain), row->path))
+                json_array_append_new(list, json_string(row->path));
+        return worker_grant_image(vm, row, LINK_READ | LINK_WRITE, err);
+}
+
 /* Whoever stands on what goes is relinked, so they are written to; those of the chain itself, too, but of
- * these the engine knows. */
+ * these the engine knows. With those that a death has left relinked, perhaps not quite. */
 static int find_children(struct vm *vm, const struct merge_job *job, const char *chain,
         json_t **ret, struct error *err)
 {
         const json_t *run = merge_job_run(job);
         const char *direction = json_string_value(json_object_get(run, "direction"));
+        struct catalog *catalog = vm->broker->catalog;
         struct image_row *rows = NULL;
-        json_t *list = json_array();
-        size_t n = 0;
+        json_t *list = json_array(), *path;
+        size_t n = 0, i;
         int r = list ? 0 : fail(err, ENOMEM, "no memory for a list");
 
         if (r == 0 && direction && strcmp(direction, "down") == 0)
-                r = catalog_image_children(vm->broker->catalog,
-                        json_string_value(json_object_get(run, "top")), &rows, &n, err);
-        for (size_t i = 0; r == 0 && i < n; i++) {
-                if (!is_layer(worker_chain_find(vm, chain), rows[i].path))
-                        json_array_append_new(list, json_string(rows[i].path));
-                r = worker_grant_image(vm, &rows[i], LINK_READ | LINK_WRITE, err);
-        }
+                r = catalog_image_children(
+                        catalog, json_string_value(json_object_get(run, "top")), &rows, &n, err);
+        for (i = 0; r == 0 && i < n; i++)
+                r = add_child(vm, &rows[i], chain, list, err);
         image_rows_free(rows, n);
+        json_array_foreach(json_object_get(run, "moved"), i, path)
+        {
+                _cleanup_(image_row_done) struct image_row row = {0};
+
+                if (r == 0 && catalog_image_find(catalog, json_string_value(path), &row, NULL) == 0)
+                        r = add_child(vm, &row, chain, list, err);
+        }
         if (r < 0) {
                 json_decref(list);
                 return r;
@@ -804,6 +736,49 @@ static int settle_failed(
         return 0;
 }
 
+/* Cut off in the middle, some of them have another head already. */
+static int unseal_children(struct catalog *catalog, const struct merge_job *job, struct error *err)
+{
+        const json_t *run = merge_job_run(job);
+        const char *direction = json_string_value(json_object_get(run, "direction"));
+        struct image_row *rows = NULL;
+        json_t *path;
+        size_t n = 0, i;
+        int r = 0;
+
+        if (direction && strcmp(direction, "down") == 0)
+                r = catalog_image_children(
+                        catalog, json_string_value(json_object_get(run, "top")), &rows, &n, err);
+        for (i = 0; r == 0 && i < n; i++)
+                r = seals_clear(catalog, rows[i].path, err);
+        json_array_foreach(json_object_get(run, "moved"), i, path)
+        {
+                if (r == 0)
+                        r = seals_clear(catalog, json_string_value(path), err);
+        }
+        image_rows_free(rows, n);
+        return r;
+}
+
+/* M2. */
+static int put_finishing(struct vm *vm, struct merge_job *job, struct error *err)
+{
+        struct catalog *catalog = vm->broker->catalog;
+        int r = catalog_begin(catalog, err);
+
+        if (r < 0)
+                return r;
+        merge_job_set(job, JOB_FINISHING);
+        r = merge_job_save(catalog, job, err);
+        if (r == 0)
+                r = unseal_children(catalog, job, err);
+        if (r == 0)
+                r = catalog_commit(catalog, err);
+        if (r < 0)
+                catalog_rollback(catalog);
+        return r;
+}
+
 static int finish(struct vm *vm, struct merge_job *job, const char *chain, struct error *err)
 {
         json_auto_t *children = NULL, *answer = NULL;
@@ -814,10 +789,8 @@ static int finish(struct vm *vm, struct merge_job *job, const char *chain, struc
                 r = close_others(vm, job, chain, err);
         if (r == 0)
                 r = find_children(vm, job, chain, &children, err);
-        if (r == 0) {
-                merge_job_set(job, JOB_FINISHING); /* M2 */
-                r = merge_job_save(vm->broker->catalog, job, err);
-        }
+        if (r == 0)
+                r = put_finishing(vm, job, err);
         if (r < 0)
                 return r;
         r = worker_call(vm, "merge.finish",
@@ -831,7 +804,8 @@ static int finish(struct vm *vm, struct merge_job *job, const char *chain, struc
         }
         if (r != -EBUSY && r != -ENOSPC)
                 return settle_failed(vm, job, &why, err);
-        merge_job_set(job, JOB_RUNNING);
+        if (merges_follow_files(vm, job, err) < 0)
+                return -err->code;
         if (r == -ENOSPC)
                 return merges_note_failure(vm, job, why.code, why.message, err);
         merge_job_set_text(job, "reason", why.message); /* later, once more */

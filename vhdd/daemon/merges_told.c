@@ -193,6 +193,7 @@ void merges_find_paths(struct vm *vm, const struct merge_jobs *jobs)
                 if (json_is_string(json_object_get(run, "destination")))
                         json_array_append(list, json_object_get(run, "destination"));
                 add_children(vm, json_string_value(json_object_get(run, "top")), list);
+                merges_add_paths(list, json_object_get(run, "moved"));
         }
         json_decref(vm->merge_paths);
         vm->merge_paths = list;

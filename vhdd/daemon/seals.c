@@ -16,6 +16,7 @@
 #include "vhdd/daemon/worker_link.h"
 
 #define OWN_CHAIN    "seal:" /* of a chain that was opened for a seal; its job's number follows */
+#define AGAIN_US     (5 * INT64_C(1000000))
 #define DEFAULT_RATE (UINT64_C(64) << 20) /* bytes a second: a disk has more to do than this */
 
 /* The one that the worker makes. Written with the vm's lock and vms->lock held, read with either. */
@@ -132,6 +133,7 @@ int seals_note(struct catalog *catalog, const char *vm, const char *path, struct
         return catalog_job_insert(catalog, &row, &row.id, err);
 }
 
+/* In a transaction: between the row's reading and its writing nobody changes it. */
 static int clear_row(struct catalog *catalog, struct image_row *row, struct error *err)
 {
         if (row->sealed_mtime_ns == 0)
@@ -156,6 +158,17 @@ int seals_void(struct catalog *catalog, const char *path, struct error *err)
         return job ? catalog_job_delete(catalog, job->row.id, err) : r;
 }
 
+int seals_clear(struct catalog *catalog, const char *path, struct error *err)
+{
+        _cleanup_(image_row_done) struct image_row row = {0};
+        int r = catalog_image_find(catalog, path, &row, NULL);
+
+        if (r == -ENOENT)
+                return 0;
+        return r < 0 ? fail_os(err, -r, "cannot look for '%s' in the catalog", path)
+                     : clear_row(catalog, &row, err);
+}
+
 int seals_break(struct vm *vm, const struct image_row *row, struct error *err)
 {
         struct catalog *catalog = vm->broker->catalog;
@@ -164,11 +177,19 @@ int seals_break(struct vm *vm, const struct image_row *row, struct error *err)
 
         if (r == 0 && strcmp(row->format, "vhd") == 0)
                 r = seal_remove(host_fs(), row->path, err);
-        /* One that was pushed and is not committed has no row yet. */
-        if (r < 0 || row->sealed_mtime_ns == 0 ||
-                catalog_image_find(catalog, row->path, &now, NULL) < 0)
+        if (r < 0 || row->sealed_mtime_ns == 0)
                 return r;
-        return clear_row(catalog, &now, err);
+        r = catalog_begin(catalog, err);
+        if (r < 0)
+                return r;
+        /* One that was pushed and is not committed has no row yet. */
+        if (catalog_image_find(catalog, row->path, &now, NULL) == 0)
+                r = clear_row(catalog, &now, err);
+        if (r == 0)
+                r = catalog_commit(catalog, err);
+        if (r < 0)
+                catalog_rollback(catalog);
+        return r;
 }
 
 /* ---- what the worker tells ---- */
@@ -278,6 +299,14 @@ static int save(struct vm *vm, struct merge_job *job, struct error *err)
         return merge_job_save(vm->broker->catalog, job, err);
 }
 
+/* Something else has the image: the others' turn first, and this one's when the sweeper comes again. */
+static int put_off(struct vm *vm, struct merge_job *job, const char *reason, struct error *err)
+{
+        json_object_set_new(job->payload, "not-before", json_integer(now_us() + AGAIN_US));
+        merge_job_set_text(job, "reason", reason);
+        return save(vm, job, err);
+}
+
 static int wait_for(struct vm *vm, struct merge_job *job, const char *reason, struct error *err)
 {
         const char *old = merge_job_text(job, "reason");
@@ -325,27 +354,51 @@ static bool is_what_was_read(const struct image_row *row, const struct sealing *
                 (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec == sealing->changed_ns;
 }
 
-static int put_in_place(
-        struct vm *vm, struct image_row *row, const struct merge_job *job, struct error *err)
+/* The row vouches for it, and the job is over. 1: it is not: another vm's merge has begun to write to the
+ * image, or its end has (S2). */
+static int note_sealed(
+        struct vm *vm, const struct merge_job *job, bool *ret_news, struct error *err)
 {
         const struct sealing *sealing = vm->sealing;
         struct catalog *catalog = vm->broker->catalog;
-        bool news = row->sealed_mtime_ns != sealing->changed_ns;
-        int r = seal_put(host_fs(), row->path, true, err);
+        _cleanup_(job_row_done) struct job_row still = {0};
+        _cleanup_(image_row_done) struct image_row row = {0};
+        bool wanted = false, merging = false;
+        int r = catalog_job_find(catalog, job->row.id, &still, NULL);
+
+        if (r == -ENOENT)
+                return 1;
+        if (r == 0)
+                r = find_parent(catalog, sealing->path, &row, &wanted, err);
+        if (r == 0)
+                r = merge_jobs_have_begun(catalog, sealing->path, &merging, err);
+        if (r < 0 || !wanted || merging || !is_what_was_read(&row, sealing))
+                return r < 0 ? r : 1;
+        *ret_news = row.sealed_mtime_ns != sealing->changed_ns;
+        row.sealed_size = sealing->file_size;
+        row.sealed_mtime_ns = sealing->changed_ns;
+        r = catalog_image_update(catalog, &row, err);
+        return r == 0 ? catalog_job_delete(catalog, job->row.id, err) : r;
+}
+
+static int put_in_place(struct vm *vm, const struct merge_job *job, struct error *err)
+{
+        struct catalog *catalog = vm->broker->catalog;
+        const char *path = vm->sealing->path;
+        bool news = false;
+        int r = seal_put(host_fs(), path, true, err);
 
         if (r == 0)
                 r = catalog_begin(catalog, err);
         if (r < 0)
                 return r;
-        row->sealed_size = sealing->file_size;
-        row->sealed_mtime_ns = sealing->changed_ns;
-        r = catalog_image_update(catalog, row, err);
-        if (r == 0)
-                r = catalog_job_delete(catalog, job->row.id, err);
+        r = note_sealed(vm, job, &news, err);
         if (r == 0)
                 r = catalog_commit(catalog, err);
-        if (r < 0)
+        if (r != 0)
                 catalog_rollback(catalog);
+        if (r == 1)
+                return seal_remove(host_fs(), path, err);
         return r == 0 && news ? sidecar_write(catalog, host_fs(), vm->id, err) : r;
 }
 
@@ -365,7 +418,7 @@ static int finish(struct vm *vm, struct merge_job *job, struct error *err)
                         "the image was changed while it was sealed; nobody but the daemon may "
                         "write to it",
                         err);
-        return put_in_place(vm, &row, job, err);
+        return put_in_place(vm, job, err);
 }
 
 /* ---- beginning ---- */
@@ -444,7 +497,7 @@ static int begin(struct vm *vm, struct merge_job *job, const char *path, struct 
         if (r < 0)
                 return r;
         if (why.code == EBUSY || why.code == ENOSPC || why.code == ENOMEM)
-                return wait_for(vm, job, why.message, err);
+                return put_off(vm, job, why.message, err);
         return set_failed(vm, job, why.code, why.message, err);
 }
 
@@ -464,6 +517,8 @@ static int try_begin(
                 r = drop(vm, job, err);
                 return r < 0 ? r : 1;
         }
+        if (merge_job_number(job, "not-before") > now_us())
+                return 0;
         if (is_to_be_merged(jobs, &row))
                 return wait_for(vm, job, "the image is to be merged", err);
         image_seal_warning(&row, sentence);
@@ -487,7 +542,7 @@ static int follow(struct vm *vm, const struct merge_jobs *seals, struct error *e
         if (r == 0 && done && job)
                 r = finish(vm, job, err);
         else if (r == 0 && failed && job && vm->sealing->code == EBUSY)
-                r = wait_for(vm, job, vm->sealing->error ? vm->sealing->error : "", err);
+                r = put_off(vm, job, vm->sealing->error ? vm->sealing->error : "", err);
         else if (r == 0 && failed && job)
                 r = set_failed(vm, job, vm->sealing->code,
                         vm->sealing->error ? vm->sealing->error : "it failed", err);
@@ -557,6 +612,7 @@ static int change(
                 merge_job_set_text(job, "error", NULL);
                 merge_job_set_text(job, "reason", NULL);
                 json_object_del(job->payload, "code");
+                json_object_del(job->payload, "not-before");
                 merges_kick(vm);
                 return 0;
         }

@@ -7,7 +7,7 @@
  * (chain/seal.h), at idle priority, slower when the guest waits, and only while nothing else is to be done:
  *
  *      {"image": PATH   "rate": bytes a second   "error": TEXT, "code": ERRNO   why it failed
- *       "reason": TEXT  what it waits for}
+ *       "reason": TEXT  what it waits for   "not-before": US   when it is tried again}
  *
  *      waiting --> (running: in the worker, never in the catalog) --> its row is deleted
  *        ^ |
@@ -16,8 +16,8 @@
  *      S1  the seal is put in place by the broker, with the vm's lock held, when the image is what its row
  *          says and what the worker read; then the row gets what the seal says
  *      S2  a merge ends the seal that is being made, voids those of its images, and the jobs that
- *          would make them, in the transaction that makes it begin; its end notes jobs for what is a
- *          parent still
+ *          would make them, in the transaction that makes it begin, and those of the children that it
+ *          relinks in the one that makes it end; its end notes jobs for what is a parent still
  *      S3  an image that is opened to be written has no seal
  *
  * A job that a death cut off begins anew. When it is done nothing is left of it: what there is to see is
@@ -43,6 +43,9 @@ struct merging;
 int seals_note(struct catalog *catalog, const char *vm, const char *path, struct error *err);
 /* What the row vouches for is not so any more, nor will a job vouch for it. */
 int seals_void(struct catalog *catalog, const char *path, struct error *err);
+/* The head of @path is going to be changed: its row vouches for nothing. A job that would make a seal stays.
+ * Nothing if there is no row. */
+int seals_clear(struct catalog *catalog, const char *path, struct error *err);
 
 /* ---- the jobs at work ---- */
 
