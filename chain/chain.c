@@ -103,7 +103,7 @@ static bool open_shared(struct opening *o, struct file *file)
         struct file_stat st;
 
         if (file_stat_get(file, &st) == 0)
-                image = chain_family_find(o->chain->family, &st);
+                image = chain_family_find(o->chain->family, &st, false);
         if (!image)
                 return false;
         file_close(file);

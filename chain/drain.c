@@ -112,7 +112,7 @@ struct image *chain_drain_find(struct chain *chain, const char *path)
                 file_stat_get(file, &st) < 0)
                 return NULL;
         MUTEX_GUARD(&chain->family->lock);
-        return chain_family_find(chain->family, &st);
+        return chain_family_find(chain->family, &st, true);
 }
 
 /* --- opening */

@@ -58,7 +58,7 @@ struct image *chain_drain_below(const struct chain_drain *drain);
 int chain_drain_upgrade(struct chain *chain, struct image **image, struct error *err);
 int chain_drain_settle(struct chain *chain, struct image *image, struct error *err);
 
-/* The image at @path, if some chain of the family has it open to be read, else NULL. */
+/* The image at @path, if some chain of the family has it open, to be read or as its leaf, else NULL. */
 struct image *chain_drain_find(struct chain *chain, const char *path);
 
 /* A drain waits for everybody who read before it, and a client that takes no replies may be among them. So,

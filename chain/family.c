@@ -90,7 +90,7 @@ void chain_family_leave(struct chain *chain)
         }
 }
 
-static struct image *find_in(const struct chain *chain, const struct file_stat *st)
+static struct image *find_in(const struct chain *chain, const struct file_stat *st, bool leaves_too)
 {
         const struct chain_view *view = chain_view(chain);
 
@@ -98,7 +98,7 @@ static struct image *find_in(const struct chain *chain, const struct file_stat *
                 struct image *image = view->layers[i];
                 struct file_stat other;
 
-                if (image->flushes && !image->in_merge)
+                if (image->flushes && !image->in_merge && !leaves_too)
                         continue; /* a leaf: nobody else's */
                 if (file_stat_get(image->file, &other) == 0 && other.device == st->device &&
                         other.inode == st->inode)
@@ -107,12 +107,13 @@ static struct image *find_in(const struct chain *chain, const struct file_stat *
         return NULL;
 }
 
-struct image *chain_family_find(struct chain_family *family, const struct file_stat *st)
+struct image *chain_family_find(
+        struct chain_family *family, const struct file_stat *st, bool leaves_too)
 {
         struct image *image = NULL;
 
         for (struct chain *chain = family->chains; chain && !image; chain = chain->next_in_family)
-                image = find_in(chain, st);
+                image = find_in(chain, st, leaves_too);
         return image;
 }
 

@@ -110,7 +110,8 @@ struct chain_family {
 /* Does @image hold a block somewhere in [offset, offset + length)? */
 static inline bool drain_holds(const struct image *image, uint64_t offset, uint64_t length)
 {
-        for (uint64_t at = offset; at < offset + length && at < image->size; at += image->block_size)
+        for (uint64_t at = offset; at < offset + length && at < image->size;
+                at += image->block_size)
                 if (image->format->holds(image, at))
                         return true;
         return false;
@@ -125,8 +126,10 @@ int chain_view_complete(struct chain *chain, struct chain_view *view, struct err
 /* With the family's lock held: */
 void chain_family_join(struct chain *chain);
 void chain_family_leave(struct chain *chain);
-/* An open image that is the file @st, to be read along with whoever has it, or NULL. */
-struct image *chain_family_find(struct chain_family *family, const struct file_stat *st);
+/* An open image that is the file @st, to be read along with whoever has it, or NULL. @leaves_too: also one that
+ * is written to, which nobody else may read along with. */
+struct image *chain_family_find(
+        struct chain_family *family, const struct file_stat *st, bool leaves_too);
 /* Gives up one hold; answers whether it was the last. */
 bool chain_family_drop(struct chain_family *family, struct image *image);
 /* Without it: */

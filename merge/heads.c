@@ -168,11 +168,30 @@ static int relink_closed(
         return relink(path, parent->file->path, &params, NULL, err);
 }
 
+/* Nobody else has it, and it can be told of that parent. */
+static int probe_closed(const char *path, const struct image *parent, struct error *err)
+{
+        struct relink_params params = {
+                .fs = parent->file->fs, .force = true, .dry_run = true, .below_is_durable = true};
+        _cleanup_(file_closep) struct file *file = NULL;
+        int r = file_open(params.fs, path, FILE_WRITE | FILE_NOFOLLOW, &file, err);
+
+        if (r == 0)
+                r = file_lock_set(file, FILE_LOCK_WRITE, err);
+        if (r == 0)
+                r = file_lock_set(file, FILE_LOCK_NONE, err);
+        return r == 0 ? relink(path, parent->file->path, &params, NULL, err) : r;
+}
+
+/* One after the other: so all are looked at before the first is changed. */
 static int relink_others(struct chain *chain, const struct image *parent,
         const struct merge_child *children, size_t n, struct error *err)
 {
         int r = 0;
 
+        for (size_t i = 0; r == 0 && i < n; i++)
+                if (!chain_drain_find(chain, children[i].path))
+                        r = probe_closed(children[i].path, parent, err);
         for (size_t i = 0; r == 0 && i < n; i++) {
                 struct image *open = chain_drain_find(chain, children[i].path);
 

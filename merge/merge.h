@@ -107,8 +107,8 @@ struct merge_child {
         const char *path;
 };
 
-/* After merge_run answered 0. The known children are relinked under one intent, the layers leave the
- * chain and are closed. Ends the merge in any case but -EBUSY and -ENOSPC. Up into a destination over
+/* After merge_run answered 0. The known children are relinked, one after the other, all being looked at before,
+ * the layers leave the chain and are closed. Ends the merge in any case but -EBUSY and -ENOSPC. Up into a destination over
  * a root: it becomes a dynamic disk, a root itself. The chain's layer indices shrink. */
 int merge_finish(struct merge *merge, const struct merge_child *children, size_t n_children,
         struct error *err);

@@ -6,6 +6,7 @@ the processes that it started: each carries a mark in its environment, and is en
 Run with Debian's own Python: libnbd's module belongs to it."""
 
 import argparse
+import fcntl
 import json
 import os
 import random
@@ -33,6 +34,7 @@ MARK = "VHDD_TEST_MARK"
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 40  # the daemon promises 30
 CONNECT_TIMEOUT_S = 25
+F_OFD_SETLK = 37
 CTL_TIMEOUT_S = 90
 
 
@@ -450,6 +452,12 @@ def leave(handle):
         handle.shutdown()
     except nbd.Error:
         pass
+
+
+def keep_writers_out(file):
+    """As a QEMU does that reads the open file: bytes 100 (it reads) and 201 (nobody writes) are locked."""
+    for at in (100, 201):
+        fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, at, 1, 0))
 
 
 def read_all(handle, size=None, piece=1 << 20):

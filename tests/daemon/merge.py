@@ -346,6 +346,46 @@ def branches(case):
     case.check(one_file_each=True)
 
 
+def one_child_cannot(case):
+    """Of several children one is read by another program, then one is missing: none is told of another parent,
+    and each reads as before; when it is over the merge ends."""
+    guest = case.guest()
+    guest.fill(60)
+    guest.take("first")
+    guest.fill(60)
+    guest.take("top")
+    for number in range(5):
+        guest.fill(10)
+        guest.take(f"child{number}")
+        case.daemon.ctl("snapshot", "apply", "v", "top", "--force")
+        guest.content = bytearray(guest.snapshots["top"])
+    children = sorted(case.daemon.show("snapshot", "v", f"child{n}")["disks"][0]["file"] for n in range(5))
+    case.wait("nothing is sealed", lambda: not case.daemon.query("job", "list", "v", "--all"))
+    before = {file: os.stat(file).st_mtime_ns for file in children}
+
+    def untouched(but=None):
+        changed = [file for file in children if file != but and os.stat(file).st_mtime_ns != before[file]]
+        demand(not changed, f"{changed} were changed")
+
+    with open(children[3], "rb") as reader:
+        daemonlib.keep_writers_out(reader)
+        job = str(case.delete("first")["jobs"][0])
+        case.wait("it says what it waits for",
+                  lambda: "in use" in (case.daemon.show("job", job)["reason"] or ""))
+        untouched()
+        guest.verify()
+        case.daemon.ctl("job", "pause", job)
+    os.rename(children[3], children[3] + ".away")
+    case.daemon.ctl("job", "resume", job)
+    case.wait("it fails", lambda: case.daemon.show("job", job)["state"] == "failed")
+    demand(children[3] in case.daemon.show("job", job)["error"], f"{case.daemon.show('job', job)}")
+    untouched(children[3])
+    os.rename(children[3] + ".away", children[3])
+    case.daemon.ctl("job", "resume", job)
+    case.wait()
+    case.check()
+
+
 def let_go(case):
     """A merge on a branch that nobody runs on writes to images that are in no chain, and lets go of them:
     their disk can be detached, and the files used elsewhere. So it is when the worker dies before its end."""
@@ -814,9 +854,45 @@ def two_disks_on_one_chain(case):
         one.verify()
 
 
-CASES = [newest_live, many_layers, deferred, branches, let_go, taken_away, user_files, push, prune, people, deaths,
+def two_leaves_on_one_image(case):
+    """Two disks whose leaves stand on the image that goes: each is written to while it is told of another parent,
+    and no write of either is lost when the worker dies soon after."""
+    for number in range(6 if case.long else 3):
+        name = f"d{number}"
+        guest = case.guest(name)
+        guest.fill(60)
+        case.daemon.ctl("snapshot", "take", "v", f"a{number}")
+        guest.fill(20)
+        case.daemon.ctl("snapshot", "take", "v", f"b{number}")
+        base = bytes(guest.content)
+        guest.fill(40)
+        kept, content = case.daemon.show("disk", "v", name)["layers"][0]["file"], bytes(guest.content)
+        case.daemon.ctl("disk", "detach", "v", name)
+        case.daemon.ctl("snapshot", "apply", "v", f"b{number}")
+        guest.content = bytearray(base)
+        # Whichever the daemon takes for its merge.
+        case.daemon.ctl("disk", "attach", "v", kept, "--name", f"e{number}")
+        other = Guest(case.daemon, "v", f"e{number}", len(content), random.Random(case.chance.random()))
+        other.content = bytearray(content)
+        case.guests.append(other)
+        for one in (guest, other):
+            one.start(may_be_cut=True)
+        case.daemon.ctl("job", "wait", str(case.delete(f"a{number}")["jobs"][0]))
+        os.kill(case.daemon.worker("v"), signal.SIGKILL)
+        time.sleep(0.2)
+        for one in (guest, other):
+            one.end()
+            one.verify()
+        for one in (f"e{number}", name):
+            case.daemon.ctl("disk", "detach", "v", one)
+        case.daemon.ctl("vm", "remove", "v")
+        case.daemon.ctl("vm", "create", "v")
+        case.daemon.ids.clear()
+
+
+CASES = [newest_live, many_layers, deferred, branches, one_child_cannot, let_go, taken_away, user_files, push, prune, people, deaths,
          deaths_at_the_end, readers, beside, full, changed, strangers,
-         two_disks_on_one_chain]
+         two_disks_on_one_chain, two_leaves_on_one_image]
 
 
 if __name__ == "__main__":

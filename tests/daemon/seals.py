@@ -9,10 +9,8 @@ byte that somebody changes behind the daemon's back, with the old time put back,
 Merges, applies, kills of workers and brokers leave seals that fit, or none, and nothing beside the images
 that nobody needs; at no time is anything said to be changed that was not."""
 
-import fcntl
 import os
 import signal
-import struct
 import sys
 import time
 
@@ -22,7 +20,6 @@ from daemonlib import demand  # noqa: E402
 
 MIB = 1 << 20
 SOON_S = 20
-F_OFD_SETLK = 37
 FALSE_ALARMS = ["is not what its seal says", "was changed after it was frozen", "was changed while"]
 
 
@@ -256,12 +253,6 @@ def deaths(case):
     demand(case.read() == content, "the disk is another one")
 
 
-def keep_writers_out(file):
-    """As a QEMU does that reads the file: bytes 100 (it reads) and 201 (nobody writes) are locked."""
-    for at in (100, 201):
-        fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, at, 1, 0))
-
-
 def cut_off(case):
     """Everybody dies while the children of what was merged are relinked, one after the other, and nobody goes
     on: those that were relinked are what they are meant to be."""
@@ -288,7 +279,7 @@ def cut_off(case):
     changed = [file for file in children if os.stat(file).st_mtime_ns != before[file]]
     print(f"cut off after {len(changed)} of {len(children)}")
     with open(case.file(), "rb") as reader:
-        keep_writers_out(reader)
+        daemonlib.keep_writers_out(reader)
         case.daemon.start()
         case.wait("the merge waits", lambda: case.daemon.query("job", "list", "v")[0]["state"] == "waiting")
         job = str(case.daemon.query("job", "list", "v")[0]["id"])

@@ -19,10 +19,21 @@ static int still_open(const struct merge_job *job, const char *verb, struct erro
                 verb);
 }
 
+/* What of its end was done is not known until the worker is there again. */
+static int not_ending(const struct merge_job *job, const char *verb, struct error *err)
+{
+        int r = still_open(job, verb, err);
+
+        if (r < 0 || !merge_job_is(job, JOB_FINISHING))
+                return r;
+        return fail(err, EBUSY, "job %lld does not run any more: it is at its end",
+                (long long)job->row.id);
+}
+
 int merges_pause(struct vm *vm, struct merge_job *job, struct error *err)
 {
         struct merging merging;
-        int r = still_open(job, "pause", err);
+        int r = not_ending(job, "pause", err);
 
         if (r < 0 || (merge_job_is(job, JOB_PAUSED) && !json_object_get(job->payload, "space")))
                 return r;
@@ -62,7 +73,7 @@ int merges_resume(struct vm *vm, struct merge_job *job, bool force, struct error
 int merges_cancel(struct vm *vm, struct merge_job *job, struct error *err)
 {
         struct merging merging;
-        int r = still_open(job, "cancel", err);
+        int r = not_ending(job, "cancel", err);
 
         if (r < 0 || merge_job_is(job, JOB_CANCELLED))
                 return r;

@@ -81,9 +81,15 @@ struct vm_chain *merges_live_chain(struct vm *vm, const json_t *hidden, const ch
         return NULL;
 }
 
-/* Nobody else's may have it open when its leaf is opened for writing. */
+/* Nobody else's may have it open when its leaf is opened for writing, nor be going to open it: a disk that could
+ * not be opened is tried again. */
 static int refuse_open(struct vm *vm, const char *top, struct error *err)
 {
+        _cleanup_(disk_row_done) struct disk_row disk = {0};
+
+        if (catalog_disk_find_file(vm->broker->catalog, top, &disk, NULL) == 0 &&
+                strcmp(disk.vm, vm->id) == 0 && !worker_chain_find(vm, disk.id))
+                return fail(err, EBUSY, "disk '%s' is not served", disk.name);
         worker_snapshots_close(vm, NULL, false);
         for (size_t i = 0; i < vm->n_chains; i++) {
                 const char *name = vm->chains[i].name;
@@ -683,6 +689,30 @@ static int close_others(
         return r;
 }
 
+/* A child that is another disk's leaf is told of its parent while that disk goes on, and not while its blocks
+ * are moved: the job that does that, or 0. */
+static int64_t find_at_work(struct vm *vm, const json_t *children, const char *chain)
+{
+        int64_t other = 0;
+
+        for (size_t i = 0; i < vm->n_chains; i++)
+                if (vm->chains[i].n_paths > 0 && strcmp(vm->chains[i].name, chain) != 0 &&
+                        json_has_text(children, vm->chains[i].paths[0]) &&
+                        merging_on_chain(vm, vm->chains[i].name, &other))
+                        return other;
+        return 0;
+}
+
+/* It is done, and ends when @other has. */
+static int end_after(struct vm *vm, struct merge_job *job, int64_t other, struct error *err)
+{
+        char reason[80];
+
+        snprintf(reason, sizeof(reason), "it ends after job %lld", (long long)other);
+        merge_job_set_text(job, "reason", reason);
+        return merges_save(vm, job, err);
+}
+
 void merges_forget_file(struct vm *vm, const char *path)
 {
         if (vm->link && vm->up)
@@ -783,12 +813,16 @@ static int finish(struct vm *vm, struct merge_job *job, const char *chain, struc
 {
         json_auto_t *children = NULL, *answer = NULL;
         struct error why = ERROR_INIT;
+        int64_t other;
         int r = seals_stop(vm, err); /* its image may be one of those that are relinked */
 
         if (r == 0)
                 r = close_others(vm, job, chain, err);
         if (r == 0)
                 r = find_children(vm, job, chain, &children, err);
+        other = r == 0 ? find_at_work(vm, children, chain) : 0;
+        if (other)
+                return end_after(vm, job, other, err);
         if (r == 0)
                 r = put_finishing(vm, job, err);
         if (r < 0)

@@ -59,6 +59,11 @@ static void files_say_done(struct files_say *said)
         *said = (struct files_say){0};
 }
 
+static bool is_for_now(int r)
+{
+        return r == -ENOMEM || r == -EMFILE || r == -ENFILE || r == -EHOSTDOWN || r == -ETIMEDOUT;
+}
+
 /* They change one after the other. */
 static int ask_children(struct vm *vm, const char *top, const json_t *images, struct files_say *ret,
         struct error *err)
@@ -71,6 +76,11 @@ static int ask_children(struct vm *vm, const char *top, const json_t *images, st
                 bool without = false;
 
                 r = ask_witness(vm, children[i].path, images, ret->layers, &without, err);
+                if (r < 0 && !is_for_now(r)) { /* what is wrong with it the merge will say */
+                        error_clear(err);
+                        r = 0;
+                        continue;
+                }
                 if (r == 0 && without &&
                         json_array_append_new(ret->moved, json_string(children[i].path)) < 0)
                         r = fail(err, ENOMEM, "no memory for a list of images");
@@ -109,6 +119,17 @@ static void note_moved(struct merge_job *job, const json_t *moved)
         merges_add_paths(list, moved);
 }
 
+/* What it has open stands on what the files and the catalog do not name any more: so it opens all anew. */
+static void restart_worker(struct vm *vm)
+{
+        struct error err = ERROR_INIT;
+
+        broker_log(vm->broker, BROKER_LOG_WARNING, vm->id,
+                "a merge has stopped in the middle of its end: the vm's worker is started anew");
+        if (worker_down(vm, STOP_MS, &err) < 0)
+                broker_log_error(vm->broker, vm->id, &err);
+}
+
 /* It did not end: it runs again. What it has done of that the catalog follows, so that each chain opens. */
 static int settle_children(
         struct vm *vm, struct merge_job *job, const json_t *moved, struct error *err)
@@ -127,6 +148,8 @@ static int settle_children(
                 r = catalog_commit(catalog, err);
         if (r < 0)
                 catalog_rollback(catalog);
+        else if (json_array_size(moved) > 0 && vm->up)
+                restart_worker(vm);
         return r;
 }
 
@@ -139,9 +162,9 @@ int merges_settle(struct vm *vm, struct merge_job *job, bool *ret_finished, stru
         int r = 0;
 
         *ret_finished = false;
-        /* One that failed may have failed after all that counts was done. */
-        if (merges_look(vm, job->row.id, &merging) && strcmp(merging.state, "failed") != 0)
-                said.finished = strcmp(merging.state, "finished") == 0;
+        /* One that failed may have failed after all that counts was done, or after a part of that. */
+        if (merges_look(vm, job->row.id, &merging) && strcmp(merging.state, "finished") == 0)
+                said.finished = true;
         else
                 r = ask_files(vm, job, &said, err);
         if (r < 0)

@@ -381,7 +381,16 @@ static int note_sealed(
         return r == 0 ? catalog_job_delete(catalog, job->row.id, err) : r;
 }
 
-static int put_in_place(struct vm *vm, const struct merge_job *job, struct error *err)
+/* If nobody has taken the job away with it. */
+static int put_off_voided(struct vm *vm, struct merge_job *job, struct error *err)
+{
+        _cleanup_(job_row_done) struct job_row row = {0};
+        int r = catalog_job_find(vm->broker->catalog, job->row.id, &row, NULL);
+
+        return r == -ENOENT ? 0 : put_off(vm, job, "the image is being merged", err);
+}
+
+static int put_in_place(struct vm *vm, struct merge_job *job, struct error *err)
 {
         struct catalog *catalog = vm->broker->catalog;
         const char *path = vm->sealing->path;
@@ -397,8 +406,10 @@ static int put_in_place(struct vm *vm, const struct merge_job *job, struct error
                 r = catalog_commit(catalog, err);
         if (r != 0)
                 catalog_rollback(catalog);
-        if (r == 1)
-                return seal_remove(host_fs(), path, err);
+        if (r == 1) {
+                r = seal_remove(host_fs(), path, err);
+                return r == 0 ? put_off_voided(vm, job, err) : r;
+        }
         return r == 0 && news ? sidecar_write(catalog, host_fs(), vm->id, err) : r;
 }
 

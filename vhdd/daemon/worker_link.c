@@ -994,7 +994,8 @@ static int retry_disk(
         struct error why = ERROR_INIT;
         int r;
 
-        if (!before)
+        /* A merge's own chain may have it open to be written. */
+        if (!before || is_used(vm, disk->file))
                 return 0;
         r = worker_chain_close(vm, disk->id, err); /* of it there is but the sentence */
         if (r < 0)
@@ -1038,6 +1039,8 @@ int worker_retry(struct vm *vm, struct error *err)
         if (r >= 0 && any)
                 r = serve_disks(vm, &row, disks, n, err);
         disk_rows_free(disks, n);
+        if (r < 0)
+                vm_set_down(vm, err ? err->message : "a disk could not be served");
         return r < 0 ? r : any;
 }
 
