@@ -594,10 +594,31 @@ static struct image *take_next(struct chain_view *view)
         return NULL;
 }
 
+int chain_settle_layer(struct image *image, struct error *err)
+{
+        int r = image_settle(image, err);
+
+        /* One that cannot be settled stays a writer that others read along with, as one in a merge is: it is not
+         * opened a second time. */
+        atomic_store(&image->in_merge, r < 0);
+        if (r == 0)
+                atomic_store(&image->flushes, false);
+        return r;
+}
+
+/* Our leaf, which others read: for them it is a layer among others from here on. */
+static void leave_to_others(struct chain *chain, struct image *image)
+{
+        struct error ignored = ERROR_INIT;
+
+        if (image->writable && !chain->scratch && atomic_load(&image->flushes))
+                (void)chain_settle_layer(image, &ignored);
+}
+
 static int close_layers(struct chain *chain, struct error *err)
 {
         struct chain_view *view = chain_view(chain);
-        struct image *image;
+        struct image *image, *leaf = view_leaf(view);
         int result = 0;
 
         MUTEX_GUARD(&chain->family->lock);
@@ -605,8 +626,11 @@ static int close_layers(struct chain *chain, struct error *err)
         while ((image = take_next(view))) {
                 int r = 0;
 
-                if (!chain_family_drop(chain->family, image))
+                if (!chain_family_drop(chain->family, image)) {
+                        if (image == leaf)
+                                leave_to_others(chain, image);
                         continue;
+                }
                 if (image->writable && !chain->scratch) {
                         image_leave_places(image);
                         r = image_close(image, result == 0 ? err : NULL);

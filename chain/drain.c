@@ -91,28 +91,29 @@ int chain_drain_upgrade(struct chain *chain, struct image **image, struct error 
 
 int chain_drain_settle(struct chain *chain, struct image *image, struct error *err)
 {
-        int r = 0;
-
         MUTEX_GUARD(&chain->family->lock);
         atomic_store(&image->in_merge, false);
         if (!atomic_load(&image->flushes) || image == chain_leaf(chain))
                 return 0;
-        r = image_settle(image, err);
-        if (r == 0)
-                atomic_store(&image->flushes, false);
-        return r;
+        return chain_settle_layer(image, err);
 }
 
-struct image *chain_drain_find(struct chain *chain, const char *path)
+int chain_drain_find(
+        struct chain *chain, const char *path, struct image **ret, struct error *err)
 {
         _cleanup_(file_closep) struct file *file = NULL;
         struct file_stat st;
+        int r = file_open(chain->fs, path, FILE_READ | FILE_NOFOLLOW, &file, err);
 
-        if (file_open(chain->fs, path, FILE_READ | FILE_NOFOLLOW, &file, NULL) < 0 ||
-                file_stat_get(file, &st) < 0)
-                return NULL;
+        *ret = NULL;
+        if (r < 0)
+                return r;
+        r = file_stat_get(file, &st);
+        if (r < 0)
+                return fail_os(err, -r, "cannot look at '%s'", path);
         MUTEX_GUARD(&chain->family->lock);
-        return chain_family_find(chain->family, &st, true);
+        *ret = chain_family_find(chain->family, &st, true);
+        return 0;
 }
 
 /* --- opening */
@@ -800,16 +801,19 @@ static int clear_unit(struct chain_drain *drain, uint64_t unit, struct error *er
         uint64_t offset = unit * drain->unit,
                  end = MIN_OF(offset + drain->unit, drain->chain->size);
 
-        for (unsigned i = 0; i < drain->n_sources; i++) { /* D2 */
-                unsigned k = MUTANT("drain-top-first") ? drain->n_sources - 1 - i : i;
-                int r = clear_source(drain->sources[k], offset, end);
+        struct image *source = NULL;
+        int r = 0;
 
-                if (r < 0)
-                        return failed_piece(drain->sources[k], offset, r, "free a block of", err);
+        for (unsigned i = 0; r == 0 && i < drain->n_sources; i++) { /* D2 */
+                unsigned k = MUTANT("drain-top-first") ? drain->n_sources - 1 - i : i;
+
+                source = drain->sources[k];
+                r = clear_source(source, offset, end);
         }
+        /* Also where the last ones were not cleared: who read before knows places of the first. */
         chain_family_forget(drain->chain->family, offset, end - offset);
         (void)MUTANT("drain-up-frees"); /* here another thread may run */
-        return 0;
+        return r < 0 ? failed_piece(source, offset, r, "free a block of", err) : 0;
 }
 
 int chain_drain_clear(struct chain_drain *drain, uint64_t unit, struct error *err)
@@ -834,7 +838,11 @@ static int copy_closed(
 
         if (!is_up(drain)) {
                 r = copy_range(drain, offset, end, ret_bytes, err);
-                return r == 0 ? clear_unit(drain, unit, err) : r;
+                if (r == 0)
+                        return clear_unit(drain, unit, err);
+                /* What there is of the copy is seen where the source is asked to forget its block. */
+                chain_family_forget(drain->chain->family, offset, end - offset);
+                return r;
         }
         r = pull_range(drain, offset, end, ret_bytes, err);
         if (r == 0)
@@ -932,13 +940,28 @@ static void close_source(struct image *source)
                 image_abandon(source);
 }
 
+/* Sources that keep their bytes may have other children: they go from beneath this one, in whatever chain, and what
+ * is theirs afterwards is nothing to it. */
+static const struct image *remains_beside(const struct chain_drain *drain)
+{
+        return drain->flags & DRAIN_KEEP ? drain->destination : NULL;
+}
+
+int chain_drain_may_end(struct chain_drain *drain, struct error *err)
+{
+        if (!chain_family_moves(
+                    drain->chain, remains_beside(drain), drain->sources, drain->n_sources))
+                return 0;
+        return fail(err, EBUSY, "another merge is at work over '%s'",
+                drain->sources[0]->file->path);
+}
+
 int chain_drain_remove(struct chain_drain *drain, struct error *err)
 {
         struct chain *chain = drain->chain;
         unsigned n = drain->n_sources;
-        /* Those that keep their bytes may have other children. */
         int r = chain_family_remove(
-                chain->family, drain->flags & DRAIN_KEEP ? chain : NULL, drain->sources, n, err);
+                chain->family, remains_beside(drain), drain->sources, n, err);
 
         if (r < 0)
                 return r;

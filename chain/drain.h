@@ -58,8 +58,9 @@ struct image *chain_drain_below(const struct chain_drain *drain);
 int chain_drain_upgrade(struct chain *chain, struct image **image, struct error *err);
 int chain_drain_settle(struct chain *chain, struct image *image, struct error *err);
 
-/* The image at @path, if some chain of the family has it open, to be read or as its leaf, else NULL. */
-struct image *chain_drain_find(struct chain *chain, const char *path);
+/* The image at @path in *@ret, if some chain of the family has it open, to be read or as its leaf, else NULL. */
+int chain_drain_find(
+        struct chain *chain, const char *path, struct image **ret, struct error *err);
 
 /* A drain waits for everybody who read before it, and a client that takes no replies may be among them. So,
  * before one is opened: from here to chain_drain_unexpect() chain_is_moving() says yes, and nobody new will
@@ -94,6 +95,9 @@ void chain_drain_reclaim(struct chain_drain *drain);
 
 /* The drain stops: writes go to the leaf again, what is not the leaf is only read. NULL is fine. */
 void chain_drain_close(struct chain_drain *drain);
-/* The sources are empty, or keep their bytes: they leave all chains and are closed. On failure the drain
- * is as before. */
+/* -EBUSY: another chain's drain is under way over layers that would be taken from beneath it. To be asked before
+ * the heads are changed. */
+int chain_drain_may_end(struct chain_drain *drain, struct error *err);
+/* The sources are empty, and leave all chains, or keep their bytes, and leave those of the destination; then they
+ * are closed. On failure the drain is as before. */
 int chain_drain_remove(struct chain_drain *drain, struct error *err);

@@ -144,7 +144,7 @@ static void exchanges_free(struct exchange *list)
 
 /* What goes, and what comes in its place: one for one, or nothing. */
 struct change_of_layers {
-        const struct chain *only; /* NULL: in every chain */
+        const struct image *with; /* in the chains that have it, too; NULL: in every chain */
         struct image *const *old;
         unsigned n_old;
         struct image *new;
@@ -161,13 +161,13 @@ static bool goes(const struct change_of_layers *change, const struct image *imag
 static bool concerns(const struct change_of_layers *change, const struct chain *chain)
 {
         const struct chain_view *view = chain_view(chain);
+        bool has_one = false, has_with = !change->with;
 
-        if (change->only && change->only != chain)
-                return false;
-        for (unsigned i = 0; i < view_n_layers(view); i++)
-                if (goes(change, view->layers[i]))
-                        return true;
-        return false;
+        for (unsigned i = 0; i < view_n_layers(view); i++) {
+                has_one = has_one || goes(change, view->layers[i]);
+                has_with = has_with || view->layers[i] == change->with;
+        }
+        return has_one && has_with;
 }
 
 /* The chain as it is now, but for what changes. */
@@ -243,10 +243,23 @@ int chain_family_replace(
         return change_layers(family, &(struct change_of_layers){NULL, &old, 1, new}, err);
 }
 
-int chain_family_remove(struct chain_family *family, const struct chain *only,
+int chain_family_remove(struct chain_family *family, const struct image *with,
         struct image *const *old, unsigned n, struct error *err)
 {
-        return change_layers(family, &(struct change_of_layers){only, old, n, NULL}, err);
+        return change_layers(family, &(struct change_of_layers){with, old, n, NULL}, err);
+}
+
+bool chain_family_moves(const struct chain *but, const struct image *with,
+        struct image *const *old, unsigned n)
+{
+        const struct change_of_layers change = {with, old, n, NULL};
+        bool moves = false;
+
+        MUTEX_GUARD(&but->family->lock);
+        for (struct chain *chain = but->family->chains; chain && !moves;
+                chain = chain->next_in_family)
+                moves = chain != but && chain_view(chain)->gate_size && concerns(&change, chain);
+        return moves;
 }
 
 void chain_family_forget(struct chain_family *family, uint64_t offset, uint64_t length)

@@ -95,6 +95,11 @@ static inline struct image *chain_leaf(const struct chain *chain)
         return view_leaf(chain_view(chain));
 }
 
+/* --- chain.c */
+
+/* A writer becomes a reader that others share. With the family's lock held. */
+int chain_settle_layer(struct image *image, struct error *err);
+
 /* --- family.c */
 
 struct chain_family {
@@ -134,12 +139,15 @@ struct image *chain_family_find(
 bool chain_family_drop(struct chain_family *family, struct image *image);
 /* Without it: */
 /* In every chain of the family @old's place is taken by @new; or the @n images are gone, all at once
- * (from @only alone, unless it is NULL). Changes are held for a moment. When it returns nobody uses what went. On failure nothing was
+ * (from the chains that have @with, too, unless it is NULL). Changes are held for a moment. When it returns nobody uses what went. On failure nothing was
  * changed. */
 int chain_family_replace(
         struct chain_family *family, struct image *old, struct image *new, struct error *err);
-int chain_family_remove(struct chain_family *family, const struct chain *only,
+int chain_family_remove(struct chain_family *family, const struct image *with,
         struct image *const *old, unsigned n, struct error *err);
+/* Is a drain of another chain's under way, from which chain_family_remove() would take layers away? */
+bool chain_family_moves(const struct chain *but, const struct image *with, struct image *const *old,
+        unsigned n);
 /* With the family's lock held: @view is the chain's from here on, and changes are held meanwhile. The one
  * before may be freed after a grace. */
 void chain_view_put(struct chain *chain, struct chain_view *view);

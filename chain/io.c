@@ -252,17 +252,11 @@ static void reopen(const struct change *c)
         gate_open(c->chain->gates, gate_key(c));
 }
 
-/* Does the range read as zeros if the leaf says nothing? 1, 0 or -errno. */
-static int is_zero_below(const struct change *c)
+/* The layers below say so? */
+static int walk_below(const struct change *c)
 {
-        struct chain *chain = c->chain;
         uint64_t offset = c->offset, length = c->length;
 
-        if (chain->leaf_only ||
-                (c->view->keeps_blocks == c->leaf && !MUTANT("drain-up-frees")))
-                return 0;
-        if (c->layer == 0)
-                return 1;
         while (length > 0) {
                 struct chain_extent extent;
                 int r = resolve_below(c->view->resolver, c->layer - 1, offset, length,
@@ -276,6 +270,32 @@ static int is_zero_below(const struct change *c)
                 length -= extent.length;
         }
         return 1;
+}
+
+/* Does the range read as zeros if the leaf says nothing? 1, 0 or -errno. With a ticket, as readers have one: no
+ * drain clears what it has copied while we look from layer to layer (D5). */
+static int is_zero_below(const struct change *c)
+{
+        struct chain *chain = c->chain;
+        uint64_t ticket;
+        int r;
+
+        if (chain->leaf_only ||
+                (c->view->keeps_blocks == c->leaf && !MUTANT("drain-up-frees")))
+                return 0;
+        if (c->layer == 0)
+                return 1;
+        ticket = chain_ticket_get(chain);
+        r = walk_below(c);
+        chain_ticket_put(chain, ticket);
+        return r;
+}
+
+/* The same inside the gate: a drain that failed between its copy and the clear has put the leaf's bytes below
+ * it meanwhile. */
+static int is_still_zero_below(const struct change *c)
+{
+        return c->view->gate_size && !MUTANT("zero-below-once") ? is_zero_below(c) : 1;
 }
 
 static bool is_whole_block(const struct change *c)
@@ -299,6 +319,9 @@ static int complete(struct change *c)
                         resolver_changed(c->view->resolver, c->offset, c->length);
                 else
                         chain_family_forget(c->chain->family, c->offset, c->length);
+        } else if (r == 0 && c->layer + 1 == view_n_layers(c->view)) {
+                /* Another write that overlaps has set the bits, and may not have said so yet. */
+                resolver_confirm(c->view->resolver, c->offset, c->length);
         }
         return r;
 }
@@ -448,12 +471,16 @@ static int discard_block(struct change *c)
         int r;
 
         c->needs_round = true; /* also where nothing is left to do: that may not be durable yet */
-        if (!leaf->format->holds(leaf, start))
+        if (!c->view->gate_size && !leaf->format->holds(leaf, start))
                 return layer_for(c->view, c->offset) == c->layer ? 0 : -ELSEWHERE;
         r = shut(c);
         if (r < 0)
                 return r;
-        r = leaf->format->discard(leaf, start);
+        r = is_still_zero_below(c);
+        if (r == 0)
+                r = store_zeros(c);
+        else if (r == 1)
+                r = leaf->format->discard(leaf, start);
         if (r == 0)
                 chain_family_forget(c->chain->family, c->offset, c->length);
         reopen(c);
@@ -473,7 +500,8 @@ static int zero_sectors(struct change *c)
         r = enter(c);
         if (r < 0)
                 return r;
-        r = below ? punch_present(c) : store_zeros(c);
+        below = below ? is_still_zero_below(c) : 0;
+        r = below < 0 ? below : below ? punch_present(c) : store_zeros(c);
         leave(c);
         return r;
 }

@@ -369,6 +369,8 @@ static int fill_map(struct resolver *r, struct resolved *map)
                                                    : NOBODY;
                 if (extent.kind == EXTENT_ZERO)
                         return -ENOTSUP; /* no VHD says so */
+                if ((at + extent.length) % SECTOR_SIZE)
+                        return -ENOTSUP; /* a raw root that ends inside a sector: two have it */
                 for (uint64_t s = at / SECTOR_SIZE; s < div_round_up(at + extent.length, SECTOR_SIZE);
                         s++)
                         atomic_store_explicit(&map->owners[s], owner, memory_order_relaxed);
@@ -565,6 +567,47 @@ void resolver_changed(struct resolver *r, uint64_t offset, uint64_t length)
 {
         if (count_layers(r) > 1)
                 for_each_block(r, offset, length, note_change);
+}
+
+/* Does what is known of the block say that somebody else has some of it, or nothing? */
+static bool is_behind(
+        struct resolver *r, const struct page *page, uint64_t block, uint64_t from, uint64_t to)
+{
+        unsigned n_layers = count_layers(r);
+        const struct resolved *map;
+        bool behind = false;
+        uint64_t ticket;
+
+        if (atomic_load_explicit(&page->owners[block % PAGE_BLOCKS], memory_order_acquire) !=
+                n_layers)
+                return true;
+        if (!atomic_load_explicit(&page->maps[block % PAGE_BLOCKS], memory_order_acquire))
+                return false;
+        ticket = grace_enter(grace_readers());
+        map = atomic_load_explicit(&page->maps[block % PAGE_BLOCKS], memory_order_acquire);
+        for (uint64_t s = from / SECTOR_SIZE; map && !behind && s < div_round_up(to, SECTOR_SIZE);
+                s++)
+                behind = s >= map->n_sectors ||
+                        atomic_load_explicit(&map->owners[s], memory_order_relaxed) != n_layers;
+        grace_leave(grace_readers(), ticket);
+        return behind;
+}
+
+void resolver_confirm(struct resolver *r, uint64_t offset, uint64_t length)
+{
+        uint64_t end = offset + length;
+
+        for (uint64_t block = offset >> r->shift; count_layers(r) > 1 && block << r->shift < end;
+                block++) {
+                uint64_t start = block << r->shift, size = UINT64_C(1) << r->shift;
+                const struct page *page = page_of(r, block);
+
+                if (page && is_behind(r, page, block, MAX_OF(offset, start) - start,
+                                    MIN_OF(end, start + size) - start)) {
+                        resolver_changed(r, offset, length);
+                        return;
+                }
+        }
 }
 
 static void note_drop(

@@ -44,5 +44,8 @@ int resolve_below(struct resolver *resolver, unsigned top, uint64_t offset, uint
 
 /* The leaf has these sectors now. */
 void resolver_changed(struct resolver *resolver, uint64_t offset, uint64_t length);
+/* The same of sectors that the leaf had already when they were written: whoever set their bits may not have come
+ * as far as to say so. Quick when there is nothing to say. */
+void resolver_confirm(struct resolver *resolver, uint64_t offset, uint64_t length);
 /* The leaf has nothing there any more. */
 void resolver_dropped(struct resolver *resolver, uint64_t offset, uint64_t length);

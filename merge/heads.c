@@ -187,16 +187,19 @@ static int probe_closed(const char *path, const struct image *parent, struct err
 static int relink_others(struct chain *chain, const struct image *parent,
         const struct merge_child *children, size_t n, struct error *err)
 {
+        struct image *open;
         int r = 0;
 
-        for (size_t i = 0; r == 0 && i < n; i++)
-                if (!chain_drain_find(chain, children[i].path))
-                        r = probe_closed(children[i].path, parent, err);
         for (size_t i = 0; r == 0 && i < n; i++) {
-                struct image *open = chain_drain_find(chain, children[i].path);
-
-                r = open ? relink_open(chain, open, parent, NULL, NULL, err)
-                         : relink_closed(chain, children[i].path, parent, err);
+                r = chain_drain_find(chain, children[i].path, &open, err);
+                if (r == 0 && !open)
+                        r = probe_closed(children[i].path, parent, err);
+        }
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                r = chain_drain_find(chain, children[i].path, &open, err);
+                if (r == 0)
+                        r = open ? relink_open(chain, open, parent, NULL, NULL, err)
+                                 : relink_closed(chain, children[i].path, parent, err);
         }
         return r;
 }

@@ -457,8 +457,10 @@ int merge_run(struct merge *merge, const struct merge_controls *controls, struct
 int merge_finish(struct merge *merge, const struct merge_child *children, size_t n_children,
         struct error *err)
 {
-        int r = remove_childrens_seals(merge, children, n_children, err);
+        int r = chain_drain_may_end(merge->drain, err);
 
+        if (r == 0)
+                r = remove_childrens_seals(merge, children, n_children, err);
         if (r == 0)
                 r = heads_finish(
                         merge->chain, merge->drain, &merge->plan, children, n_children, err);

@@ -25,6 +25,7 @@ struct vhd_bitmap {
         uint32_t index;           /* in the image's list of what is loaded */
         uint32_t size;            /* bytes, as on disk */
         _Atomic bool used;        /* since the last look of the evictor */
+        bool changed;             /* since it was read; guarded by the image's lock */
         _Atomic uint64_t words[]; /* bytes in the order of the file */
 };
 

@@ -66,6 +66,8 @@ void vhd_bitmap_drop_locked(struct vhd_image *vhd, uint32_t block, struct vhd_bi
 
         if (bitmap == instead)
                 return;
+        if (bitmap && (bitmap == VHD_BITMAP_FULL || bitmap->changed))
+                vhd->bits_gone++;
         vhd_bat_set_bitmap(vhd->bat, block, instead);
         if (!bitmap || bitmap == VHD_BITMAP_FULL)
                 return;
@@ -77,6 +79,7 @@ void vhd_bitmap_swap_locked(struct vhd_image *vhd, uint32_t block, struct vhd_bi
 {
         struct vhd_bitmap *old = vhd_bat_bitmap(vhd->bat, block);
 
+        vhd->bits_gone++;
         vhd_loaded_add_locked(vhd, bitmap);
         /* In between a reader finds that the two do not belong together, and looks again. */
         vhd_bat_set_bitmap(vhd->bat, block, bitmap);
@@ -163,14 +166,27 @@ static int read_new_bitmap(struct vhd_image *vhd, uint32_t block, uint32_t place
         return r;
 }
 
+static uint64_t bits_gone(struct vhd_image *vhd)
+{
+        MUTEX_GUARD(&vhd->lock);
+        return vhd->bits_gone;
+}
+
 int vhd_bitmap_load(struct vhd_image *vhd, uint32_t block, uint32_t place, unsigned flags)
 {
+        uint64_t before = bits_gone(vhd);
         struct vhd_bitmap *bitmap;
         int r = read_new_bitmap(vhd, block, place, flags, &bitmap);
 
         if (r < 0)
                 return r;
         MUTEX_GUARD(&vhd->lock);
+        /* While we read, somebody else may have loaded it, changed it, written it back and evicted it: what we
+         * have may be what was there before. The caller looks again. */
+        if (vhd->bits_gone != before) {
+                vhd_bitmap_free(bitmap);
+                return 0;
+        }
         return install(vhd, bitmap, true);
 }
 
@@ -453,8 +469,9 @@ static void vhd_free(struct vhd_image *vhd)
         vhd_dirty_free_all(vhd);
         if (!vhd->image.places_are_lent)
                 grace_free(vhd->image.places);
-        else if (vhd->n_in_grace > 0)
-                grace_drain(vhd->image.places); /* some of what is put off there is ours */
+        else
+                while (vhd_n_in_grace(vhd) > 0) /* some of what is put off there is ours */
+                        grace_wait(vhd->image.places);
         vhd_space_free_all(vhd);
         vhd_bat_free(vhd->bat);
         free(vhd->loaded);

@@ -86,6 +86,7 @@ struct vhd_image {
         uint64_t footer_offset;        /* of the durable end footer: blocks must end before it */
         uint64_t zero_from;            /* from here to footer_offset all reads as zeros */
         struct vhd_bitmap **loaded;    /* bitmaps in memory, for the evictor */
+        uint64_t bits_gone;            /* how many left memory that the file had others of before */
         uint32_t n_loaded, loaded_capacity, hand;
         bool keeper_runs, keeper_stop, keeper_extend, keeper_flush;
         pthread_cond_t keeper_wakes;

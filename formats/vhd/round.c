@@ -272,6 +272,7 @@ int vhd_make_present_locked(struct vhd_image *vhd, uint32_t block, uint32_t firs
         }
         redo_append(vhd->redo, &record); /* E4: the record is whole before the bit can be seen */
         vhd_bitmap_set(bitmap, first, count);
+        bitmap->changed = true;
         return 0;
 }
 

@@ -206,6 +206,8 @@ static int take_place(
                 return 0;
         *footer = vhd->footer_offset;
         offset = vhd_place_at(vhd, vhd->next_free);
+        if (offset / SECTOR_SIZE >= VHD_BAT_BAD) /* a BAT's entry cannot name it */
+                return -ENOSPC;
         if (offset + vhd->block_bytes > vhd->footer_offset)
                 return -EAGAIN;
         vhd->next_free = offset + vhd->block_bytes;
@@ -258,6 +260,7 @@ static int publish_place(struct vhd_image *vhd, uint32_t block, uint32_t place)
                 return -ENOMEM;
         }
         vhd->touched = true;
+        bitmap->changed = true;
         vhd_loaded_add_locked(vhd, bitmap);
         vhd_bat_set_bitmap(vhd->bat, block, bitmap);
         vhd_bat_set(vhd->bat, block, place);
