@@ -12,8 +12,7 @@
 
 #include "base/host_fs.h"
 
-#define N_PLACES      4
-#define BESIDE_SUFFIX ".vhdd-redo"
+#define N_PLACES 4
 
 struct places {
         char path[N_PLACES][4096];
@@ -34,6 +33,16 @@ static void add_tmpfs_place(struct places *places, const char *directory, const 
                         name);
 }
 
+/* "vhdd-redo-..." lies in IMAGE.vhdd-redo, "vhdd-switch-..." in IMAGE.vhdd-switch: one image may have one of each
+ * kind at a time. */
+static void add_place_beside(struct places *places, const char *beside, const char *name)
+{
+        char kind[16] = "redo";
+
+        (void)sscanf(name, "vhdd-%15[a-z]", kind);
+        snprintf(places->path[places->n++], sizeof(places->path[0]), "%s.vhdd-%s", beside, kind);
+}
+
 static void find_places(const char *name, const char *beside, bool create, struct places *ret)
 {
         ret->n = 0;
@@ -42,7 +51,7 @@ static void find_places(const char *name, const char *beside, bool create, struc
         add_tmpfs_place(ret, "/run/vhdd", name);
         add_tmpfs_place(ret, getenv("XDG_RUNTIME_DIR"), name);
         add_tmpfs_place(ret, "/dev/shm", name);
-        snprintf(ret->path[ret->n++], sizeof(ret->path[0]), "%s" BESIDE_SUFFIX, beside);
+        add_place_beside(ret, beside, name);
 }
 
 /* Root's, ours or the image owner's, and nobody else may have written it. */

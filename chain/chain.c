@@ -611,7 +611,7 @@ static void leave_to_others(struct chain *chain, struct image *image)
 {
         struct error ignored = ERROR_INIT;
 
-        if (image->writable && !chain->scratch && atomic_load(&image->flushes))
+        if (chain->writable && image->writable && !chain->scratch && atomic_load(&image->flushes))
                 (void)chain_settle_layer(image, &ignored);
 }
 

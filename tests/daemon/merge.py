@@ -175,6 +175,15 @@ class Case:
                 guest.snapshots.pop(gone, None)
         return answer
 
+    def delete_slowly(self, guest, name, *options):
+        """Answers the job, which runs by then and does not end by itself."""
+        handle = self.daemon.connect(guest.export())  # a deferred merge waits
+        job = str(self.delete(name, "--merge", "deferred", *options)["jobs"][0])
+        self.slow(job, "1K")
+        daemonlib.leave(handle)
+        self.wait("it runs", lambda: self.daemon.show("job", job)["state"] == "running")
+        return job
+
     def jobs(self):
         return self.daemon.query("job", "list", "v")
 
@@ -818,8 +827,8 @@ def strangers(case):
 
 
 def two_disks_on_one_chain(case):
-    """A branch that was detached is another disk: what is merged beneath both goes while the other's own merge
-    runs, and that one's layers have other numbers then."""
+    """A branch that was detached is another disk: what is merged beneath both comes after the other's own merge,
+    whose layers it would take away, and no write is lost that comes meanwhile."""
     guest = case.guest("d")
     guest.fill(60)
     case.take("a")
@@ -843,15 +852,138 @@ def two_disks_on_one_chain(case):
         case.slow(job, "1K")
     daemonlib.leave(handle)
     case.wait("it runs", lambda: all(case.daemon.show("job", str(job))["state"] == "running" for job in upper))
-    case.daemon.ctl("job", "wait", str(case.delete("a")["jobs"][0]))
-    demand(all(case.daemon.show("job", str(job))["state"] == "running" for job in upper),
-           "the merge above did not run meanwhile")
+    lower = str(case.delete("a")["jobs"][0])
+    case.wait("the lower one waits", lambda: case.daemon.show("job", lower)["state"] == "waiting")
+    demand("it comes after job" in case.daemon.show("job", lower)["reason"], f"{case.jobs()}")
+    other.start()
     for job in upper:
         case.slow(job, "0")
     case.wait()
+    other.end()
     demand(case.daemon.worker("v") == worker, "the worker died")
     for one in case.guests:
         one.verify()
+
+
+def pushed_beside_a_reader(case):
+    """Who reads the branch that a copy is pushed into reads on as before, whatever the image that was copied
+    becomes."""
+    guest = case.guest()
+    guest.fill(20)
+    handle = case.daemon.connect(guest.export())
+    hole = 6 * MIB  # which the root and the branch do not have
+    handle.zero(2 * MIB, hole)
+    guest.content[hole:hole + 2 * MIB] = bytes(2 * MIB)
+    daemonlib.leave(handle)
+    guest.take("root")
+    handle = case.daemon.connect(guest.export())
+    handle.pwrite(b"L" * 4096, 0)
+    guest.content[0:4096] = b"L" * 4096
+    daemonlib.leave(handle)
+    guest.take("left")
+    left = bytes(guest.content)
+    case.daemon.ctl("snapshot", "apply", "v", "root")
+    guest.content = bytearray(guest.snapshots["root"])
+    handle = case.daemon.connect(guest.export())
+    handle.pwrite(b"R" * (2 * MIB), hole)
+    guest.content[hole:hole + 2 * MIB] = b"R" * (2 * MIB)
+    daemonlib.leave(handle)
+    job = case.delete_slowly(guest, "root", "--push")
+    reader = case.daemon.connect("v/d@left")
+    demand(daemonlib.read_all(reader) == left, "the branch reads something else under the merge")
+    case.slow(job, "0")
+    case.wait()
+    demand(daemonlib.read_all(reader) == left, "the branch reads what its sibling wrote")
+    daemonlib.leave(reader)
+    guest.verify()
+    case.check()
+
+
+def leaf_of_a_closed_merge(case):
+    """A reader of a snapshot on a branch that is merged has images of the merge's own chain; they are no second
+    writer when the branch is applied and merged again."""
+    guest = case.guest()
+    guest.fill(60)
+    guest.take("root")
+    guest.fill(4)
+    guest.take("q")
+    guest.fill(60)
+    guest.take("s1")
+    guest.fill(60)
+    guest.take("s2")
+    guest.fill(20)
+    case.daemon.ctl("snapshot", "apply", "v", "root")
+    guest.content = bytearray(guest.snapshots["root"])
+    job = case.delete_slowly(guest, "s1")
+    reader = case.daemon.connect("v/d@s2")
+    s2 = bytes(guest.snapshots["s2"])
+    case.slow(job, "0")
+    case.wait()
+    case.daemon.ctl("snapshot", "apply", "v", "s2", "--force")
+    guest.content = bytearray(s2)
+    guest.start()
+    case.delete("q")
+    case.wait()
+    demand(daemonlib.read_all(reader) == s2, "the reader reads something else")
+    daemonlib.leave(reader)
+    guest.end()
+    guest.verify()
+    case.check()
+
+
+def undone(case):
+    """What an undo brings back may be in the hands of a merge of its own."""
+    guest = case.guest()
+    guest.fill(60)
+    guest.take("one")
+    guest.fill(100)
+    guest.take("two")
+    guest.fill(100)
+    before = bytes(guest.content)
+    case.daemon.ctl("snapshot", "apply", "v", "one", "--keep-discarded", "1h")
+    job = case.delete_slowly(guest, "two")
+    case.daemon.ctl("snapshot", "undo", "v")
+    guest.content = bytearray(before)
+    guest.start(may_be_cut=True)
+    time.sleep(0.3)
+    os.kill(case.daemon.worker("v"), signal.SIGKILL)
+    case.slow(job, "0")
+    case.wait()
+    guest.end()
+    guest.verify()
+    case.delete("one")
+    case.wait()
+    case.check(one_file_each=True)
+
+
+def half_merged(case):
+    """A vm whose merge has begun in the user's own file is not deleted; a clone that comes before a merge goes
+    on makes it wait."""
+    base = case.file("d")
+    case.daemon.ctl("create", base, "--size", "16M")
+    guest = case.guest(size=16 * MIB, create=False)
+    guest.fill(60)
+    guest.take("s")
+    guest.fill(60)
+    job = case.delete_slowly(guest, "s")
+    answer = case.daemon.try_ctl("vm", "remove", "v", "--delete-files")
+    demand(answer.status == 3 and "begun to merge" in answer.err, f"{answer}")
+    case.daemon.ctl("job", "cancel", str(job))
+    answer = case.daemon.try_ctl("vm", "remove", "v", "--delete-files")
+    demand(answer.status == 3 and "begun to merge" in answer.err, f"{answer}")
+    leaf = case.daemon.show("disk", "v", "d")["layers"][0]["file"]
+    clone = os.path.join(case.folder, "clone.vhd")
+    case.daemon.ctl("disk", "detach", "v", "d")
+    case.daemon.ctl("create", clone, "--parent", leaf, "--image-root", case.folder)
+    case.daemon.ctl("disk", "attach", "v", leaf, "--name", "d")
+    case.daemon.ctl("job", "resume", str(job))
+    case.wait("it says who stands on it", lambda: "clone.vhd" in (case.daemon.show("job", str(job))["reason"] or ""))
+    os.unlink(clone)
+    case.slow(job, "0")
+    case.daemon.ctl("job", "resume", str(job))
+    case.wait()
+    guest.verify()
+    case.daemon.ctl("vm", "remove", "v", "--delete-files")
 
 
 def two_leaves_on_one_image(case):
@@ -892,7 +1024,8 @@ def two_leaves_on_one_image(case):
 
 CASES = [newest_live, many_layers, deferred, branches, one_child_cannot, let_go, taken_away, user_files, push, prune, people, deaths,
          deaths_at_the_end, readers, beside, full, changed, strangers,
-         two_disks_on_one_chain, two_leaves_on_one_image]
+         two_disks_on_one_chain, two_leaves_on_one_image, pushed_beside_a_reader, leaf_of_a_closed_merge, undone,
+         half_merged]
 
 
 if __name__ == "__main__":

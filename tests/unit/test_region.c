@@ -23,7 +23,7 @@ static void make_folder(void)
         strcpy(folder, "/tmp/vhdd-region-XXXXXX");
         cr_assert(ne(ptr, mkdtemp(folder), NULL));
         snprintf(image, sizeof(image), "%s/a.vhd", folder);
-        snprintf(name, sizeof(name), "vhdd-test-%s", folder + strlen("/tmp/vhdd-region-"));
+        snprintf(name, sizeof(name), "vhdd-redo-%s", folder + strlen("/tmp/vhdd-region-"));
         file = fopen(image, "w");
         cr_assert(ne(ptr, file, NULL));
         fclose(file);

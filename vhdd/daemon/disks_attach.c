@@ -369,6 +369,25 @@ static int attach_rows(struct attach *attach, struct error *err)
         return r;
 }
 
+/* Are they the files still that the resolver found? */
+static int look_at_layers(const struct attach *attach, struct error *err)
+{
+        for (size_t i = 0; i < attach->n_layers; i++) {
+                const struct resolved_layer *layer = &attach->layers[i];
+                struct stat st;
+
+                if (stat(layer->path, &st) == 0 &&
+                        (!S_ISREG(st.st_mode) ||
+                                (st.st_ino == layer->inode && st.st_dev == layer->device)))
+                        continue;
+                fail(err, ESTALE, "'%s' was removed, or replaced, while it was attached",
+                        layer->path);
+                error_set_file(err, layer->path);
+                return -ESTALE;
+        }
+        return 0;
+}
+
 static int attach_commit(struct attach *attach, struct error *err)
 {
         struct catalog *catalog = attach->broker->catalog;
@@ -378,6 +397,8 @@ static int attach_commit(struct attach *attach, struct error *err)
                 return r;
         /* Once more, where no other vm can come between: a merge of its may have begun. */
         if (!attach->create)
+                r = look_at_layers(attach, err);
+        if (r == 0 && !attach->create)
                 r = images_refuse_used(catalog, attach->vm->id, attach->layers, attach->n_layers,
                         !attach->disk.read_only, err);
         if (r == 0)
@@ -422,7 +443,8 @@ static int attach_open(struct attach *attach, struct error *err)
  * image keeps the worker from living can be taken away. */
 static bool is_safely_dead(struct vm *vm)
 {
-        return !(vm->link && link_is_alive(vm->link)) && !recover_wants_worker(vm);
+        return !(vm->link && link_is_alive(vm->link)) && !recover_wants_worker(vm) &&
+                (vm->link || !link_is_left(vm->broker, vm->id));
 }
 
 static int detach_from_worker(struct vm *vm, const struct vm_row *row, const struct disk_row *disk,

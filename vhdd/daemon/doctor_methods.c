@@ -29,7 +29,7 @@ static void examine_worker(struct broker *broker, const struct vm_row *row, json
         for (size_t i = 0; i < vm->n_chains; i++)
                 if (vm->chains[i].trouble)
                         doctor_add(findings, "worker-failed", "warning", row->name, NULL,
-                                "it is tried again every ten seconds",
+                                "it is tried again from time to time; vhdctl restart tries it now",
                                 "a disk of vm '%s' is not served: %s", row->name,
                                 vm->chains[i].trouble);
         pthread_rwlock_unlock(&vm->link_lock);

@@ -207,6 +207,14 @@ static int refuse_row(struct catalog *catalog, const char *vm, const struct imag
         return refuse_stood_on(catalog, row, layer, err);
 }
 
+int image_refuse_kept(struct catalog *catalog, const struct image_row *row, struct error *err)
+{
+        struct resolved_layer layer = {.path = row->path}; /* lent */
+        int r = refuse_frozen(catalog, row, &layer, err);
+
+        return r == 0 ? refuse_stood_on(catalog, row, &layer, err) : r;
+}
+
 int images_refuse_used(struct catalog *catalog, const char *vm, const struct resolved_layer *layers,
         size_t n, bool writable, struct error *err)
 {
@@ -328,8 +336,8 @@ static int give_up(
 }
 
 /* Who would lose what he reads, with the file, and is not in @files himself, makes it the user's. */
-static int ask_strangers(struct strangers *strangers, struct image_row *row, const json_t *files,
-        struct error *err)
+static int ask_strangers(
+        struct strangers *strangers, struct image_row *row, const json_t *files, struct error *err)
 {
         _cleanup_free_ char *who = NULL;
         int r = strangers && row->made_by_us ? strangers_find(strangers, row, files, &who, err) : 0;

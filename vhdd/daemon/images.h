@@ -46,6 +46,8 @@ int images_put_layers(struct catalog *catalog, const struct resolved_layer *laye
 int image_put_child(struct catalog *catalog, const char *path, const uint8_t uuid[16],
         const char *parent, struct error *err);
 
+/* Does a snapshot have the image frozen, or another one stand on it? -EBUSY and a sentence. */
+int image_refuse_kept(struct catalog *catalog, const struct image_row *row, struct error *err);
 /* Is @layers' file used in a way that forbids opening it (@writable: to write) for one more disk of @vm?
  * What a merge of another vm's has in hand is; another worker would see it change.
  *   -EBUSY and a sentence that names who has it */

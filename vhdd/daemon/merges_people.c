@@ -57,7 +57,7 @@ int merges_resume(struct vm *vm, struct merge_job *job, bool force, struct error
         struct merging merging;
         int r = still_open(job, "resume", err);
 
-        if (r < 0)
+        if (r < 0 || merge_job_is(job, JOB_FINISHING)) /* it goes on by itself */
                 return r;
         json_object_set_new(job->payload, "force", json_boolean(force));
         /* Force is for a beginning; and one that failed in its end begins again. */

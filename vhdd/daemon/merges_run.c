@@ -74,7 +74,7 @@ struct vm_chain *merges_live_chain(struct vm *vm, const json_t *hidden, const ch
         for (size_t i = 0; i < vm->n_chains; i++) {
                 struct vm_chain *chain = &vm->chains[i];
 
-                if (!chain->trouble && !strpbrk(chain->name, "@:") &&
+                if (!chain->trouble && chain->writable && !strpbrk(chain->name, "@:") &&
                         chain_fits(chain, hidden, top))
                         return chain;
         }
@@ -98,6 +98,8 @@ static int refuse_open(struct vm *vm, const char *top, struct error *err)
                         continue;
                 if (strchr(name, '@'))
                         return fail(err, EBUSY, "a snapshot that stands on it is being read");
+                if (!strchr(name, ':'))
+                        return fail(err, EBUSY, "a disk that is only read stands on it");
                 return fail(err, EBUSY, "another merge has it open");
         }
         return 0;
@@ -222,16 +224,42 @@ static int check_seals(struct vm *vm, const struct merge_job *job, struct error 
         return 0;
 }
 
-/* Another vm's disk that was attached since the merge was planned may stand on what goes: a sentence in
- * @reason, else "". */
+/* Is there but one image that stands on @path, those not counted that the run's own end has put there? */
+static int check_one_child(struct catalog *catalog, const json_t *run, const char *path,
+        char reason[HIDDEN_REASON_MAX], struct error *err)
+{
+        const json_t *moved = json_object_get(run, "moved");
+        struct image_row *children = NULL;
+        size_t n = 0, n_others = 0;
+        int r = catalog_image_children(catalog, path, &children, &n, err);
+
+        for (size_t i = 0; r == 0 && i < n; i++)
+                n_others += !json_has_text(moved, children[i].path);
+        if (n_others > 1)
+                snprintf(reason, HIDDEN_REASON_MAX, "%zu images stand on '%s'", n_others, path);
+        image_rows_free(children, n);
+        return r;
+}
+
+/* What was attached since the merge was planned may stand on what goes: a sentence in @reason, else "". */
 static int find_newcomers(struct catalog *catalog, const struct vm *vm, const struct merge_job *job,
         char reason[HIDDEN_REASON_MAX], struct error *err)
 {
-        const json_t *hidden = json_object_get(merge_job_run(job), "hidden");
+        const json_t *run = merge_job_run(job), *hidden = json_object_get(run, "hidden");
         const char *lowest = json_string_value(json_array_get(hidden, 0));
+        json_t *item;
+        size_t i;
+        int r = 0;
 
         reason[0] = '\0';
-        return lowest ? hidden_users(catalog, vm->id, lowest, reason, err) : 0;
+        if (lowest)
+                r = hidden_users(catalog, vm->id, lowest, reason, err);
+        json_array_foreach((json_t *)hidden, i, item)
+        {
+                if (r == 0 && !reason[0] && !json_is_true(json_object_get(run, "shared")))
+                        r = check_one_child(catalog, run, json_string_value(item), reason, err);
+        }
+        return r;
 }
 
 /* M1. 1: it has to wait for what @reason says; nothing was written. */
@@ -307,6 +335,40 @@ static int not_begun(
         return begin_refused(vm, job, why, err);
 }
 
+static bool have_one_in_common(
+        const struct vm_chain *one, const struct vm_chain *other, const struct image_chain *images)
+{
+        for (size_t i = 0; one && i < one->n_paths; i++)
+                if (is_layer(other, one->paths[i]))
+                        return true;
+        for (size_t i = 0; !one && i < images->n; i++)
+                if (is_layer(other, images->rows[i].path))
+                        return true;
+        return false;
+}
+
+/* A job at work on the chain, or on another one that has an image of it: whatever ends there changes the layers
+ * here. Its number, or 0. @top: the chain is not open, and this is its leaf. */
+static int find_beside(
+        struct vm *vm, const char *chain, const char *top, int64_t *ret, struct error *err)
+{
+        _cleanup_(image_chain_done) struct image_chain images = {0};
+        const struct vm_chain *open = worker_chain_find(vm, chain);
+        int64_t other;
+        int r = 0;
+
+        *ret = 0;
+        if (merging_on_chain(vm, chain, ret))
+                return 0;
+        if (!open && top)
+                r = image_chain_get(vm->broker->catalog, top, &images, err);
+        for (size_t i = 0; r == 0 && *ret == 0 && i < vm->n_chains; i++)
+                if (merging_on_chain(vm, vm->chains[i].name, &other) &&
+                        have_one_in_common(open, &vm->chains[i], &images))
+                        *ret = other;
+        return r;
+}
+
 int merges_begin_on(
         struct vm *vm, struct merge_job *job, const char *chain, const char *top, struct error *err)
 {
@@ -317,7 +379,10 @@ int merges_begin_on(
         int64_t other;
         int r;
 
-        if (merging_on_chain(vm, chain, &other)) {
+        r = find_beside(vm, chain, top, &other, err);
+        if (r < 0)
+                return r;
+        if (other) {
                 snprintf(reason, sizeof(reason), "it comes after job %lld", (long long)other);
                 return merges_wait_for(vm, job, false, reason, err);
         }
@@ -405,6 +470,7 @@ static int check_run(
 static int begin_again(struct vm *vm, struct merge_job *job, struct error *err)
 {
         char reason[HIDDEN_REASON_MAX];
+        struct error why = ERROR_INIT;
         bool good;
         int r = check_run(vm, job, &good, reason, err);
 
@@ -414,6 +480,11 @@ static int begin_again(struct vm *vm, struct merge_job *job, struct error *err)
                 json_object_del(job->payload, "run");
                 return merges_wait_for(vm, job, false, "its images are gone", err);
         }
+        /* A clone of what it stands on may have come since. */
+        if (!reason[0] && !merge_job_flag(job, "force"))
+                r = merges_ask_strangers(vm, merge_job_run(job), reason, &why);
+        if (r < 0)
+                return begin_refused(vm, job, &why, err);
         return reason[0] ? merges_wait_for(vm, job, true, reason, err) : begin(vm, job, err);
 }
 
@@ -689,30 +760,6 @@ static int close_others(
         return r;
 }
 
-/* A child that is another disk's leaf is told of its parent while that disk goes on, and not while its blocks
- * are moved: the job that does that, or 0. */
-static int64_t find_at_work(struct vm *vm, const json_t *children, const char *chain)
-{
-        int64_t other = 0;
-
-        for (size_t i = 0; i < vm->n_chains; i++)
-                if (vm->chains[i].n_paths > 0 && strcmp(vm->chains[i].name, chain) != 0 &&
-                        json_has_text(children, vm->chains[i].paths[0]) &&
-                        merging_on_chain(vm, vm->chains[i].name, &other))
-                        return other;
-        return 0;
-}
-
-/* It is done, and ends when @other has. */
-static int end_after(struct vm *vm, struct merge_job *job, int64_t other, struct error *err)
-{
-        char reason[80];
-
-        snprintf(reason, sizeof(reason), "it ends after job %lld", (long long)other);
-        merge_job_set_text(job, "reason", reason);
-        return merges_save(vm, job, err);
-}
-
 void merges_forget_file(struct vm *vm, const char *path)
 {
         if (vm->link && vm->up)
@@ -720,8 +767,8 @@ void merges_forget_file(struct vm *vm, const char *path)
 }
 
 /* After the worker has done it. Answers 1: other jobs' rows have changed. */
-static int finish_here(struct vm *vm, struct merge_job *job, const char *chain,
-        const json_t *layers, struct error *err)
+static int finish_here(
+        struct vm *vm, struct merge_job *job, const json_t *layers, struct error *err)
 {
         json_auto_t *images = json_deep_copy(json_object_get(merge_job_run(job), "images"));
         bool shared = json_is_true(json_object_get(merge_job_run(job), "shared"));
@@ -729,7 +776,7 @@ static int finish_here(struct vm *vm, struct merge_job *job, const char *chain,
         int64_t id = job->row.id;
         int r;
 
-        worker_chain_merged(vm, shared ? chain : NULL, images);
+        worker_chain_merged(vm, shared ? merge_job_destination(job) : NULL, images);
         r = merges_commit(vm, job, layers, merges_forget_file, err);
         if (r < 0) {
                 /* The worker has done it, and will say so (M2). */
@@ -813,16 +860,12 @@ static int finish(struct vm *vm, struct merge_job *job, const char *chain, struc
 {
         json_auto_t *children = NULL, *answer = NULL;
         struct error why = ERROR_INIT;
-        int64_t other;
         int r = seals_stop(vm, err); /* its image may be one of those that are relinked */
 
         if (r == 0)
                 r = close_others(vm, job, chain, err);
         if (r == 0)
                 r = find_children(vm, job, chain, &children, err);
-        other = r == 0 ? find_at_work(vm, children, chain) : 0;
-        if (other)
-                return end_after(vm, job, other, err);
         if (r == 0)
                 r = put_finishing(vm, job, err);
         if (r < 0)
@@ -831,7 +874,7 @@ static int finish(struct vm *vm, struct merge_job *job, const char *chain, struc
                 json_pack("{s:I, s:O}", "job", (json_int_t)job->row.id, "children", children),
                 FINISH_MS, &answer, &why);
         if (r == 0)
-                return finish_here(vm, job, chain, json_object_get(answer, "layers"), err);
+                return finish_here(vm, job, json_object_get(answer, "layers"), err);
         if (r == -EHOSTDOWN || r == -ETIMEDOUT) {
                 *err = why;
                 return r;
@@ -897,11 +940,19 @@ static int follow(struct vm *vm, const struct merge_jobs *jobs, struct merge_job
         struct error *err)
 {
         _cleanup_free_ char *why = NULL;
-        bool compact = merge_job_is_compact(job);
+        bool compact = merge_job_is_compact(job), finished;
         struct merging merging;
+        int r;
 
-        if (!merges_look(vm, job->row.id, &merging))
+        if (!merges_look(vm, job->row.id, &merging)) {
+                /* How far its end came is to be known before anything else. */
+                if (merge_job_is(job, JOB_FINISHING)) {
+                        r = merges_settle(vm, job, &finished, err);
+                        if (r < 0 || finished)
+                                return r < 0 ? r : 1;
+                }
                 return begin_anew(vm, jobs, job, off, err);
+        }
         merges_keep_progress(job, &merging);
         if (strcmp(merging.state, "failed") == 0) {
                 if (failed_for_now(job, &merging))

@@ -139,6 +139,14 @@ static int check_image(struct applying *applying, const char *path, struct error
 
 /* A disk that the vm does not have now comes back to the file that it had, which nobody has taken
  * since: neither as a disk of another vm's, nor in a snapshot, nor to stand on it. */
+static int refuse_kept(const struct applying *applying, const struct disk_row *disk,
+        const struct image_row *row, struct error *err)
+{
+        int r = image_refuse_kept(applying->vm->broker->catalog, row, err);
+
+        return r < 0 ? fail_prefix(err, r, "disk '%s' cannot come back", disk->name) : 0;
+}
+
 static int check_free(struct applying *applying, const struct disk_row *disk, struct error *err)
 {
         struct catalog *catalog = applying->vm->broker->catalog;
@@ -151,7 +159,7 @@ static int check_free(struct applying *applying, const struct disk_row *disk, st
                 return r;
         for (size_t i = 0; i < applying->n_now; i++)
                 if (strcmp(applying->now[i].file, disk->file) == 0)
-                        return 0;
+                        return disk->read_only ? 0 : refuse_kept(applying, disk, &row, err);
         layer.path = row.path; /* lent */
         layer.device = row.device;
         layer.inode = row.inode;
@@ -580,9 +588,31 @@ static int set_vm(struct applying *applying, struct error *err)
         return r;
 }
 
+/* Once more, where no other vm can come between. */
+static int check_again(struct applying *applying, struct error *err)
+{
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < applying->n_wanted; i++) {
+                const struct wanted *wanted = &applying->wanted[i];
+                const struct disk_row *now = find_now(applying, wanted->row.id);
+
+                if (wanted->over || (now && strcmp(now->file, wanted->row.file) == 0))
+                        continue;
+                r = wanted->resolved
+                        ? images_refuse_used(applying->vm->broker->catalog, applying->vm->id,
+                                  wanted->layers, wanted->n_layers, !wanted->row.read_only, err)
+                        : check_free(applying, &wanted->row, err);
+        }
+        return r;
+}
+
 static int apply_rows(struct applying *applying, struct error *err)
 {
-        int r = applying->save_name ? insert_saved(applying, err) : 0;
+        int r = check_again(applying, err);
+
+        if (r == 0 && applying->save_name)
+                r = insert_saved(applying, err);
 
         if (r == 0)
                 r = reclaim(applying, err);
@@ -677,14 +707,17 @@ static int apply_run(struct applying *applying, struct error *err)
                 r = begin_operation(applying, err);
         if (r == 0)
                 r = make_images(applying, err);
-        if (r < 0)
+        if (r < 0) {
+                start_again(applying);
                 return r;
+        }
         r = close_disks(applying, err);
         if (r == 0)
                 r = apply_commit(applying, err);
         if (r < 0) {
                 applying->operation = operation_free(applying->operation);
                 serve_again(applying);
+                start_again(applying);
                 return r;
         }
         serve_again(applying);

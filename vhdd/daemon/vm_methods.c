@@ -6,11 +6,15 @@
 
 #include "base/file.h"
 #include "vhdd/daemon/agents.h"
+#include "vhdd/daemon/hidden.h"
 #include "vhdd/daemon/journal.h"
+#include "vhdd/daemon/link.h"
 #include "vhdd/daemon/memory_file.h"
+#include "vhdd/daemon/merge_job.h"
 #include "vhdd/daemon/methods.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
+#include "vhdd/daemon/recover.h"
 #include "vhdd/daemon/sidecar.h"
 #include "vhdd/daemon/transfers.h"
 #include "vhdd/daemon/worker_link.h"
@@ -260,8 +264,8 @@ static void add_machine(struct vm *vm, json_t *shown)
         json_auto_t *machine = NULL;
 
         if (agent_offers(vm, "describe") &&
-                agent_ask_within(vm, "describe", json_object(), NULL, 0, DESCRIBE_S, &machine,
-                        NULL) == 0)
+                agent_ask_within(
+                        vm, "describe", json_object(), NULL, 0, DESCRIBE_S, &machine, NULL) == 0)
                 json_object_set(shown, "machine", machine);
 }
 
@@ -360,8 +364,10 @@ static int collect_images(struct vm *vm, json_t *paths, struct error *err)
 }
 
 /* What was kept for an undo or of a taken-away disk is kept by nobody now. */
-static int free_states(struct catalog *catalog, const json_t *paths, struct error *err)
+static int free_states(
+        struct catalog *catalog, const char *vm, const json_t *paths, struct error *err)
 {
+        char users[HIDDEN_REASON_MAX];
         json_t *item;
         size_t i;
 
@@ -372,6 +378,10 @@ static int free_states(struct catalog *catalog, const json_t *paths, struct erro
 
                 if (r == -ENOENT)
                         continue;
+                if (r == 0)
+                        r = hidden_users(catalog, vm, row.path, users, err);
+                if (r == 0 && users[0])
+                        continue; /* its merge is that vm's now */
                 if (r == 0 && strcmp(row.state, IMAGE_IN_USE) != 0) {
                         snprintf(row.state, sizeof(row.state), IMAGE_IN_USE);
                         r = catalog_image_update(catalog, &row, err);
@@ -396,7 +406,7 @@ static int forget_vm(
         if (r == 0)
                 r = catalog_vm_delete(catalog, vm->id, err);
         if (r == 0)
-                r = free_states(catalog, paths, err);
+                r = free_states(catalog, vm->id, paths, err);
         if (r == 0)
                 json_array_foreach(paths, i, item) list[i] = json_string_value(item);
         /* Again while some go: one that is stood on goes after who stands on it. */
@@ -469,6 +479,41 @@ static int remove_transaction(struct vm *vm, bool delete_files, bool dry, json_t
         return 0;
 }
 
+/* A merge that has begun has half of what is in the files that go, and half in one that may stay. */
+static int refuse_half_merged(struct vm *vm, const struct vm_row *row, struct error *err)
+{
+        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
+        int r = merge_jobs_load(vm->broker->catalog, vm->id, &jobs, err);
+
+        for (size_t i = 0; r == 0 && i < jobs.n; i++) {
+                const struct merge_job *job = &jobs.items[i];
+
+                if (!merge_job_run(job) || merge_job_is(job, JOB_DONE))
+                        continue;
+                r = fail(err, EBUSY,
+                        "job %lld of vm '%s' has begun to merge files that would be deleted",
+                        (long long)job->row.id, row->name);
+                error_set_hint(err, "vhdctl job resume %lld, and vhdctl job wait %lld",
+                        (long long)job->row.id, (long long)job->row.id);
+        }
+        return r;
+}
+
+/* What only a worker can settle, or has open, is not left to nobody. */
+static int check_removable(
+        struct vm *vm, const struct vm_row *row, bool delete_files, bool dry, struct error *err)
+{
+        int r = 0;
+
+        if (!vm->link && link_is_left(vm->broker, vm->id))
+                return fail(err, EBUSY,
+                        "the worker of vm '%s' lives, and does not answer: it may serve its disks",
+                        row->name);
+        if (!dry && recover_wants_worker(vm))
+                r = worker_up(vm, err);
+        return r == 0 && delete_files ? refuse_half_merged(vm, row, err) : r;
+}
+
 static int vm_remove(struct broker *broker, const struct caller *caller, const json_t *params,
         json_t **ret, struct error *err)
 {
@@ -485,6 +530,8 @@ static int vm_remove(struct broker *broker, const struct caller *caller, const j
                 r = fail(err, EBUSY, "vm '%s' is on", row.name);
                 error_set_hint(err, "stop it, or end the clients of its disks, before");
         }
+        if (r == 0)
+                r = check_removable(vm, &row, delete_files, dry, err);
         if (r < 0)
                 return r;
         if (!dry) {

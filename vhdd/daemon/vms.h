@@ -63,6 +63,7 @@ struct vm {
         json_t *merge_paths;  /* of runs that were begun (merges.h) */
         uint64_t stall_us;    /* of the last snapshot */
         bool has_stall;
+        unsigned n_retries; /* of disks that could not be opened */
 
         /* Written with lock and link_lock (for writing) held; read with either. */
         pthread_rwlock_t link_lock;
@@ -97,7 +98,7 @@ struct vms {
         struct vm **items;
         size_t n_items;
         struct transfer *transfers; /* that are at work (transfers.h) */
-        unsigned n_threads; /* of ours that run */
+        unsigned n_threads;         /* of ours that run */
         bool stopping;
         pthread_cond_t idle;   /* n_threads became 0 */
         pthread_cond_t wakeup; /* stopping, for those who sleep */

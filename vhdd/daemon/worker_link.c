@@ -8,7 +8,7 @@
 
 #include "chain/chain.h"
 #include "vhdd/daemon/merge_job.h"
-#include "vhdd/daemon/merges.h"
+#include "vhdd/daemon/merges_internal.h"
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/params.h"
 #include "vhdd/daemon/recover.h"
@@ -17,6 +17,7 @@
 
 #define UP_TRIES    40
 #define UP_PAUSE_MS 50
+#define RETRY_EVERY 32u
 #define OPEN_MS     (10 * 60000u) /* an image in bad shape is replayed and synced first */
 #define RESIZE_MS   (30 * 60000u) /* a fixed disk may have to be written */
 
@@ -252,12 +253,19 @@ int worker_grant_parent(struct vm *vm, const struct image_row *row, struct error
         return worker_grant_image(vm, row, write ? LINK_READ | LINK_WRITE : LINK_READ, err);
 }
 
+static bool has_layer(const struct vm_chain *chain, const char *path)
+{
+        for (size_t i = 0; i < chain->n_paths; i++)
+                if (strcmp(chain->paths[i], path) == 0)
+                        return true;
+        return false;
+}
+
 static bool is_used(const struct vm *vm, const char *path)
 {
         for (size_t i = 0; i < vm->n_chains; i++)
-                for (size_t k = 0; k < vm->chains[i].n_paths; k++)
-                        if (strcmp(vm->chains[i].paths[k], path) == 0)
-                                return true;
+                if (has_layer(&vm->chains[i], path))
+                        return true;
         return false;
 }
 
@@ -351,6 +359,35 @@ static void warn_of_changes(struct vm *vm, const struct image_chain *images)
         }
 }
 
+static const struct vm_chain *find_holder(struct vm *vm, const char *name, const char *path)
+{
+        for (size_t i = 0; i < vm->n_chains; i++)
+                if (strcmp(vm->chains[i].name, name) != 0 && has_layer(&vm->chains[i], path))
+                        return &vm->chains[i];
+        return NULL;
+}
+
+/* One file, one writer, also in one process, where no lock says so. A merge that has it open on a chain of its own
+ * goes on from this one. */
+static int free_leaf(struct vm *vm, const char *name, const char *path, struct error *err)
+{
+        const struct vm_chain *holder = find_holder(vm, name, path);
+        long long job;
+
+        if (holder && strchr(holder->name, '@')) {
+                worker_snapshots_close(vm, NULL, false); /* unless somebody reads it */
+                holder = find_holder(vm, name, path);
+        }
+        while (holder && sscanf(holder->name, "merge:%lld", &job) == 1) {
+                int r = merges_end_in_worker(vm, job, err);
+
+                if (r < 0)
+                        return r;
+                holder = find_holder(vm, name, path);
+        }
+        return holder ? fail(err, EBUSY, "'%s' is open for '%s'", path, holder->name) : 0;
+}
+
 int worker_chain_open(struct vm *vm, const char *name, const struct image_chain *images,
         bool writable, struct error *err)
 {
@@ -364,6 +401,8 @@ int worker_chain_open(struct vm *vm, const char *name, const struct image_chain 
         warn_of_changes(vm, images);
         if (writable)
                 r = seals_break(vm, &images->rows[0], err);
+        if (r == 0 && writable)
+                r = free_leaf(vm, name, images->rows[0].path, err);
         if (r == 0)
                 r = grant_chain(vm, images, writable, err);
         if (r == 0)
@@ -466,11 +505,11 @@ static void drop_layers(struct vm_chain *chain, const json_t *gone)
         chain->n_paths = n;
 }
 
-void worker_chain_merged(struct vm *vm, const char *name, const json_t *gone)
+void worker_chain_merged(struct vm *vm, const char *with, const json_t *gone)
 {
         pthread_rwlock_wrlock(&vm->link_lock);
         for (size_t i = 0; i < vm->n_chains; i++)
-                if (!name || strcmp(vm->chains[i].name, name) == 0)
+                if (!with || has_layer(&vm->chains[i], with))
                         drop_layers(&vm->chains[i], gone);
         pthread_rwlock_unlock(&vm->link_lock);
 }
@@ -788,6 +827,40 @@ static void drop_unknown(struct vm *vm, const json_t *hello)
         }
 }
 
+static bool says_layer(const json_t *chain, const char *path)
+{
+        return json_has_text(json_object_get(chain, "paths"), path);
+}
+
+/* As free_leaf(), of what the worker says that it has open. */
+static int free_said_leaf(
+        struct vm *vm, const json_t *hello, const char *name, const char *path, struct error *err)
+{
+        json_t *chains = json_object_get(hello, "chains"), *chain;
+        size_t i;
+
+        json_array_foreach(chains, i, chain)
+        {
+                const char *said = param_text(chain, "chain");
+                long long job;
+                int r;
+
+                if (!said || strcmp(said, name) == 0 || !says_layer(chain, path) ||
+                        sscanf(said, "merge:%lld", &job) != 1)
+                        continue;
+                merging_forget(vm, job, NULL);
+                r = worker_call(vm, "merge.free", json_pack("{s:I}", "job", (json_int_t)job),
+                        OPEN_MS, NULL, err);
+                if (r == 0)
+                        r = worker_call(vm, "chain.close", json_pack("{s:s}", "chain", said),
+                                OPEN_MS, NULL, err);
+                if (r < 0)
+                        return r;
+                json_array_remove(chains, i--);
+        }
+        return 0;
+}
+
 /* Has its chain open and known, by whatever way. */
 static int bring_disk(
         struct vm *vm, const json_t *hello, const struct disk_row *disk, struct error *err)
@@ -808,7 +881,9 @@ static int bring_disk(
                 if (r < 0)
                         return r;
         }
-        return worker_chain_open(vm, disk->id, &images, !disk->read_only, err);
+        if (!disk->read_only)
+                r = free_said_leaf(vm, hello, disk->id, images.rows[0].path, err);
+        return r < 0 ? r : worker_chain_open(vm, disk->id, &images, !disk->read_only, err);
 }
 
 /* The export that an adopted worker has over a chain, as it calls it; NULL: none. The broker before us
@@ -910,9 +985,29 @@ static int follow_sizes(
         return r;
 }
 
+/* {chain: why it cannot be opened} */
+static json_t *known_trouble(const struct vm *vm)
+{
+        json_t *known = json_object();
+
+        for (size_t i = 0; i < vm->n_chains; i++)
+                if (vm->chains[i].trouble)
+                        json_object_set_new(
+                                known, vm->chains[i].name, json_string(vm->chains[i].trouble));
+        return known;
+}
+
+static bool is_known(const json_t *known, const char *chain, const char *why)
+{
+        const char *before = json_string_value(json_object_get(known, chain));
+
+        return before && strcmp(before, why) == 0;
+}
+
 static int bring_disks(struct vm *vm, const json_t *hello, const struct vm_row *row,
         const struct disk_row *disks, size_t n_disks, struct error *err)
 {
+        json_auto_t *before = known_trouble(vm);
         int r;
 
         seals_forget(vm);
@@ -930,7 +1025,8 @@ static int bring_disks(struct vm *vm, const json_t *hello, const struct vm_row *
                 if (r < 0) {
                         fail_prefix(&why, r, "disk '%s' of vm '%s' is not served", disks[i].name,
                                 row->name);
-                        broker_log_error(vm->broker, row->name, &why);
+                        if (!is_known(before, disks[i].id, why.message))
+                                broker_log_error(vm->broker, row->name, &why);
                         remember_trouble(vm, disks[i].id, &why);
                 }
         }
@@ -984,64 +1080,25 @@ bool worker_has_trouble(struct vm *vm)
         return found;
 }
 
-/* Whatever it was may be over: another program had the file open, a file system was not mounted. 1: it is
- * open now. */
-static int retry_disk(
-        struct vm *vm, const struct vm_row *row, const struct disk_row *disk, struct error *err)
-{
-        const struct vm_chain *chain = find_any(vm, disk->id);
-        _cleanup_free_ char *before = chain && chain->trouble ? strdup(chain->trouble) : NULL;
-        struct error why = ERROR_INIT;
-        int r;
-
-        /* A merge's own chain may have it open to be written. */
-        if (!before || is_used(vm, disk->file))
-                return 0;
-        r = worker_chain_close(vm, disk->id, err); /* of it there is but the sentence */
-        if (r < 0)
-                return r;
-        r = bring_disk(vm, NULL, disk, &why);
-        if (r == 0) {
-                broker_log(vm->broker, BROKER_LOG_INFO, row->name, "disk '%s' is served again",
-                        disk->name);
-                return 1;
-        }
-        fail_prefix(&why, r, "disk '%s' of vm '%s' is not served", disk->name, row->name);
-        if (strcmp(why.message, before) != 0)
-                broker_log_error(vm->broker, row->name, &why);
-        remember_trouble(vm, disk->id, &why);
-        if (r != -EHOSTDOWN && r != -ETIMEDOUT)
-                return 0;
-        if (err)
-                *err = why;
-        return r;
-}
-
+/* All the way up, as a broker that finds a living worker goes: what is served goes on, and what was cut off when the
+ * image could not be opened is looked at again. */
 int worker_retry(struct vm *vm, struct error *err)
 {
-        _cleanup_(vm_row_done) struct vm_row row = {0};
-        struct disk_row *disks = NULL;
-        bool any = false;
-        size_t n = 0;
         int r;
 
         if (!vm->up || !vm->link || !link_is_alive(vm->link))
                 return 0;
-        r = catalog_vm_find(vm->broker->catalog, vm->id, &row, err);
-        if (r == 0)
-                r = catalog_disk_list(vm->broker->catalog, vm->id, &disks, &n, err);
-        for (size_t i = 0; r >= 0 && i < n; i++) {
-                r = retry_disk(vm, &row, &disks[i], err);
-                any = any || r == 1;
-        }
-        if (r >= 0 && any)
-                r = follow_sizes(vm, disks, n, err);
-        if (r >= 0 && any)
-                r = serve_disks(vm, &row, disks, n, err);
-        disk_rows_free(disks, n);
-        if (r < 0)
-                vm_set_down(vm, err ? err->message : "a disk could not be served");
-        return r < 0 ? r : any;
+        /* Ever more seldom. */
+        vm->n_retries++;
+        if (vm->n_retries & (vm->n_retries - 1) && vm->n_retries % RETRY_EVERY)
+                return 0;
+        worker_stale(vm);
+        r = worker_up(vm, err);
+        if (r < 0 || worker_has_trouble(vm))
+                return r < 0 ? r : 0;
+        vm->n_retries = 0;
+        broker_log(vm->broker, BROKER_LOG_INFO, vm->id, "all disks are served again");
+        return 1;
 }
 
 static void on_died(void *opaque, int status)

@@ -20,7 +20,8 @@
 int worker_up(struct vm *vm, struct error *err);
 /* Is there a disk that is not served because its image could not be opened? Any thread, without the lock. */
 bool worker_has_trouble(struct vm *vm);
-/* Such a one is tried again. 1: it is served now. What is wrong with it still is no error of this. */
+/* Such a one is tried again, if it is time: the 1st, 2nd, 4th, 8th ... call. 1: all are served now. What is wrong with
+ * one still is no error of this. */
 int worker_retry(struct vm *vm, struct error *err);
 /* Ends it in good order: nothing is served any more. */
 int worker_down(struct vm *vm, unsigned timeout_ms, struct error *err);
@@ -49,8 +50,8 @@ struct vm_chain *worker_chain_find(struct vm *vm, const char *name);
 /* A snapshot put @path on top. */
 int worker_chain_pushed(struct vm *vm, const char *name, const char *path, struct error *err);
 
-/* A merge took the images @gone out of the chain, or, with NULL, out of all. */
-void worker_chain_merged(struct vm *vm, const char *name, const json_t *gone);
+/* A merge took the images @gone out of the chains that have @with, or, with NULL, out of all. */
+void worker_chain_merged(struct vm *vm, const char *with, const json_t *gone);
 
 /* A live disk's two exports: VM/DISK and VM/DISK@now. Adding again renews what they say. */
 int worker_disk_serve(

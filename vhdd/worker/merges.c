@@ -59,7 +59,7 @@ struct worker_merge {
 
         /* owner: the thread that runs the verbs */
         struct worker_chain *chain; /* NULL: finished, or given up */
-        bool shared;     /* others stand on the layers that go: they leave this chain only */
+        bool shared; /* others stand on the layers that go: they leave the chains of the one above only */
         bool renumbered; /* the server counts the layers as they will be */
         bool has_thread;
         pthread_t thread;
@@ -742,14 +742,26 @@ static void set_state(
                 merging->why = *why;
 }
 
+/* What a copy was pushed into. */
+static bool has_destination(const struct worker_merge *merging, const struct chain *chain)
+{
+        const struct chain *own = merging->chain->chain;
+        unsigned first, unused;
+
+        return find_layer(own, merging->lowest, &first, NULL) == 0 &&
+                first + merging->n_above + 1 < chain_depth(own) &&
+                find_layer(chain, chain_layer_path(own, first + merging->n_above + 1), &unused,
+                        NULL) == 0;
+}
+
 /* Whatever the server calls a layer by its number: the layers leave every chain that has them, or, where
- * others stand on them, this one. */
+ * others stand on them, those of the one that got a copy. */
 static void renumber(struct worker *worker, struct worker_merge *merging)
 {
         unsigned first = 0;
 
         for (struct worker_chain *at = worker->chains; at && !merging->renumbered; at = at->next) {
-                if (at != merging->chain && merging->shared)
+                if (merging->shared && !has_destination(merging, at->chain))
                         continue;
                 if (find_layer(at->chain, merging->lowest, &first, NULL) == 0)
                         nbd_server_merge_layers(
