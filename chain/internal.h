@@ -57,6 +57,8 @@ struct chain {
         struct gates *hold;   /* every change is inside, by thread; shut for a snapshot (E10) */
         struct gates *gates;  /* by block (E7) */
 
+        _Atomic unsigned
+                n_redirected; /* writes into a layer below (E11) that may not have told readers yet */
         _Atomic bool failed; /* a frozen layer's sync did (E5) */
 
         /* Snapshots that were switched and are not committed: numbers of the last one that began, and
@@ -146,8 +148,8 @@ int chain_family_replace(
 int chain_family_remove(struct chain_family *family, const struct image *with,
         struct image *const *old, unsigned n, struct error *err);
 /* Is a drain of another chain's under way, from which chain_family_remove() would take layers away? */
-bool chain_family_moves(const struct chain *but, const struct image *with, struct image *const *old,
-        unsigned n);
+bool chain_family_moves(
+        const struct chain *but, const struct image *with, struct image *const *old, unsigned n);
 /* With the family's lock held: @view is the chain's from here on, and changes are held meanwhile. The one
  * before may be freed after a grace. */
 void chain_view_put(struct chain *chain, struct chain_view *view);

@@ -280,8 +280,7 @@ static int is_zero_below(const struct change *c)
         uint64_t ticket;
         int r;
 
-        if (chain->leaf_only ||
-                (c->view->keeps_blocks == c->leaf && !MUTANT("drain-up-frees")))
+        if (chain->leaf_only || (c->view->keeps_blocks == c->leaf && !MUTANT("drain-up-frees")))
                 return 0;
         if (c->layer == 0)
                 return 1;
@@ -295,7 +294,7 @@ static int is_zero_below(const struct change *c)
  * it meanwhile. */
 static int is_still_zero_below(const struct change *c)
 {
-        return c->view->gate_size && !MUTANT("zero-below-once") ? is_zero_below(c) : 1;
+        return c->view->gate_size ? is_zero_below(c) : 1;
 }
 
 static bool is_whole_block(const struct change *c)
@@ -303,7 +302,22 @@ static bool is_whole_block(const struct change *c)
         uint64_t block_size = c->leaf->block_size;
 
         return block_size && c->offset % block_size == 0 &&
-               (c->length == block_size || c->offset + c->length == c->chain->size);
+                (c->length == block_size || c->offset + c->length == c->chain->size);
+}
+
+/* The same where the unit is drained (E11): the layer below has it, and every chain over that is told. */
+static int complete_below(struct change *c)
+{
+        struct image *leaf = c->leaf;
+        bool changed, others = atomic_fetch_add(&c->chain->n_redirected, 1) > 0;
+        int r = leaf->format->complete(leaf, c->offset, c->length, &changed);
+
+        others = others || atomic_load(&c->chain->n_redirected) > 1;
+        if (r == 0 && (changed || others))
+                chain_family_forget(c->chain->family, c->offset, c->length);
+        atomic_fetch_sub(&c->chain->n_redirected, 1);
+        c->needs_round = c->needs_round || (r == 0 && changed);
+        return r;
 }
 
 /* The data is in the file: record, bits, owner; in this order, and before the reply (E2, E4). */
@@ -311,15 +325,15 @@ static int complete(struct change *c)
 {
         struct image *leaf = c->leaf;
         bool changed;
-        int r = leaf->format->complete(leaf, c->offset, c->length, &changed);
+        int r;
 
+        if (c->layer + 1 != view_n_layers(c->view))
+                return complete_below(c);
+        r = leaf->format->complete(leaf, c->offset, c->length, &changed);
         if (r == 0 && changed) {
                 c->needs_round = true;
-                if (c->layer + 1 == view_n_layers(c->view))
-                        resolver_changed(c->view->resolver, c->offset, c->length);
-                else
-                        chain_family_forget(c->chain->family, c->offset, c->length);
-        } else if (r == 0 && c->layer + 1 == view_n_layers(c->view)) {
+                resolver_changed(c->view->resolver, c->offset, c->length);
+        } else if (r == 0) {
                 /* Another write that overlaps has set the bits, and may not have said so yet. */
                 resolver_confirm(c->view->resolver, c->offset, c->length);
         }
@@ -356,9 +370,9 @@ static int write_inside(struct change *c, const void *data)
         uint64_t file_offset;
         bool zero;
         int r = waits && c->flags & CHAIN_NOWAIT
-                        ? -EAGAIN
-                        : leaf->format->prepare(leaf, c->offset, c->length, map_flags_of(c->flags),
-                                  &file_offset, &zero);
+                ? -EAGAIN
+                : leaf->format->prepare(
+                          leaf, c->offset, c->length, map_flags_of(c->flags), &file_offset, &zero);
 
         if (r < 0)
                 return r;
@@ -528,8 +542,8 @@ static int trim_sectors(struct change *c)
 enum change_kind { CHANGE_WRITE, CHANGE_ZERO, CHANGE_TRIM };
 
 /* The first piece of the range: inside one block, and either whole sectors or part of one. */
-static uint64_t piece_of(const struct chain_view *view, const struct image *leaf, uint64_t offset,
-        uint64_t length)
+static uint64_t piece_of(
+        const struct chain_view *view, const struct image *leaf, uint64_t offset, uint64_t length)
 {
         uint64_t step = step_of(leaf), in_sector = offset % SECTOR_SIZE;
 
@@ -545,8 +559,7 @@ static uint64_t piece_of(const struct chain_view *view, const struct image *leaf
 
 static int change_piece(struct change *c, enum change_kind kind, const uint8_t *data)
 {
-        bool part =
-                c->leaf->block_size && (c->offset % SECTOR_SIZE || c->length % SECTOR_SIZE);
+        bool part = c->leaf->block_size && (c->offset % SECTOR_SIZE || c->length % SECTOR_SIZE);
 
         if (part && kind == CHANGE_TRIM)
                 return 0; /* a trim is advice: less than a sector is not worth the trouble */
@@ -559,7 +572,8 @@ static int change_piece(struct change *c, enum change_kind kind, const uint8_t *
 
 /* The first piece of what is left: c->length of it, at c->offset. While a snapshot is taken it waits
  * here, before it has looked at anything. */
-static int change_held(struct change *c, enum change_kind kind, const uint8_t *data, uint64_t length)
+static int change_held(
+        struct change *c, enum change_kind kind, const uint8_t *data, uint64_t length)
 {
         struct chain *chain = c->chain;
         uint64_t key = gate_own_key();
@@ -630,8 +644,7 @@ int chain_write(
 }
 
 /* Without holes, or at odd ends, zeros are written out: not what "fast" means. */
-static bool is_slow_zero(struct chain *chain, uint64_t length, uint64_t offset,
-        unsigned flags)
+static bool is_slow_zero(struct chain *chain, uint64_t length, uint64_t offset, unsigned flags)
 {
         uint64_t ticket = chain_ticket_get(chain);
         bool blocks = chain_leaf(chain)->block_size != 0;

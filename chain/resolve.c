@@ -11,15 +11,15 @@
 #include "base/grace.h"
 #include "base/mutant.h"
 
-#define PAGE_BLOCKS 64u
-#define NOBODY 0xffffu       /* an owner: layer + 1, or nobody, or 0 or one from here on: unknown */
-#define UNKNOWN 0x8000u
-#define N_UNKNOWN (NOBODY - UNKNOWN)
-#define N_STRIPES 64u
-#define N_HEATS 1024u        /* counters of reads that went through many layers, by block */
-#define HOT 3u               /* so many, and the block gets its resolved map */
-#define MANY_LAYERS 2u
-#define MAX_MAP_BYTES (12 * MIB) /* of resolved maps, in the whole process */
+#define PAGE_BLOCKS    64u
+#define NOBODY         0xffffu /* an owner: layer + 1, or nobody, or 0 or one from here on: unknown */
+#define UNKNOWN        0x8000u
+#define N_UNKNOWN      (NOBODY - UNKNOWN)
+#define N_STRIPES      64u
+#define N_HEATS        1024u /* counters of reads that went through many layers, by block */
+#define HOT            3u    /* so many, and the block gets its resolved map */
+#define MANY_LAYERS    2u
+#define MAX_MAP_BYTES  (12 * MIB) /* of resolved maps, in the whole process */
 #define MAX_FLAT_BLOCK (UINT64_C(1) << 21)
 
 static _Atomic uint64_t map_bytes;
@@ -30,7 +30,7 @@ struct resolved {
         struct grace_call call;
         uint64_t block;
         uint32_t n_sectors;
-        uint32_t index; /* in the resolver's list */
+        uint32_t index;    /* in the resolver's list */
         uint32_t n_layers; /* as many as there were when it was built */
         _Atomic bool used;
         uint64_t *starts; /* by layer, behind owners; not of the one that was the leaf */
@@ -59,6 +59,7 @@ struct resolver {
         /* guarded by list_lock */
         struct resolved **list;
         uint32_t n_list, list_capacity, hand;
+        _Atomic unsigned n_building; /* maps */
 };
 
 static pthread_mutex_t *stripe_of(struct resolver *r, uint64_t block)
@@ -371,8 +372,8 @@ static int fill_map(struct resolver *r, struct resolved *map)
                         return -ENOTSUP; /* no VHD says so */
                 if ((at + extent.length) % SECTOR_SIZE)
                         return -ENOTSUP; /* a raw root that ends inside a sector: two have it */
-                for (uint64_t s = at / SECTOR_SIZE; s < div_round_up(at + extent.length, SECTOR_SIZE);
-                        s++)
+                for (uint64_t s = at / SECTOR_SIZE;
+                        s < div_round_up(at + extent.length, SECTOR_SIZE); s++)
                         atomic_store_explicit(&map->owners[s], owner, memory_order_relaxed);
                 if (owner != NOBODY)
                         map->starts[owner - 1] = extent.file_offset - at;
@@ -395,9 +396,11 @@ static void build_map(struct resolver *r, uint64_t block)
         map = resolved_new(block, (uint32_t)(size / SECTOR_SIZE), count_layers(r));
         if (!map)
                 return;
+        atomic_fetch_add(&r->n_building, 1); /* before the first bit is looked at: is_behind() */
         /* Failures are no harm: the next read finds its way without a map. */
         if (fill_map(r, map) < 0 || map_add(r, map) < 0)
                 free(map);
+        atomic_fetch_sub(&r->n_building, 1);
 }
 
 static bool is_hot(struct resolver *r, uint64_t block)
@@ -521,8 +524,8 @@ int resolve(struct resolver *r, uint64_t offset, uint64_t length, unsigned map_f
 
 /* Calls @each for every block of [offset, offset + length) that has a page, with its stripe held. */
 static void for_each_block(struct resolver *r, uint64_t offset, uint64_t length,
-        void (*each)(struct resolver *r, struct page *page, uint64_t block, uint64_t from,
-                uint64_t to))
+        void (*each)(
+                struct resolver *r, struct page *page, uint64_t block, uint64_t from, uint64_t to))
 {
         uint64_t end = offset + length;
 
@@ -553,8 +556,8 @@ static void note_change(
         struct resolved *map = atomic_load(&page->maps[block % PAGE_BLOCKS]);
         unsigned n_layers = count_layers(r);
 
-        atomic_store_explicit(&page->owners[block % PAGE_BLOCKS], (uint16_t)n_layers,
-                memory_order_release);
+        atomic_store_explicit(
+                &page->owners[block % PAGE_BLOCKS], (uint16_t)n_layers, memory_order_release);
         if (map && map->n_layers < n_layers) { /* it has no place for the new leaf (E10) */
                 drop_map(r, map);
                 return;
@@ -578,8 +581,10 @@ static bool is_behind(
         bool behind = false;
         uint64_t ticket;
 
-        if (atomic_load_explicit(&page->owners[block % PAGE_BLOCKS], memory_order_acquire) !=
-                n_layers)
+        /* A map that is being built may have been before the bits: whoever waits for its stripe comes after it. */
+        if (atomic_load(&r->n_building) > 0 ||
+                atomic_load_explicit(&page->owners[block % PAGE_BLOCKS], memory_order_acquire) !=
+                        n_layers)
                 return true;
         if (!atomic_load_explicit(&page->maps[block % PAGE_BLOCKS], memory_order_acquire))
                 return false;
@@ -602,8 +607,9 @@ void resolver_confirm(struct resolver *r, uint64_t offset, uint64_t length)
                 uint64_t start = block << r->shift, size = UINT64_C(1) << r->shift;
                 const struct page *page = page_of(r, block);
 
-                if (page && is_behind(r, page, block, MAX_OF(offset, start) - start,
-                                    MIN_OF(end, start + size) - start)) {
+                if (page &&
+                        is_behind(r, page, block, MAX_OF(offset, start) - start,
+                                MIN_OF(end, start + size) - start)) {
                         resolver_changed(r, offset, length);
                         return;
                 }

@@ -224,19 +224,21 @@ static int check_seals(struct vm *vm, const struct merge_job *job, struct error 
         return 0;
 }
 
-/* Is there but one image that stands on @path, those not counted that the run's own end has put there? */
+/* Does but one image stand on @path? */
 static int check_one_child(struct catalog *catalog, const json_t *run, const char *path,
         char reason[HIDDEN_REASON_MAX], struct error *err)
 {
-        const json_t *moved = json_object_get(run, "moved");
+        const char *destination = json_string_value(json_object_get(run, "destination"));
         struct image_row *children = NULL;
-        size_t n = 0, n_others = 0;
-        int r = catalog_image_children(catalog, path, &children, &n, err);
+        size_t n = 0;
+        int r = 0;
 
-        for (size_t i = 0; r == 0 && i < n; i++)
-                n_others += !json_has_text(moved, children[i].path);
-        if (n_others > 1)
-                snprintf(reason, HIDDEN_REASON_MAX, "%zu images stand on '%s'", n_others, path);
+        /* An end that was cut off has put children there, who may have become others since. */
+        if (json_object_get(run, "moved") && destination && strcmp(destination, path) == 0)
+                return 0;
+        r = catalog_image_children(catalog, path, &children, &n, err);
+        if (r == 0 && n > 1)
+                snprintf(reason, HIDDEN_REASON_MAX, "%zu images stand on '%s'", n, path);
         image_rows_free(children, n);
         return r;
 }
@@ -415,9 +417,33 @@ int merges_begin_on(
         return r;
 }
 
-/* @job has a run. */
-static int begin(struct vm *vm, struct merge_job *job, struct error *err)
+/* A clone of what goes may have come since the merge was planned. What cannot be told for now is asked later: half
+ * merged, it is nothing that has failed. */
+static int ask_strangers_again(struct vm *vm, const struct merge_job *job,
+        char reason[HIDDEN_REASON_MAX], bool *ret_stuck, struct error *err)
 {
+        struct error why = ERROR_INIT;
+        int r = merges_ask_strangers(vm, merge_job_run(job), reason, &why);
+
+        *ret_stuck = r == 0;
+        if (r == 0)
+                return 0;
+        if (r == -EHOSTDOWN || r == -ETIMEDOUT) {
+                if (err)
+                        *err = why;
+                return r;
+        }
+        snprintf(reason, HIDDEN_REASON_MAX, "%.500s", why.message);
+        return 0;
+}
+
+/* @job has a run. @again: it was planned before now. */
+static int begin(struct vm *vm, struct merge_job *job, bool again, struct error *err)
+{
+        char reason[HIDDEN_REASON_MAX] = "";
+        bool stuck = false;
+        int64_t other = 0;
+        int r = 0;
         const json_t *run = merge_job_run(job);
         const char *top = json_string_value(json_object_get(run, "top"));
         const json_t *hidden = json_object_get(run, "hidden");
@@ -427,7 +453,14 @@ static int begin(struct vm *vm, struct merge_job *job, struct error *err)
         own_chain(job, chain);
         if (live)
                 snprintf(chain, sizeof(chain), "%s", live->name);
-        return merges_begin_on(vm, job, chain, live ? NULL : top, err);
+        if (again && !merge_job_flag(job, "force"))
+                r = find_beside(vm, chain, live ? NULL : top, &other, err);
+        if (again && !merge_job_flag(job, "force") && r == 0 && other == 0)
+                r = ask_strangers_again(vm, job, reason, &stuck, err);
+        if (r < 0)
+                return r;
+        return reason[0] ? merges_wait_for(vm, job, stuck, reason, err)
+                         : merges_begin_on(vm, job, chain, live ? NULL : top, err);
 }
 
 /* Everything that a run speaks of is there, and its own. */
@@ -470,7 +503,6 @@ static int check_run(
 static int begin_again(struct vm *vm, struct merge_job *job, struct error *err)
 {
         char reason[HIDDEN_REASON_MAX];
-        struct error why = ERROR_INIT;
         bool good;
         int r = check_run(vm, job, &good, reason, err);
 
@@ -480,12 +512,7 @@ static int begin_again(struct vm *vm, struct merge_job *job, struct error *err)
                 json_object_del(job->payload, "run");
                 return merges_wait_for(vm, job, false, "its images are gone", err);
         }
-        /* A clone of what it stands on may have come since. */
-        if (!reason[0] && !merge_job_flag(job, "force"))
-                r = merges_ask_strangers(vm, merge_job_run(job), reason, &why);
-        if (r < 0)
-                return begin_refused(vm, job, &why, err);
-        return reason[0] ? merges_wait_for(vm, job, true, reason, err) : begin(vm, job, err);
+        return reason[0] ? merges_wait_for(vm, job, true, reason, err) : begin(vm, job, true, err);
 }
 
 /* ---- planning ---- */
@@ -618,7 +645,7 @@ static int plan(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *
         r = put_run(job, run, answer, err);
         if (r == 0)
                 r = put_followers(vm, jobs, job, run, err);
-        return r == 0 ? begin(vm, job, err) : r;
+        return r == 0 ? begin(vm, job, false, err) : r;
 }
 
 /* Its image is needed again (it was a detached disk's parent and is a disk's own), or gone. */
@@ -883,8 +910,10 @@ static int finish(struct vm *vm, struct merge_job *job, const char *chain, struc
                 return settle_failed(vm, job, &why, err);
         if (merges_follow_files(vm, job, err) < 0)
                 return -err->code;
-        if (r == -ENOSPC)
-                return merges_note_failure(vm, job, why.code, why.message, err);
+        if (r == -ENOSPC) {
+                r = merges_end_in_worker(vm, job->row.id, err);
+                return r < 0 ? r : merges_note_failure(vm, job, why.code, why.message, err);
+        }
         merge_job_set_text(job, "reason", why.message); /* later, once more */
         return merges_save(vm, job, err);
 }
@@ -948,6 +977,8 @@ static int follow(struct vm *vm, const struct merge_jobs *jobs, struct merge_job
                 /* How far its end came is to be known before anything else. */
                 if (merge_job_is(job, JOB_FINISHING)) {
                         r = merges_settle(vm, job, &finished, err);
+                        if (r == 0 && finished) /* what is open is not what there is any more */
+                                vm_set_down(vm, "a merge had ended");
                         if (r < 0 || finished)
                                 return r < 0 ? r : 1;
                 }
@@ -958,6 +989,10 @@ static int follow(struct vm *vm, const struct merge_jobs *jobs, struct merge_job
                 if (failed_for_now(job, &merging))
                         return begin_anew(vm, jobs, job, off, err);
                 why = merging_error(vm, job->row.id);
+                /* Others need not wait for it; when it is asked for again it goes on from what the files say. */
+                r = merges_end_in_worker(vm, job->row.id, err);
+                if (r < 0)
+                        return r;
                 return merges_note_failure(vm, job, merging.code, why ? why : "it failed", err);
         }
         if (!compact && is_on_wrong_chain(vm, job, merging.chain))

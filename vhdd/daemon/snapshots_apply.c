@@ -708,6 +708,8 @@ static int apply_run(struct applying *applying, struct error *err)
         if (r == 0)
                 r = make_images(applying, err);
         if (r < 0) {
+                if (applying->was_on_by_agent)
+                        serve_again(applying);
                 start_again(applying);
                 return r;
         }

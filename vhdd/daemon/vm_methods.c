@@ -479,6 +479,27 @@ static int remove_transaction(struct vm *vm, bool delete_files, bool dry, json_t
         return 0;
 }
 
+static bool has_users_file(struct vm *vm, const struct merge_job *job)
+{
+        const json_t *run = merge_job_run(job);
+        json_auto_t *paths = json_deep_copy(json_object_get(run, "images"));
+        json_t *path;
+        size_t i;
+
+        json_array_append(paths, json_object_get(run, "destination"));
+        json_array_foreach(paths, i, path)
+        {
+                _cleanup_(image_row_done) struct image_row row = {0};
+
+                if (json_is_string(path) &&
+                        catalog_image_find(
+                                vm->broker->catalog, json_string_value(path), &row, NULL) == 0 &&
+                        !row.made_by_us)
+                        return true;
+        }
+        return false;
+}
+
 /* A merge that has begun has half of what is in the files that go, and half in one that may stay. */
 static int refuse_half_merged(struct vm *vm, const struct vm_row *row, struct error *err)
 {
@@ -488,7 +509,7 @@ static int refuse_half_merged(struct vm *vm, const struct vm_row *row, struct er
         for (size_t i = 0; r == 0 && i < jobs.n; i++) {
                 const struct merge_job *job = &jobs.items[i];
 
-                if (!merge_job_run(job) || merge_job_is(job, JOB_DONE))
+                if (!merge_job_run(job) || merge_job_is(job, JOB_DONE) || !has_users_file(vm, job))
                         continue;
                 r = fail(err, EBUSY,
                         "job %lld of vm '%s' has begun to merge files that would be deleted",

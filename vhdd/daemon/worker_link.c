@@ -1030,6 +1030,8 @@ static int bring_disks(struct vm *vm, const json_t *hello, const struct vm_row *
                         remember_trouble(vm, disks[i].id, &why);
                 }
         }
+        if (!worker_has_trouble(vm))
+                vm->n_retries = 0;
         r = follow_sizes(vm, disks, n_disks, err);
         if (r == 0)
                 r = adopt_snapshots(vm, hello, row, err);
@@ -1090,13 +1092,12 @@ int worker_retry(struct vm *vm, struct error *err)
                 return 0;
         /* Ever more seldom. */
         vm->n_retries++;
-        if (vm->n_retries & (vm->n_retries - 1) && vm->n_retries % RETRY_EVERY)
-                return 0;
+        if ((vm->n_retries & (vm->n_retries - 1) || vm->sealing) && vm->n_retries % RETRY_EVERY)
+                return 0; /* a seal that is being made would begin anew */
         worker_stale(vm);
         r = worker_up(vm, err);
         if (r < 0 || worker_has_trouble(vm))
                 return r < 0 ? r : 0;
-        vm->n_retries = 0;
         broker_log(vm->broker, BROKER_LOG_INFO, vm->id, "all disks are served again");
         return 1;
 }
