@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "base/arith.h"
@@ -357,18 +358,32 @@ int file_size_get(struct file *file, uint64_t *ret)
         return 0;
 }
 
+/* A merge removes its child under the lock; who waited for that has a file that nobody will find again. */
+static bool was_removed(const struct file *file)
+{
+        struct stat st;
+
+        return fstat(file->fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_nlink == 0;
+}
+
 int file_lock_set(struct file *file, enum file_lock mode, struct error *err)
 {
         const struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
-        int r;
+        int i, r;
 
-        for (int i = 0;; i++) {
+        for (i = 0;; i++) {
                 r = file->ops->lock(file, mode);
                 if (r != -EAGAIN && r != -EBUSY)
                         break;
                 if (i == LOCK_TRIES || file->fd < 0)
                         break; /* a simulated disk has no process that could still be dying */
                 nanosleep(&pause, NULL);
+        }
+        if (r == 0 && i > 0 && was_removed(file)) {
+                file->ops->lock(file, FILE_LOCK_NONE);
+                r = fail(err, ESTALE, "'%s' was removed by whoever had it open", file->path);
+                error_set_file(err, file->path);
+                return r;
         }
         if (r == 0)
                 return 0;
@@ -460,9 +475,7 @@ int file_clone(struct file *to, uint64_t to_offset, struct file *from, uint64_t 
         case ENOTTY:
         case ENOSYS:
         case EPERM: /* a sandbox that has not heard of it */
-        case ETXTBSY:
-                return -EOPNOTSUPP;
-        default:
-                return -errno;
+        case ETXTBSY: return -EOPNOTSUPP;
+        default: return -errno;
         }
 }

@@ -150,6 +150,18 @@ static int check_shrink(const struct resizing *z, struct chain *chain, struct er
         return -ENOTEMPTY;
 }
 
+/* A child that was made smaller: what it does not have is its parent's. */
+static int refuse_to_show(const struct resizing *z, const struct image *below, struct error *err)
+{
+        fail(err, EINVAL,
+                "'%s' stands on '%s', which is larger: what that has behind the first %" PRIu64
+                " bytes would be seen in the new space",
+                z->path, below->file->path, z->old);
+        error_set_hint(err,
+                "--force does it all the same; or make a copy with vhdctl convert, and resize that");
+        return -EINVAL;
+}
+
 static int check_parent(const struct resizing *z, struct chain *chain, struct error *err)
 {
         unsigned depth = chain_depth(chain);
@@ -157,6 +169,9 @@ static int check_parent(const struct resizing *z, struct chain *chain, struct er
 
         if (depth < 2 || z->params->force)
                 return 0;
+        for (unsigned i = 0; i + 1 < depth && z->new > z->old; i++)
+                if (chain_layer(chain, i)->size > z->old)
+                        return refuse_to_show(z, chain_layer(chain, i), err);
         parent = chain_layer(chain, depth - 2)->size;
         if (z->new <= parent || z->new <= z->old)
                 return 0;

@@ -166,5 +166,21 @@ expect 0 "$vhdctl" convert disk.raw progress.raw --progress json
 [ "$(tail -n 1 <<<"$errors" | jq -c '.progress | [.percent, .done == .total]')" = '[100,true]' ] ||
         fail "the last line of progress says something else"
 
+# What is to be replaced is nobody else's until it is.
+expect 0 "$vhdctl" create replaced.vhd --size 8M
+head -c 200M /dev/urandom >large.raw
+"$vhdctl" convert --quiet --force --type fixed large.raw replaced.vhd &
+pid=$!
+until compgen -G 'replaced.vhd.*.part' >/dev/null || ! kill -0 "$pid" 2>/dev/null; do :; done
+kill -STOP "$pid"
+if compgen -G 'replaced.vhd.*.part' >/dev/null; then
+        expect 3 "$vhdctl" resize replaced.vhd +8M
+        said "in use"
+fi
+kill -CONT "$pid"
+wait "$pid"
+expect 0 "$vhdctl" compare replaced.vhd large.raw
+rm large.raw
+
 [ -z "$(find . -name '*.part')" ] || fail "temporary files are left"
 echo "$name: all well"

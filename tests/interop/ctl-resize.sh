@@ -108,6 +108,14 @@ expect 0 "$vhdctl" check --chain child.avhd
 expect 0 "$vhdctl" info --json child.avhd
 json '."virtual-size"' $((300 * G))
 
+# What its parent has behind a child that was made smaller is not shown by the way.
+expect 0 "$vhdctl" create large.vhd --size 64M
+expect 0 "$vhdctl" create small.avhd --parent large.vhd
+expect 0 "$vhdctl" resize --shrink small.avhd 32M
+expect 3 "$vhdctl" resize small.avhd 48M
+said "which is larger"
+expect 0 "$vhdctl" resize --force small.avhd 48M
+
 expect 2 "$vhdctl" resize fixed.vhd
 expect 2 "$vhdctl" resize fixed.vhd 12x
 expect 2 "$vhdctl" resize fixed.vhd +0

@@ -123,6 +123,24 @@ for pause in 0.1 ${VHDD_LONG:+0.02 0.2 0.3 0.5}; do
         expect 0 "$vhdctl" compact --guest-free killed.vhd
         sound killed.vhd
 done
+# A guest that sleeps goes on from what it knows of its file systems.
+truncate -s 96M asleep.raw
+printf '%s\n' "$((start / 512)),64M,L" ",,S" | sfdisk --quiet asleep.raw
+inner=$((start + (64 << 20)))
+loop=$(losetup -f --show -o $start --sizelimit $((64 << 20)) asleep.raw)
+mkfs.ext4 -q "$loop"
+losetup -d "$loop"
+loop=$(losetup -f --show -o $inner asleep.raw)
+mkswap "$loop" >/dev/null
+losetup -d "$loop"
+loop=
+printf S1SUSPEND | dd of=asleep.raw bs=1 seek=$((inner + 4086)) conv=notrunc status=none
+expect 0 "$vhdctl" convert asleep.raw asleep.vhd
+cp asleep.vhd as-before.vhd
+expect 3 "$vhdctl" compact --guest-free asleep.vhd
+said "is hibernated"
+cmp asleep.vhd as-before.vhd || fail "the image of a guest that sleeps was changed"
+
 ! grep -q vhdctl-inside /proc/mounts || fail "something is still mounted"
 losetup -l | grep vhdctl-inside && fail "a loop device is left"
 rm -rf /run/vhdctl-inside-*

@@ -52,6 +52,7 @@ static int take_option(void *opaque, int key, const char *arg, struct error *err
 
 /* What the child records about its parent; the texts live as long as this. */
 struct parent {
+        struct chain *chain; /* open until the child is there: nobody writes to it meanwhile */
         struct vhd_metadata metadata;
         char absolute[PATH_TEXT_MAX], relative[PATH_TEXT_MAX], directory[PATH_TEXT_MAX];
 };
@@ -60,7 +61,7 @@ struct parent {
 static int read_parent(const struct ctl *ctl, const char *child, struct vhd_create_params *params,
         struct parent *parent, struct error *err)
 {
-        _cleanup_(ctl_chain_closep) struct chain *chain = NULL;
+        struct chain *chain;
         char child_path[PATH_TEXT_MAX], child_directory[PATH_TEXT_MAX];
         struct chain_options chain_options;
         const struct image *image;
@@ -70,9 +71,10 @@ static int read_parent(const struct ctl *ctl, const char *child, struct vhd_crea
         ctl_chain_options(ctl, &chain_options);
         chain_options.parents++;
         chain_options.n_parents--;
-        r = chain_open(ctl->parents[0], &chain_options, &chain, err);
+        r = chain_open(ctl->parents[0], &chain_options, &parent->chain, err);
         if (r < 0)
                 return r;
+        chain = parent->chain;
         image = chain_layer(chain, chain_depth(chain) - 1);
         if (image->type == IMAGE_RAW)
                 return fail(err, EINVAL, "'%s' is no VHD, and only a VHD can be a parent",
@@ -206,15 +208,17 @@ static int run(struct ctl *ctl, struct error *err)
                 r = read_parent(ctl, path, &params, &parent, err);
         else
                 r = vhd_size_round_up(create->size, MIB, params.block_size, &params.size, err);
-        if (r < 0)
-                return r;
         if (params.block_size == 0 && params.type != VHD_TYPE_FIXED)
                 params.block_size = 2 * (uint32_t)MIB;
-        if (ctl->dry_run) {
+        if (r == 0 && ctl->dry_run) {
                 report(ctl, path, &params, NULL);
-                return CTL_DONE;
+                r = CTL_DONE;
+        } else if (r == 0) {
+                r = make(ctl, path, &params, err);
         }
-        return make(ctl, path, &params, err);
+        if (parent.chain)
+                ctl_chain_close(parent.chain);
+        return r;
 }
 
 const struct command command_create = {

@@ -486,11 +486,41 @@ static int move_blocks(struct merging *merging, struct error *err)
         return r < 0 ? fail_unfinished(merging, r, err) : 0;
 }
 
+/* Whoever waited for our lock may have opened it, and written to it: then it is no empty image any more, but a child
+ * of what it was merged into. @file has the lock. */
+static int check_empty(const char *path, struct error *err)
+{
+        _cleanup_(image_abandonp) struct image *image = NULL;
+        struct file *file;
+        int r = file_open(host_fs(), path, FILE_READ, &file, err);
+
+        if (r < 0)
+                return r;
+        r = image_open(file, "vhd", IMAGE_NO_LOCK, &image, err);
+        if (r < 0) {
+                file_close(file);
+                return r;
+        }
+        for (uint64_t at = 0; at < image->size; at += image->block_size)
+                if (image->format->holds(image, at))
+                        return fail(err, EBUSY,
+                                "'%s' is merged, and was written to since: it stays", path);
+        return 0;
+}
+
 static int remove_layer(const char *path, struct error *err)
 {
+        _cleanup_(file_closep) struct file *file = NULL;
         _cleanup_free_ char *seal = NULL;
-        int r = chain_forget_image(host_fs(), path, err);
+        int r = file_open(host_fs(), path, FILE_WRITE, &file, err);
 
+        if (r == 0)
+                r = file_lock_set(file, FILE_LOCK_WRITE, err);
+        if (r < 0)
+                return fail_prefix(err, r, "'%s' is merged and empty, and cannot be removed", path);
+        r = check_empty(path, err);
+        if (r == 0)
+                r = chain_forget_image(host_fs(), path, err);
         if (r < 0)
                 return r;
         r = fs_unlink(host_fs(), path);

@@ -180,6 +180,60 @@ static int trim(const char *directory, uint64_t *ret)
         return r;
 }
 
+/* What is on the device now: libblkid's cache goes by its name, which another partition may have had a moment
+ * ago. Allocated; NULL: nothing that is known. */
+static char *type_of(const char *device)
+{
+        blkid_probe probe = blkid_new_probe_from_filename(device);
+        const char *type = NULL;
+        char *copy;
+
+        if (!probe)
+                return NULL;
+        blkid_probe_enable_superblocks(probe, 1);
+        blkid_probe_set_superblocks_flags(probe, BLKID_SUBLKS_TYPE);
+        if (blkid_do_safeprobe(probe) != 0 ||
+                blkid_probe_lookup_value(probe, "TYPE", &type, NULL) < 0)
+                type = NULL;
+        copy = type ? strdup(type) : NULL;
+        blkid_free_probe(probe);
+        return copy;
+}
+
+/* Windows that hibernated, or shut down fast, goes on from what it knows of its file systems. */
+static bool windows_sleeps(const char *directory)
+{
+        static const char *const asleep[] = {"hibr", "HIBR", "rstr", "RSTR"};
+        char path[PATH_MAX], magic[5] = "";
+        int fd;
+        bool sleeps = false;
+
+        snprintf(path, sizeof(path), "%s/hiberfil.sys", directory);
+        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0)
+                return false;
+        if (read(fd, magic, 4) == 4)
+                for (size_t i = 0; i < sizeof(asleep) / sizeof(asleep[0]); i++)
+                        sleeps = sleeps || strcmp(magic, asleep[i]) == 0;
+        close(fd);
+        return sleeps;
+}
+
+/* Looked at before anything is replayed or written. */
+static bool is_asleep(const struct guest *g, const char *device, const char *type)
+{
+        bool asleep;
+
+        if (strcmp(type, "ntfs") != 0 ||
+                mount(device, g->mount, kernel_type(type),
+                        MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "") < 0)
+                return false;
+        asleep = windows_sleeps(g->mount);
+        if (umount2(g->mount, 0) < 0)
+                umount2(g->mount, MNT_DETACH);
+        return asleep;
+}
+
 static int mount_and_trim(
         const struct guest *g, const char *device, const char *type, uint64_t *ret, bool *mounted)
 {
@@ -219,9 +273,15 @@ static void free_inside(struct guest *g, uint64_t offset, uint64_t size, const c
                 leave(g, what, why);
                 return;
         }
-        type = blkid_get_tag_value(NULL, "TYPE", device);
+        type = type_of(device);
         if (!type) {
                 leave(g, what, "no file system was found there");
+                close(loop);
+                return;
+        }
+        if (is_asleep(g, device, type)) {
+                leave(g, what, "its Windows is hibernated: shut it down, and not fast");
+                free(type);
                 close(loop);
                 return;
         }
@@ -256,8 +316,44 @@ static void free_partitions(struct guest *g, blkid_partlist list)
         }
 }
 
+/* A Linux that hibernated goes on from what it knows of all its file systems. */
+static bool linux_sleeps(const struct guest *g, uint64_t offset, uint64_t size)
+{
+        const struct loop_part part = {.path = g->disk, .offset = offset, .size = size};
+        char device[LOOP_NAME_SIZE];
+        int loop = loop_attach(&part, device);
+        char *type = loop < 0 ? NULL : type_of(device);
+        bool sleeps = type && strcmp(type, "swsuspend") == 0;
+
+        free(type);
+        if (loop >= 0)
+                close(loop);
+        return sleeps;
+}
+
+static int refuse_sleeping(const struct guest *g, blkid_partlist list, struct error *err)
+{
+        int n = MIN_OF(blkid_partlist_numof_partitions(list), MAX_PARTITIONS);
+
+        for (int i = 0; i < n; i++) {
+                blkid_partition partition = blkid_partlist_get_partition(list, i);
+
+                if (!partition || blkid_partition_is_extended(partition) ||
+                        !linux_sleeps(g,
+                                (uint64_t)blkid_partition_get_start(partition) * SECTOR_SIZE,
+                                (uint64_t)blkid_partition_get_size(partition) * SECTOR_SIZE))
+                        continue;
+                fail(err, EBUSY, "the guest in '%s' is hibernated (partition %d)", g->path,
+                        blkid_partition_get_partno(partition));
+                error_set_hint(err, "start it, shut it down, and compact it then");
+                return -EBUSY;
+        }
+        return 0;
+}
+
 static int look_inside(struct guest *g, struct error *err)
 {
+        int r = 0;
         blkid_probe probe = blkid_new_probe_from_filename(g->disk);
         blkid_partlist list;
 
@@ -266,10 +362,14 @@ static int look_inside(struct guest *g, struct error *err)
         blkid_probe_enable_partitions(probe, 1);
         list = blkid_probe_get_partitions(probe);
         if (list && blkid_partlist_numof_partitions(list) > 0)
+                r = refuse_sleeping(g, list, err);
+        if (r == 0 && list && blkid_partlist_numof_partitions(list) > 0)
                 free_partitions(g, list);
-        else
+        else if (r == 0)
                 free_inside(g, 0, 0, "the disk");
         blkid_free_probe(probe);
+        if (r < 0)
+                return r;
         if (g->report.n_trimmed > 0)
                 return 0;
         return fail(err, ENOTSUP,

@@ -15,6 +15,8 @@
 struct newfile {
         char *path, *part;
         struct file *file;
+        struct file
+                *replaced; /* what goes when the new one has its name, locked until then; or NULL */
         bool replace;
 };
 
@@ -23,7 +25,8 @@ bool newfile_stopped(void)
         return signals_stopped();
 }
 
-static int check_not_in_use(const char *path, struct error *err)
+/* Nobody has it open, and, as long as *@ret is, nobody will. */
+static int take_replaced(const char *path, struct file **ret, struct error *err)
 {
         _cleanup_(file_closep) struct file *file = NULL;
         int r = file_open(host_fs(), path, FILE_WRITE, &file, err);
@@ -33,7 +36,15 @@ static int check_not_in_use(const char *path, struct error *err)
         r = file_lock_set(file, FILE_LOCK_WRITE, err);
         if (r < 0)
                 return fail_prefix(err, r, "'%s' cannot be replaced", path);
+        *ret = TAKE_PTR(file);
         return 0;
+}
+
+static int check_not_in_use(const char *path, struct error *err)
+{
+        _cleanup_(file_closep) struct file *file = NULL;
+
+        return take_replaced(path, &file, err);
 }
 
 int newfile_check(const char *path, bool replace, struct error *err)
@@ -97,6 +108,7 @@ static void free_newfile(struct newfile *newfile)
         signals_remove(NULL);
         signals_unwatch();
         file_close(newfile->file);
+        file_close(newfile->replaced);
         free(newfile->path);
         free(newfile->part);
         free(newfile);
@@ -118,7 +130,11 @@ int newfile_begin(const char *path, bool replace, struct newfile **ret, struct e
         if (!newfile->path && errno == ENOENT)
                 newfile->path = strdup(path);
         signals_watch();
-        r = newfile->path ? open_part(newfile, err) : fail(err, ENOMEM, "no memory for a name");
+        r = newfile->path ? 0 : fail(err, ENOMEM, "no memory for a name");
+        if (r == 0 && replace && access(newfile->path, F_OK) == 0)
+                r = take_replaced(newfile->path, &newfile->replaced, err);
+        if (r == 0)
+                r = open_part(newfile, err);
         if (r < 0) {
                 free_newfile(newfile);
                 return r;

@@ -53,6 +53,8 @@ int ctl_refuse_parent(const struct ctl *ctl, const char *path, struct error *err
         /* What cannot be read cannot have been anybody's parent, or is refused by who opens it. */
         if (r == 0 || r == -EBUSY)
                 return r;
+        if (r == -EACCES || r == -ENOMEM || r == -EMFILE)
+                ctl_warn(ctl, "whether images stand on '%s' is not known: %s", path, err->message);
         error_clear(err);
         return 0;
 }
@@ -63,6 +65,6 @@ void ctl_warn_of_seal(const struct ctl *ctl, const char *path)
 
         snprintf(seal, sizeof(seal), "%s" SEAL_ENDING, path);
         if (access(seal, F_OK) == 0)
-                ctl_warn(ctl, "the seal of '%s' does not fit it any more; vhdctl seal --force %s", path,
-                        shell_quote(path, quoted, sizeof(quoted)));
+                ctl_warn(ctl, "the seal of '%s' does not fit it any more; vhdctl seal --force %s",
+                        path, shell_quote(path, quoted, sizeof(quoted)));
 }

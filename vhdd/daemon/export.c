@@ -42,7 +42,7 @@ struct export
         char *vm_name;
         bool config_only, live;
         uint64_t rate;
-        char snapshot[64];   /* of a live one's snapshot: its name; "": none is there */
+        char snapshot[64]; /* of a live one's snapshot: its name; "": none is there */
         struct sidecar rows;
         char *directory, *partial;
         char base[PATH_TEXT_MAX]; /* the deepest folder that holds every file */
@@ -163,6 +163,8 @@ static int collect(struct export *export, struct error *err)
                 unfreeze(rows, id);
                 rows->vm.resume[0] = '\0'; /* it runs: its disks have gone on since */
         }
+        if (export->config_only)
+                rows->vm.resume[0] = '\0'; /* the files that are named go on */
         drop_snapshots(rows, id);
         /* A place of this host. */
         free(rows->vm.snapshot_dir);
@@ -482,8 +484,7 @@ static int take_snapshot(struct export *export, struct transfer *transfer, struc
                 return no_memory(err);
         r = transfer_note_snapshot(transfer, export->snapshot, err);
         if (r == 0)
-                r = vm_try_again(
-                        snapshot_take, export->vm->broker, NULL, params, &answer, err);
+                r = vm_try_again(snapshot_take, export->vm->broker, NULL, params, &answer, err);
         return r;
 }
 
@@ -535,8 +536,7 @@ static int run_alone(struct export *export, struct transfer *transfer, struct er
                 transfer_set_total(transfer, export->size);
                 r = carry_out(export, transfer, err);
         }
-        if (!export->vm->removed && !export->vm->vms->stopping &&
-                worker_up(export->vm, &why) < 0)
+        if (!export->vm->removed && !export->vm->vms->stopping && worker_up(export->vm, &why) < 0)
                 vm_set_down(export->vm, why.message);
         pthread_mutex_unlock(&export->vm->lock);
         return r;
@@ -641,8 +641,8 @@ static int answer(const struct export *export, json_t **ret, struct error *err)
         return *ret ? 0 : no_memory(err);
 }
 
-static int look(struct export *export, const struct vm_row *row, const json_t *params,
-        struct error *err)
+static int look(
+        struct export *export, const struct vm_row *row, const json_t *params, struct error *err)
 {
         bool on = false;
         int r = export_directories(
