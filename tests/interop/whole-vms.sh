@@ -115,6 +115,22 @@ json .rebuilt.vms 3
 expect 0 "$vhdctl" disk list web --json
 json '[.[].state] | unique' '["serving"]'
 
+# --- settings that are older than the images do not take the ground from under what came later
+
+mkdir "$tmp/aged"
+expect 0 "$vhdctl" vm create aged
+expect 0 "$vhdctl" disk attach aged "$tmp/aged/d.vhd" --create 16M
+expect 0 "$vhdctl" snapshot take aged one
+expect 0 "$vhdctl" vm export aged "$tmp/aged-settings" --config-only
+expect 0 "$vhdctl" snapshot take aged two
+expect 0 "$vhdctl" vm remove aged
+expect 3 "$vhdctl" vm import "$tmp/aged-settings" --move
+said "they are older than that image"
+expect 0 "$vhdctl" vm import "$tmp/aged" --move --name aged
+json_of_aged=$("$vhdctl" disk list aged --json | jq length)
+[ "$json_of_aged" = 1 ] || fail "the disk did not come back from its images"
+expect 0 "$vhdctl" vm remove aged
+
 # --- the daemon is killed while it copies: all of it, or nothing
 
 expect 0 "$vhdctl" vm remove bare

@@ -22,6 +22,7 @@
 #include "vhdd/daemon/names.h"
 #include "vhdd/daemon/notes.h"
 #include "vhdd/daemon/params.h"
+#include "vhdd/daemon/strangers.h"
 #include "vhdd/daemon/vms.h"
 #include "vhdd/daemon/worker_link.h"
 
@@ -37,7 +38,7 @@ struct import {
         char *sidecar;       /* path of the one that the rows are from; NULL: from headers */
         struct sidecar rows; /* what will be in the catalog */
         json_t *trees, *notes, *unknown;
-        uint64_t size;       /* of what will be copied */
+        uint64_t size; /* of what will be copied */
 };
 
 static int no_memory(struct error *err)
@@ -270,8 +271,7 @@ static int rows_from_hyperv(struct import *import, bool *ret, struct error *err)
                 r = hyperv_folder_look(import->directory, &folder, &any, err);
         if (r < 0 || !any)
                 return r;
-        r = hyperv_folder_read(
-                import->broker, &folder, param_bool(import->params, "force"), err);
+        r = hyperv_folder_read(import->broker, &folder, param_bool(import->params, "force"), err);
         if (r == 0)
                 r = rows_from_forest(import, &folder, err);
         if (r < 0)
@@ -466,10 +466,47 @@ static int check_in_place(struct import *import, const char *path, struct error 
         return -EBUSY;
 }
 
+static const struct image_row *find_row(const struct sidecar *rows, const char *path)
+{
+        for (size_t i = 0; path && i < rows->n_images; i++)
+                if (strcmp(rows->images[i].path, path) == 0)
+                        return &rows->images[i];
+        return NULL;
+}
+
+/* Settings that were written down some time ago name a leaf on which another image stands since: written to, it
+ * would take that one's ground away, with all that came later. */
+static int check_leaves(struct import *import, struct error *err)
+{
+        const struct sidecar *rows = &import->rows;
+        _cleanup_(strangers_done) struct strangers strangers = {0};
+        json_auto_t *ours = json_array();
+        int r = strangers_init(&strangers, import->broker, err);
+
+        for (size_t i = 0; i < rows->n_images; i++)
+                json_array_append_new(ours, json_string(rows->images[i].path));
+        for (size_t i = 0; r == 0 && i < rows->n_disks; i++) {
+                const struct image_row *leaf = find_row(rows, rows->disks[i].file);
+                _cleanup_free_ char *who = NULL;
+
+                if (!leaf || rows->disks[i].read_only || strcmp(leaf->format, "vhd") != 0)
+                        continue;
+                r = strangers_find(&strangers, leaf, ours, &who, err);
+                if (r < 0 || !who)
+                        continue;
+                r = fail(err, EBUSY,
+                        "'%s' stands on '%s', which the vm's settings have as the disk '%s': they are older than that image",
+                        who, leaf->path, rows->disks[i].name);
+                error_set_file(err, who);
+                error_set_hint(err, "move the settings away, and the tree is read from the images");
+        }
+        return r;
+}
+
 static int check_files(struct import *import, struct error *err)
 {
         struct sidecar *rows = &import->rows;
-        int r = 0;
+        int r = import->target ? 0 : check_leaves(import, err);
 
         for (size_t i = 0; r == 0 && i < rows->n_images; i++)
                 r = import->target ? check_copy(import, rows->images[i].path, err)
@@ -483,8 +520,10 @@ static int check_files(struct import *import, struct error *err)
                         r = check_copy(import, *memory, err);
                         continue;
                 }
-                note_add(import->notes, "the saved memory '%s' is left out: it lies outside of the "
-                                        "folder", *memory);
+                note_add(import->notes,
+                        "the saved memory '%s' is left out: it lies outside of the "
+                        "folder",
+                        *memory);
                 free(*memory);
                 *memory = NULL;
         }
@@ -512,8 +551,8 @@ static int copy_one(struct import *import, struct operation *operation, const ch
         return r;
 }
 
-static int copy_files(struct import *import, struct operation *operation,
-        struct transfer *transfer, struct error *err)
+static int copy_files(struct import *import, struct operation *operation, struct transfer *transfer,
+        struct error *err)
 {
         const struct sidecar *rows = &import->rows;
         int r = 0;
@@ -522,8 +561,7 @@ static int copy_files(struct import *import, struct operation *operation,
                 r = copy_one(import, operation, rows->images[i].path, transfer, err);
         for (size_t i = 0; r == 0 && i < rows->n_snapshots; i++)
                 if (rows->snapshots[i].memory)
-                        r = copy_one(
-                                import, operation, rows->snapshots[i].memory, transfer, err);
+                        r = copy_one(import, operation, rows->snapshots[i].memory, transfer, err);
         return r;
 }
 
@@ -721,9 +759,9 @@ static int vm_import(struct broker *broker, const struct caller *caller, const j
         /* A job's thread has more to note, for nobody. */
         answer = json_pack("{s:o, s:O, s:s, s:s, s:O*}", "notes",
                 param_bool(params, "move") ? json_incref(import->notes)
-                                           : json_deep_copy(import->notes), "trees",
-                import->trees, "id", import->rows.vm.id, "name", import->rows.vm.name, "unknown",
-                import->unknown);
+                                           : json_deep_copy(import->notes),
+                "trees", import->trees, "id", import->rows.vm.id, "name", import->rows.vm.name,
+                "unknown", import->unknown);
         if (!answer)
                 return no_memory(err);
         if (!param_bool(params, "dry-run") && import->target)
