@@ -165,6 +165,9 @@ int step_pause(
                 *ret = state_answer(supervisor);
                 return 1;
         }
+        /* Who would let it go on is gone already: it is not made to stand still. */
+        if (is_for_snapshot && !operation->from_link && operation->number < 0)
+                return fail(err, ECANCELED, "the daemon that takes the snapshot is gone");
         /* A save that was given up has to end first: not while the guest stands still for us. */
         if (is_for_snapshot && relay_is_running(supervisor))
                 return 0;
