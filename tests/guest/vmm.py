@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import time
 from urllib.parse import urlsplit
 
@@ -209,6 +210,12 @@ def saved(vm):
     demand("saved" in answer.err, f"a disk for a saved vm: {answer.err}")
     vm.kill("supervisor")
     wait_until(lambda: vm.state() == "saved", "the next supervisor does not know of the saved memory")
+    # On another file system, where there is one.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        vm.ctl("vm", "set", NAME, "--snapshot-dir", other)
+        vm.ctl("snapshot", "take", NAME, "elsewhere")
+        vm.ctl("snapshot", "delete", NAME, "elsewhere", "--wait")
+        vm.ctl("vm", "set", NAME, "--snapshot-dir", vm.path("snapshots"))
     vm.ctl("snapshot", "take", NAME, "of-saved")
     demand(vm.daemon.query("snapshot", "show", NAME, "of-saved")["memory"], "no memory of a saved vm")
     # It goes on with what it was started with, whatever the next start is to have.

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -375,6 +376,11 @@ static int copy_some(struct save *save, struct error *err)
         for (unsigned i = 0; i < COPY_CHUNKS; i++) {
                 ssize_t n = copy_file_range(save->from, NULL, save->fd, NULL, COPY_CHUNK, 0);
 
+                /* Not between every two file systems. */
+                if (n < 0 &&
+                        (errno == EXDEV || errno == EOPNOTSUPP || errno == ENOSYS ||
+                                errno == EINVAL))
+                        n = sendfile(save->fd, save->from, NULL, COPY_CHUNK);
                 if (n < 0)
                         return fail_os(err, errno, "cannot copy the saved memory");
                 if (n == 0)
