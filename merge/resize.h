@@ -21,7 +21,7 @@ struct resize_params {
         uint64_t size; /* wanted */
         uint64_t add;  /* if not 0: so much more than it is now, instead of @size */
         bool shrink;   /* it may become smaller, if what is cut off reads as zeros */
-        bool force;    /* a child may become larger than its parent */
+        bool force;    /* a child may become larger than its parent, and show what a larger one has */
         bool dry_run;
 };
 

@@ -337,7 +337,7 @@ static int do_resize(const struct run *run, struct sim_fs *fs, struct error *err
 {
         struct chain_options chain_options = {
                 .fs = &fs->fs, .format = run->scene.kind == RAW ? "raw" : NULL};
-        struct resize_params params = {.size = run->scene.new, .shrink = true};
+        struct resize_params params = {.size = run->scene.new, .shrink = true, .force = true};
         struct resize_report report = {0};
         int r = resize(LEAF, &chain_options, &params, &report, err);
 
