@@ -98,8 +98,7 @@ int chain_drain_settle(struct chain *chain, struct image *image, struct error *e
         return chain_settle_layer(image, err);
 }
 
-int chain_drain_find(
-        struct chain *chain, const char *path, struct image **ret, struct error *err)
+int chain_drain_find(struct chain *chain, const char *path, struct image **ret, struct error *err)
 {
         _cleanup_(file_closep) struct file *file = NULL;
         struct file_stat st;
@@ -800,7 +799,6 @@ static int clear_unit(struct chain_drain *drain, uint64_t unit, struct error *er
 {
         uint64_t offset = unit * drain->unit,
                  end = MIN_OF(offset + drain->unit, drain->chain->size);
-
         struct image *source = NULL;
         int r = 0;
 
@@ -952,16 +950,15 @@ int chain_drain_may_end(struct chain_drain *drain, struct error *err)
         if (!chain_family_moves(
                     drain->chain, remains_beside(drain), drain->sources, drain->n_sources))
                 return 0;
-        return fail(err, EBUSY, "another merge is at work over '%s'",
-                drain->sources[0]->file->path);
+        return fail(
+                err, EBUSY, "another merge is at work over '%s'", drain->sources[0]->file->path);
 }
 
 int chain_drain_remove(struct chain_drain *drain, struct error *err)
 {
         struct chain *chain = drain->chain;
         unsigned n = drain->n_sources;
-        int r = chain_family_remove(
-                chain->family, remains_beside(drain), drain->sources, n, err);
+        int r = chain_family_remove(chain->family, remains_beside(drain), drain->sources, n, err);
 
         if (r < 0)
                 return r;

@@ -361,12 +361,13 @@ static int look_inside(struct guest *g, struct error *err)
                 return fail(err, EIO, "'%s' cannot be looked into", g->path);
         blkid_probe_enable_partitions(probe, 1);
         list = blkid_probe_get_partitions(probe);
-        if (list && blkid_partlist_numof_partitions(list) > 0)
+        if (list && blkid_partlist_numof_partitions(list) > 0) {
                 r = refuse_sleeping(g, list, err);
-        if (r == 0 && list && blkid_partlist_numof_partitions(list) > 0)
-                free_partitions(g, list);
-        else if (r == 0)
+                if (r == 0)
+                        free_partitions(g, list);
+        } else {
                 free_inside(g, 0, 0, "the disk");
+        }
         blkid_free_probe(probe);
         if (r < 0)
                 return r;

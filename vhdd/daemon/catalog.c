@@ -175,6 +175,15 @@ int catalog_commit(struct catalog *catalog, struct error *err)
         return 0;
 }
 
+int catalog_end(struct catalog *catalog, int r, struct error *err)
+{
+        if (r == 0)
+                r = catalog_commit(catalog, err);
+        if (r != 0)
+                catalog_rollback(catalog);
+        return r;
+}
+
 void catalog_rollback(struct catalog *catalog)
 {
         if (my_transaction != catalog)

@@ -49,6 +49,8 @@ DEFINE_CLEANUP(struct catalog *, catalog_close)
  * not begun inside another. A commit that fails has changed nothing, or, with -EIO, see above. */
 int catalog_begin(struct catalog *catalog, struct error *err);
 int catalog_commit(struct catalog *catalog, struct error *err);
+/* Commits if @r is 0, else rolls back. Answers @r, or what the commit came back with. */
+int catalog_end(struct catalog *catalog, int r, struct error *err);
 /* Nothing if no transaction is open on this thread: so it may stand at the end of a scope. */
 void catalog_rollback(struct catalog *catalog);
 DEFINE_CLEANUP(struct catalog *, catalog_rollback)

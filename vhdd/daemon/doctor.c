@@ -250,13 +250,14 @@ static const struct image_row *skip_merged(
 static void compare_chain(struct examination *x, const struct image_row *tip,
         const struct resolved_layer *layers, size_t n)
 {
-        const struct image_row *image = tip;
+        const struct image_row *image = tip, *merged;
 
         for (size_t i = 0; i < n && image; i++) {
                 compare_layer(x, image, &layers[i]);
                 image = find_image(&x->records, image->parent);
-                if (i + 1 < n && skip_merged(&x->records, image, layers[i + 1].path))
-                        image = find_image(&x->records, layers[i + 1].path);
+                merged = i + 1 < n ? skip_merged(&x->records, image, layers[i + 1].path) : NULL;
+                if (merged)
+                        image = merged;
                 if ((i + 1 < n) != (image != NULL) ||
                         (image && strcmp(image->path, layers[i + 1].path) != 0)) {
                         doctor_add(x->findings, "broken-chain", "damage",

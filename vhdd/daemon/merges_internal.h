@@ -59,6 +59,8 @@ int merges_begin_on(struct vm *vm, struct merge_job *job, const char *chain, con
 int merges_advance(struct vm *vm, const struct merge_jobs *jobs, struct merge_job *job, bool off,
         struct error *err);
 int merges_resume_in_worker(struct vm *vm, struct merge_job *job, struct error *err);
+/* Was the chain @name opened for a merge? Its job. */
+bool merges_own_job(const char *name, int64_t *ret);
 /* In the worker the merge stops; the files stay as they are, and can go on. */
 int merges_end_in_worker(struct vm *vm, int64_t job, struct error *err);
 void merges_forget_file(struct vm *vm, const char *path); /* before it is unlinked */

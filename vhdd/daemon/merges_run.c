@@ -26,27 +26,29 @@ static void own_chain(const struct merge_job *job, char ret[80])
         snprintf(ret, 80, OWN_CHAIN "%lld", (long long)job->row.id);
 }
 
-bool merges_own_chain(struct vm *vm, const char *name)
+bool merges_own_job(const char *name, int64_t *ret)
 {
-        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
-        const struct merge_job *job;
         long long number;
         int end = 0;
 
         if (sscanf(name, OWN_CHAIN "%lld%n", &number, &end) != 1 || name[end])
                 return false;
+        *ret = number;
+        return true;
+}
+
+bool merges_own_chain(struct vm *vm, const char *name)
+{
+        _cleanup_(merge_jobs_done) struct merge_jobs jobs = {0};
+        const struct merge_job *job;
+        int64_t number;
+
+        if (!merges_own_job(name, &number))
+                return false;
         if (merge_jobs_load(vm->broker->catalog, vm->id, &jobs, NULL) < 0)
                 return false;
         job = merge_jobs_find(&jobs, number);
         return job && merge_job_is_active(job);
-}
-
-static bool is_layer(const struct vm_chain *chain, const char *path)
-{
-        for (size_t i = 0; chain && i < chain->n_paths; i++)
-                if (strcmp(chain->paths[i], path) == 0)
-                        return true;
-        return false;
 }
 
 /* Are the hidden images, and the top over them, neighbours in the chain? */
@@ -94,7 +96,7 @@ static int refuse_open(struct vm *vm, const char *top, struct error *err)
         for (size_t i = 0; i < vm->n_chains; i++) {
                 const char *name = vm->chains[i].name;
 
-                if (!is_layer(&vm->chains[i], top))
+                if (!worker_chain_has(&vm->chains[i], top))
                         continue;
                 if (strchr(name, '@'))
                         return fail(err, EBUSY, "a snapshot that stands on it is being read");
@@ -275,10 +277,8 @@ static int put_begun(
                 return r;
         /* In here, where no other vm can come between. */
         r = find_newcomers(catalog, vm, job, reason, err);
-        if (r == 0 && reason[0]) {
-                catalog_rollback(catalog);
-                return 1;
-        }
+        if (r == 0 && reason[0])
+                return catalog_end(catalog, 1, err);
         merge_job_set(job, JOB_RUNNING);
         merge_job_clear_failure(job);
         json_object_del(job->payload, "leader");
@@ -286,11 +286,8 @@ static int put_begun(
                 r = unseal(vm, job, err);
         if (r == 0)
                 r = merge_job_save(catalog, job, err);
+        r = catalog_end(catalog, r, err);
         if (r == 0)
-                r = catalog_commit(catalog, err);
-        if (r < 0)
-                catalog_rollback(catalog);
-        else
                 merges_publish(vm, &job->row);
         return r;
 }
@@ -302,12 +299,7 @@ static int put_ids(struct vm *vm, const json_t *layers, struct error *err)
 
         if (r < 0)
                 return r;
-        r = merges_put_ids(catalog, layers, err);
-        if (r == 0)
-                r = catalog_commit(catalog, err);
-        if (r < 0)
-                catalog_rollback(catalog);
-        return r;
+        return catalog_end(catalog, merges_put_ids(catalog, layers, err), err);
 }
 
 /* What the engine said no to: later again, when somebody frees space, or when somebody says so. */
@@ -341,10 +333,10 @@ static bool have_one_in_common(
         const struct vm_chain *one, const struct vm_chain *other, const struct image_chain *images)
 {
         for (size_t i = 0; one && i < one->n_paths; i++)
-                if (is_layer(other, one->paths[i]))
+                if (worker_chain_has(other, one->paths[i]))
                         return true;
         for (size_t i = 0; !one && i < images->n; i++)
-                if (is_layer(other, images->rows[i].path))
+                if (worker_chain_has(other, images->rows[i].path))
                         return true;
         return false;
 }
@@ -371,23 +363,50 @@ static int find_beside(
         return r;
 }
 
-int merges_begin_on(
-        struct vm *vm, struct merge_job *job, const char *chain, const char *top, struct error *err)
+/* A clone of what goes may have come since the merge was planned. What cannot be told for now is asked later: half
+ * merged, it is nothing that has failed. */
+static int ask_strangers_again(struct vm *vm, const struct merge_job *job,
+        char reason[HIDDEN_REASON_MAX], bool *ret_stuck, struct error *err)
+{
+        struct error why = ERROR_INIT;
+        int r = merges_ask_strangers(vm, merge_job_run(job), reason, &why);
+
+        *ret_stuck = r == 0;
+        if (r == 0)
+                return 0;
+        if (r == -EHOSTDOWN || r == -ETIMEDOUT) {
+                if (err)
+                        *err = why;
+                return r;
+        }
+        snprintf(reason, HIDDEN_REASON_MAX, "%.500s", why.message);
+        return 0;
+}
+
+/* As merges_begin_on(). @again: it was planned before now. */
+static int begin_on(struct vm *vm, struct merge_job *job, const char *chain, const char *top,
+        bool again, struct error *err)
 {
         const char *verb = merge_job_is_compact(job) ? "compact.begin" : "merge.begin";
         json_auto_t *answer = NULL, *said = NULL;
         struct error why = ERROR_INIT;
-        char reason[HIDDEN_REASON_MAX];
+        char reason[HIDDEN_REASON_MAX] = "";
+        bool stuck = false;
         int64_t other;
-        int r;
+        int r = find_beside(vm, chain, top, &other, err);
 
-        r = find_beside(vm, chain, top, &other, err);
         if (r < 0)
                 return r;
         if (other) {
                 snprintf(reason, sizeof(reason), "it comes after job %lld", (long long)other);
                 return merges_wait_for(vm, job, false, reason, err);
         }
+        if (again && !merge_job_flag(job, "force"))
+                r = ask_strangers_again(vm, job, reason, &stuck, err);
+        if (r < 0)
+                return r;
+        if (reason[0])
+                return merges_wait_for(vm, job, stuck, reason, err);
         r = seals_stop(vm, err);
         if (r < 0)
                 return r;
@@ -417,33 +436,15 @@ int merges_begin_on(
         return r;
 }
 
-/* A clone of what goes may have come since the merge was planned. What cannot be told for now is asked later: half
- * merged, it is nothing that has failed. */
-static int ask_strangers_again(struct vm *vm, const struct merge_job *job,
-        char reason[HIDDEN_REASON_MAX], bool *ret_stuck, struct error *err)
+int merges_begin_on(
+        struct vm *vm, struct merge_job *job, const char *chain, const char *top, struct error *err)
 {
-        struct error why = ERROR_INIT;
-        int r = merges_ask_strangers(vm, merge_job_run(job), reason, &why);
-
-        *ret_stuck = r == 0;
-        if (r == 0)
-                return 0;
-        if (r == -EHOSTDOWN || r == -ETIMEDOUT) {
-                if (err)
-                        *err = why;
-                return r;
-        }
-        snprintf(reason, HIDDEN_REASON_MAX, "%.500s", why.message);
-        return 0;
+        return begin_on(vm, job, chain, top, false, err);
 }
 
 /* @job has a run. @again: it was planned before now. */
 static int begin(struct vm *vm, struct merge_job *job, bool again, struct error *err)
 {
-        char reason[HIDDEN_REASON_MAX] = "";
-        bool stuck = false;
-        int64_t other = 0;
-        int r = 0;
         const json_t *run = merge_job_run(job);
         const char *top = json_string_value(json_object_get(run, "top"));
         const json_t *hidden = json_object_get(run, "hidden");
@@ -453,14 +454,7 @@ static int begin(struct vm *vm, struct merge_job *job, bool again, struct error 
         own_chain(job, chain);
         if (live)
                 snprintf(chain, sizeof(chain), "%s", live->name);
-        if (again && !merge_job_flag(job, "force"))
-                r = find_beside(vm, chain, live ? NULL : top, &other, err);
-        if (again && !merge_job_flag(job, "force") && r == 0 && other == 0)
-                r = ask_strangers_again(vm, job, reason, &stuck, err);
-        if (r < 0)
-                return r;
-        return reason[0] ? merges_wait_for(vm, job, stuck, reason, err)
-                         : merges_begin_on(vm, job, chain, live ? NULL : top, err);
+        return begin_on(vm, job, chain, live ? NULL : top, again, err);
 }
 
 /* Everything that a run speaks of is there, and its own. */
@@ -721,46 +715,63 @@ static int try_begin(struct vm *vm, const struct merge_jobs *jobs, struct merge_
 
 /* ---- finishing ---- */
 
-static int add_child(struct vm *vm, const struct image_row *row, const char *chain, json_t *list,
-        struct error *err)
-{
-        if (!is_layer(worker_chain_find(vm, chain), row->path))
-                json_array_append_new(list, json_string(row->path));
-        return worker_grant_image(vm, row, LINK_READ | LINK_WRITE, err);
-}
-
-/* Whoever stands on what goes is relinked, so they are written to; those of the chain itself, too, but of
- * these the engine knows. With those that a death has left relinked, perhaps not quite. */
-static int find_children(struct vm *vm, const struct merge_job *job, const char *chain,
-        json_t **ret, struct error *err)
+/* The paths of those who stand on what goes, and are told of another parent; with those that a death has left told,
+ * perhaps not quite. Allocated, also on failure. */
+static int list_children(
+        struct catalog *catalog, const struct merge_job *job, json_t **ret, struct error *err)
 {
         const json_t *run = merge_job_run(job);
         const char *direction = json_string_value(json_object_get(run, "direction"));
-        struct catalog *catalog = vm->broker->catalog;
         struct image_row *rows = NULL;
-        json_t *list = json_array(), *path;
-        size_t n = 0, i;
-        int r = list ? 0 : fail(err, ENOMEM, "no memory for a list");
+        size_t n = 0;
+        int r = 0;
 
-        if (r == 0 && direction && strcmp(direction, "down") == 0)
+        *ret = json_array();
+        if (!*ret)
+                return fail(err, ENOMEM, "no memory for a list");
+        if (direction && strcmp(direction, "down") == 0)
                 r = catalog_image_children(
                         catalog, json_string_value(json_object_get(run, "top")), &rows, &n, err);
-        for (i = 0; r == 0 && i < n; i++)
-                r = add_child(vm, &rows[i], chain, list, err);
+        for (size_t i = 0; i < n; i++)
+                json_array_append_new(*ret, json_string(rows[i].path));
         image_rows_free(rows, n);
-        json_array_foreach(json_object_get(run, "moved"), i, path)
+        merges_add_paths(*ret, json_object_get(run, "moved"));
+        return r;
+}
+
+/* They are relinked, so they are written to; those of the chain itself, too, but of these the engine knows. */
+static int find_children(struct vm *vm, const struct merge_job *job, const char *chain,
+        json_t **ret, struct error *err)
+{
+        json_auto_t *paths = NULL, *list = json_array();
+        json_t *path;
+        size_t i;
+        int r = list ? list_children(vm->broker->catalog, job, &paths, err)
+                     : fail(err, ENOMEM, "no memory for a list");
+
+        json_array_foreach(paths, i, path)
         {
+                const char *text = json_string_value(path);
                 _cleanup_(image_row_done) struct image_row row = {0};
 
-                if (r == 0 && catalog_image_find(catalog, json_string_value(path), &row, NULL) == 0)
-                        r = add_child(vm, &row, chain, list, err);
+                if (r == 0)
+                        r = catalog_image_find(vm->broker->catalog, text, &row, err);
+                if (r == -ENOENT) { /* it has gone with another merge */
+                        error_clear(err);
+                        r = 0;
+                        continue;
+                }
+                if (r < 0)
+                        return r;
+                if (!worker_chain_has(worker_chain_find(vm, chain), text))
+                        json_array_append(list, path);
+                r = worker_grant_image(vm, &row, LINK_READ | LINK_WRITE, err);
+                if (r < 0)
+                        return r;
         }
-        if (r < 0) {
-                json_decref(list);
-                return r;
-        }
-        *ret = list;
-        return 0;
+        if (r == 0)
+                *ret = json_incref(list);
+        return r;
 }
 
 /* Chains beside the merge's that have layers which go: what is open for another merge is closed, and its
@@ -773,11 +784,11 @@ static int close_others(
 
         worker_snapshots_close(vm, NULL, false);
         for (size_t i = vm->n_chains; r == 0 && i-- > 0;) {
-                long long other;
+                int64_t other;
                 bool has = false;
 
                 if (strcmp(vm->chains[i].name, chain) == 0 ||
-                        sscanf(vm->chains[i].name, OWN_CHAIN "%lld", &other) != 1)
+                        !merges_own_job(vm->chains[i].name, &other))
                         continue;
                 for (size_t k = 0; k < vm->chains[i].n_paths && !has; k++)
                         has = json_has_text(images, vm->chains[i].paths[k]);
@@ -843,24 +854,16 @@ static int settle_failed(
 /* Cut off in the middle, some of them have another head already. */
 static int unseal_children(struct catalog *catalog, const struct merge_job *job, struct error *err)
 {
-        const json_t *run = merge_job_run(job);
-        const char *direction = json_string_value(json_object_get(run, "direction"));
-        struct image_row *rows = NULL;
+        json_auto_t *paths = NULL;
         json_t *path;
-        size_t n = 0, i;
-        int r = 0;
+        size_t i;
+        int r = list_children(catalog, job, &paths, err);
 
-        if (direction && strcmp(direction, "down") == 0)
-                r = catalog_image_children(
-                        catalog, json_string_value(json_object_get(run, "top")), &rows, &n, err);
-        for (i = 0; r == 0 && i < n; i++)
-                r = seals_clear(catalog, rows[i].path, err);
-        json_array_foreach(json_object_get(run, "moved"), i, path)
+        json_array_foreach(paths, i, path)
         {
                 if (r == 0)
                         r = seals_clear(catalog, json_string_value(path), err);
         }
-        image_rows_free(rows, n);
         return r;
 }
 
@@ -876,11 +879,7 @@ static int put_finishing(struct vm *vm, struct merge_job *job, struct error *err
         r = merge_job_save(catalog, job, err);
         if (r == 0)
                 r = unseal_children(catalog, job, err);
-        if (r == 0)
-                r = catalog_commit(catalog, err);
-        if (r < 0)
-                catalog_rollback(catalog);
-        return r;
+        return catalog_end(catalog, r, err);
 }
 
 static int finish(struct vm *vm, struct merge_job *job, const char *chain, struct error *err)

@@ -150,11 +150,8 @@ static int settle_children(
         note_moved(job, moved);
         if (r == 0)
                 r = merge_job_save(catalog, job, err);
-        if (r == 0)
-                r = catalog_commit(catalog, err);
-        if (r < 0)
-                catalog_rollback(catalog);
-        else if (json_array_size(moved) > 0 && vm->up)
+        r = catalog_end(catalog, r, err);
+        if (r == 0 && json_array_size(moved) > 0 && vm->up)
                 restart_worker(vm);
         return r;
 }

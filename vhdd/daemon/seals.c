@@ -172,7 +172,6 @@ int seals_clear(struct catalog *catalog, const char *path, struct error *err)
 int seals_break(struct vm *vm, const struct image_row *row, struct error *err)
 {
         struct catalog *catalog = vm->broker->catalog;
-        _cleanup_(image_row_done) struct image_row now = {0};
         int r = seals_write(vm, row->path) ? seals_stop(vm, err) : 0;
 
         if (r == 0 && strcmp(row->format, "vhd") == 0)
@@ -183,13 +182,7 @@ int seals_break(struct vm *vm, const struct image_row *row, struct error *err)
         if (r < 0)
                 return r;
         /* One that was pushed and is not committed has no row yet. */
-        if (catalog_image_find(catalog, row->path, &now, NULL) == 0)
-                r = clear_row(catalog, &now, err);
-        if (r == 0)
-                r = catalog_commit(catalog, err);
-        if (r < 0)
-                catalog_rollback(catalog);
-        return r;
+        return catalog_end(catalog, seals_clear(catalog, row->path, err), err);
 }
 
 /* ---- what the worker tells ---- */
@@ -401,11 +394,7 @@ static int put_in_place(struct vm *vm, struct merge_job *job, struct error *err)
                 r = catalog_begin(catalog, err);
         if (r < 0)
                 return r;
-        r = note_sealed(vm, job, &news, err);
-        if (r == 0)
-                r = catalog_commit(catalog, err);
-        if (r != 0)
-                catalog_rollback(catalog);
+        r = catalog_end(catalog, note_sealed(vm, job, &news, err), err);
         if (r == 1) {
                 r = seal_remove(host_fs(), path, err);
                 return r == 0 ? put_off_voided(vm, job, err) : r;

@@ -253,9 +253,9 @@ int worker_grant_parent(struct vm *vm, const struct image_row *row, struct error
         return worker_grant_image(vm, row, write ? LINK_READ | LINK_WRITE : LINK_READ, err);
 }
 
-static bool has_layer(const struct vm_chain *chain, const char *path)
+bool worker_chain_has(const struct vm_chain *chain, const char *path)
 {
-        for (size_t i = 0; i < chain->n_paths; i++)
+        for (size_t i = 0; chain && i < chain->n_paths; i++)
                 if (strcmp(chain->paths[i], path) == 0)
                         return true;
         return false;
@@ -264,7 +264,7 @@ static bool has_layer(const struct vm_chain *chain, const char *path)
 static bool is_used(const struct vm *vm, const char *path)
 {
         for (size_t i = 0; i < vm->n_chains; i++)
-                if (has_layer(&vm->chains[i], path))
+                if (worker_chain_has(&vm->chains[i], path))
                         return true;
         return false;
 }
@@ -362,7 +362,7 @@ static void warn_of_changes(struct vm *vm, const struct image_chain *images)
 static const struct vm_chain *find_holder(struct vm *vm, const char *name, const char *path)
 {
         for (size_t i = 0; i < vm->n_chains; i++)
-                if (strcmp(vm->chains[i].name, name) != 0 && has_layer(&vm->chains[i], path))
+                if (strcmp(vm->chains[i].name, name) != 0 && worker_chain_has(&vm->chains[i], path))
                         return &vm->chains[i];
         return NULL;
 }
@@ -372,13 +372,13 @@ static const struct vm_chain *find_holder(struct vm *vm, const char *name, const
 static int free_leaf(struct vm *vm, const char *name, const char *path, struct error *err)
 {
         const struct vm_chain *holder = find_holder(vm, name, path);
-        long long job;
+        int64_t job;
 
         if (holder && strchr(holder->name, '@')) {
                 worker_snapshots_close(vm, NULL, false); /* unless somebody reads it */
                 holder = find_holder(vm, name, path);
         }
-        while (holder && sscanf(holder->name, "merge:%lld", &job) == 1) {
+        while (holder && merges_own_job(holder->name, &job)) {
                 int r = merges_end_in_worker(vm, job, err);
 
                 if (r < 0)
@@ -509,7 +509,7 @@ void worker_chain_merged(struct vm *vm, const char *with, const json_t *gone)
 {
         pthread_rwlock_wrlock(&vm->link_lock);
         for (size_t i = 0; i < vm->n_chains; i++)
-                if (!with || has_layer(&vm->chains[i], with))
+                if (!with || worker_chain_has(&vm->chains[i], with))
                         drop_layers(&vm->chains[i], gone);
         pthread_rwlock_unlock(&vm->link_lock);
 }
@@ -827,11 +827,6 @@ static void drop_unknown(struct vm *vm, const json_t *hello)
         }
 }
 
-static bool says_layer(const json_t *chain, const char *path)
-{
-        return json_has_text(json_object_get(chain, "paths"), path);
-}
-
 /* As free_leaf(), of what the worker says that it has open. */
 static int free_said_leaf(
         struct vm *vm, const json_t *hello, const char *name, const char *path, struct error *err)
@@ -842,18 +837,15 @@ static int free_said_leaf(
         json_array_foreach(chains, i, chain)
         {
                 const char *said = param_text(chain, "chain");
-                long long job;
+                int64_t job;
                 int r;
 
-                if (!said || strcmp(said, name) == 0 || !says_layer(chain, path) ||
-                        sscanf(said, "merge:%lld", &job) != 1)
+                if (!said || strcmp(said, name) == 0 || !merges_own_job(said, &job) ||
+                        !json_has_text(json_object_get(chain, "paths"), path))
                         continue;
-                merging_forget(vm, job, NULL);
-                r = worker_call(vm, "merge.free", json_pack("{s:I}", "job", (json_int_t)job),
-                        OPEN_MS, NULL, err);
-                if (r == 0)
-                        r = worker_call(vm, "chain.close", json_pack("{s:s}", "chain", said),
-                                OPEN_MS, NULL, err);
+                merges_drop_in_worker(vm, job);
+                r = worker_call(
+                        vm, "chain.close", json_pack("{s:s}", "chain", said), OPEN_MS, NULL, err);
                 if (r < 0)
                         return r;
                 json_array_remove(chains, i--);

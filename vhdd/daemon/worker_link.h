@@ -47,6 +47,8 @@ int worker_chain_close(struct vm *vm, const char *name, struct error *err);
 int worker_chain_resize(struct vm *vm, const char *name, const struct image_chain *images,
         uint64_t size, bool shrink, bool force, struct error *err);
 struct vm_chain *worker_chain_find(struct vm *vm, const char *name);
+/* Is @path one of its images? NULL has none. */
+bool worker_chain_has(const struct vm_chain *chain, const char *path);
 /* A snapshot put @path on top. */
 int worker_chain_pushed(struct vm *vm, const char *name, const char *path, struct error *err);
 
